@@ -1,0 +1,178 @@
+"""Self-rectifying: does training resist the decay of a structure, and is it to be released?
+
+With ``w`` the carrier slices of a structure, ``g`` the gradient of the task loss for them and
+``p = -<g, w> / ||w||`` (how fast descent would lengthen ``w``), three figures are kept over a decay:
+
+* ``c_rate = mean(p) / rms(p)`` in [-1, 1]: how *consistently* training resists;
+* ``c_len``: which part of the length that the decay took, training gave back;
+* ``work = sum(p * (length taken))``: what the decay has cost so far, to first order, in units of
+  the loss.
+
+Source: the names C_rate, C_len, T_rate, T_len and the idea are those of arXiv 2406.03879; the
+formulas, ``work`` and the tournament rule are our definition (docs/deviations.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rectify:
+    """When a decaying structure is released, and for how long it is then left alone.
+
+    Attributes:
+        rule: ``"thresholds"``: release when ``c_rate > t_rate`` and ``c_len > t_len``, once a
+            structure has decayed for ``warm_up``; another one is picked in its place.
+            ``"tournament"``: every round enrols ``extra`` more structures than its budget needs,
+            and at ``judge_at`` releases those whose decay has cost the most work, as many as the
+            budget allows.
+        t_rate: Threshold on ``c_rate``, in [-1, 1].
+        t_len: Threshold on ``c_len``, a ratio of lengths.
+        warm_up: Share of a decay, in [0, 1], during which thresholds release nothing.
+        extra: Share of the structures of a round that are enrolled beyond its need.
+        judge_at: Share of a decay, in (0, 1], after which the tournament is decided.
+        cool_down: How long a released structure cannot be picked again, in decays
+            (multiples of ``decay_steps``).
+
+    Raises:
+        ValueError: A value lies outside its range.
+    """
+
+    rule: Literal["thresholds", "tournament"] = "tournament"
+    t_rate: float = 0.5
+    t_len: float = 0.25
+    warm_up: float = 0.25
+    extra: float = 0.1
+    judge_at: float = 0.5
+    cool_down: float = 2.0
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.rule not in ("thresholds", "tournament"):
+            raise ValueError(f"Rectify.rule is 'thresholds' or 'tournament', found {self.rule!r}.")
+        ranges = {
+            "t_rate": (-1.0, 1.0),
+            "t_len": (-math.inf, math.inf),
+            "warm_up": (0.0, 1.0),
+            "extra": (0.0, 1.0),
+            "judge_at": (0.0, 1.0),
+            "cool_down": (0.0, math.inf),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(
+                    f"Rectify.{name} is a number from {low:g} to {high:g}, found {value!r}."
+                )
+
+
+class Statistics(NamedTuple):
+    """Running sums over the decay of each structure, every field of shape ``(S,)``."""
+
+    count: Tensor
+    """Optimizer steps observed."""
+    resistance: Tensor
+    """Sum of ``p``."""
+    resistance_squared: Tensor
+    """Sum of ``p ** 2``."""
+    given: Tensor
+    """Length that training gave back (weight decay's own shrinkage not counted)."""
+    taken: Tensor
+    """Length that the decay took."""
+    work: Tensor
+    """Sum of ``p`` times length taken."""
+
+    @classmethod
+    def zeros(cls, size: int, device: torch.device | None = None) -> Statistics:
+        """Statistics of ``size`` structures before their first step."""
+        return cls(*(torch.zeros(size, device=device) for _ in cls._fields))
+
+    def at(self, ids: Tensor) -> Statistics:
+        """The statistics of some structures."""
+        return Statistics(*(field[ids] for field in self))
+
+    def reset(self, ids: Tensor) -> Statistics:
+        """The same, with some structures starting afresh."""
+        return Statistics(*(field.index_fill(0, ids, 0) for field in self))
+
+
+def observe(
+    statistics: Statistics, ids: Tensor, *, resistance: Tensor, given: Tensor, taken: Tensor
+) -> Statistics:
+    """Add one optimizer step to the running sums of some structures.
+
+    Args:
+        statistics: The sums so far.
+        ids: Structures that decay, shape ``(D,)``.
+        resistance: ``p = -<g, w> / ||w||`` at the weights that the step started from, ``(D,)``.
+        given: ``||w|| after the step - ||w|| before it``, weight decay added back, ``(D,)``.
+        taken: Length that the decay takes at this step, ``(D,)``.
+    """
+    new = (torch.ones_like(resistance), resistance, resistance**2, given, taken, resistance * taken)
+    return Statistics(
+        *(
+            field.index_add(0, ids, value.to(field.dtype))
+            for field, value in zip(statistics, new, strict=True)
+        )
+    )
+
+
+def c_rate(statistics: Statistics) -> Tensor:
+    """Consistency of the resistance, ``mean(p) / rms(p)``, in [-1, 1], shape ``(S,)``.
+
+    0 where nothing was observed. Free of the scale of weights, loss and layer.
+    """
+    rms = (statistics.resistance_squared * statistics.count).sqrt()
+    return torch.where(rms > 0, statistics.resistance / rms.clamp(min=1e-38), 0.0).clamp(-1, 1)
+
+
+def c_len(statistics: Statistics) -> Tensor:
+    """Share of the length taken that training gave back, shape ``(S,)``; 0 before any step."""
+    safe = torch.where(statistics.taken == 0, 1.0, statistics.taken)
+    return torch.where(statistics.taken == 0, 0.0, statistics.given / safe)
+
+
+def resisting(rectify: Rectify, statistics: Statistics, progress: Tensor) -> Tensor:
+    """Which decaying structures the thresholds release.
+
+    Args:
+        rectify: The thresholds.
+        statistics: Sums of the decaying structures, each ``(D,)``.
+        progress: Share of the decay that lies behind each, in [0, 1], shape ``(D,)``.
+
+    Returns:
+        Mask of the structures to release, bool, ``(D,)``.
+    """
+    ripe = (progress >= rectify.warm_up) & (statistics.count > 0)
+    return (
+        ripe & (c_rate(statistics) > rectify.t_rate) & (c_len(statistics) > rectify.t_len)
+    )
+
+
+def contenders(
+    rectify: Rectify, statistics: Statistics, progress: Tensor, last_step: Tensor, *, final: bool
+) -> Tensor:
+    """Structures that the tournament judges now, the one that cost the most work first.
+
+    Args:
+        rectify: Says at which share of a decay structures are judged.
+        statistics: Sums of the decaying structures, each ``(D,)``.
+        progress: Share of the decay behind each now, ``(D,)``.
+        last_step: The same one step ago; a structure is judged in the one step that crosses
+            ``judge_at``.
+        final: Judge all that were not judged yet (the schedule is about to stop releases).
+
+    Returns:
+        Positions into the ``D`` structures, most work first.
+    """
+    waiting = last_step < rectify.judge_at
+    now = waiting & (progress >= rectify.judge_at) | (waiting & final)
+    now &= statistics.count > 0
+    positions = now.nonzero().flatten()
+    order = torch.sort(statistics.work[positions], descending=True, stable=True).indices
+    return positions[order]

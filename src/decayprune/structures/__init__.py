@@ -1,0 +1,1 @@
+"""What can be pruned: structures, how they are found, and vectorised arithmetic over them."""
