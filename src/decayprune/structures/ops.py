@@ -1,0 +1,320 @@
+"""Vectorised arithmetic over structures: norms, inner products, scaling, zeroing.
+
+Everything comes in and goes out as one value per structure; nothing here loops over structures.
+Two ways to walk: :func:`sum_products` reads every slice of every structure once, in blocks that
+fit a CPU cache (a selection round); a :class:`Pick` touches only the slices of a few structures
+(every step of a decay). Parameters come in by name; only :func:`scale_` and :func:`zero_` change
+them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from decayprune.structures.structure_map import Role, StructureMap
+
+_BLOCK = 1 << 16  # floats per block: a quarter of a MiB stays in the second-level cache
+
+WEIGHTS: tuple[Role, ...] = ("row", "affine", "column")
+"""Roles that hold weights: all but running statistics."""
+
+
+class Labelled(NamedTuple):
+    """One dimension of one tensor and the structure of each index, -1 where none counts."""
+
+    name: str
+    dim: int
+    structure: Tensor
+
+
+def labelled(
+    structures: StructureMap, roles: Collection[Role] = WEIGHTS, *, carriers: bool = False
+) -> tuple[Labelled, ...]:
+    """The slices of a map that have one of the roles, or the carriers alone.
+
+    Args:
+        structures: The map.
+        roles: Which slices.
+        carriers: Keep only indices whose scaling scales the function.
+    """
+    chosen = []
+    for item in structures.slices:
+        if item.role not in roles:
+            continue
+        structure = torch.where(item.carrier, item.structure, -1) if carriers else item.structure
+        if bool((structure >= 0).any()):
+            chosen.append(Labelled(item.name, item.dim, structure))
+    return tuple(chosen)
+
+
+# ---------------------------------------------------------------- all structures, once a round
+
+
+def sum_products(
+    slices: Iterable[Labelled],
+    size: int,
+    left: Mapping[str, Tensor],
+    right: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """``sum(left * right)`` over the slices of each structure; of squares if ``right`` is None.
+
+    An element that belongs to two structures (row of one, column of another) counts for both.
+
+    Args:
+        slices: What belongs to the structures.
+        size: Number of structures, ``S``.
+        left: Tensors by name.
+        right: Tensors of the same names and shapes, or None.
+
+    Returns:
+        One float32 (float64 for float64 tensors) per structure, shape ``(S,)``.
+    """
+    by_name: dict[str, list[Labelled]] = defaultdict(list)
+    for item in slices:
+        by_name[item.name].append(item)
+    labels, values = [], []
+    for name, items in by_name.items():
+        a = left[name].detach()
+        b = a if right is None else right[name].detach()
+        sums = _sums_by_dim(a, b, [item.dim for item in items])
+        labels += [item.structure for item in items]
+        values += sums
+    if not values:
+        return torch.zeros(size)
+    every = torch.cat(values)
+    # One spare slot at the end takes the indices that belong to no structure (label -1).
+    owner = torch.cat(labels).to(every.device)
+    total = every.new_zeros(size + 1).index_add_(0, torch.where(owner < 0, size, owner), every)
+    return total[:size]
+
+
+def _sums_by_dim(a: Tensor, b: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """Sum of ``a * b`` over all dimensions but one, for each dimension named, in one pass."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    if a.dim() < 2 or max(dims) > 1 or a.numel() <= _BLOCK or not a.is_contiguous():
+        product = a.to(wide) * b.to(wide)
+        others = [[d for d in range(a.dim()) if d != dim] for dim in dims]
+        return [product.sum(rest) if rest else product for rest in others]
+    rows, columns = a.shape[:2]
+    a, b = a.view(rows, columns, -1), b.reshape(rows, columns, -1)
+    step = max(1, _BLOCK // (a.shape[1] * a.shape[2]))
+    of_row, of_column = [], a.new_zeros(columns, dtype=wide)
+    for start in range(0, rows, step):
+        block = a[start : start + step].to(wide) * b[start : start + step].to(wide)
+        flat = block.sum(2) if block.shape[2] > 1 else block.view(-1, columns)
+        if 0 in dims:
+            of_row.append(flat.sum(1))
+        if 1 in dims:
+            of_column += flat.sum(0)
+    return [torch.cat(of_row) if dim == 0 else of_column for dim in dims]
+
+
+# ---------------------------------------------------------------- a few structures, every step
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Indices of one dimension of one tensor that belong to the picked structures."""
+
+    name: str
+    dim: int
+    index: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pick:
+    """Where the slices of ``D`` picked structures lie.
+
+    One-dimensional tensors (biases, affines) are handled together, as positions in their
+    concatenation: a network has hundreds of them, and one long operation beats hundreds of short
+    ones. Others are handled block by block.
+
+    Attributes:
+        size: ``D``.
+        vectors: Names of the one-dimensional tensors that are touched.
+        sizes: Their lengths.
+        position: Positions in their concatenation, shape ``(n,)``.
+        owner: Which of the ``D`` structures each position belongs to, shape ``(n,)``.
+        blocks: Slices of the other tensors.
+    """
+
+    size: int
+    vectors: tuple[str, ...]
+    sizes: tuple[int, ...]
+    position: Tensor
+    owner: Tensor
+    blocks: tuple[Block, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor that is touched; a tensor cut along two dimensions comes twice."""
+        return self.vectors + tuple(block.name for block in self.blocks)
+
+
+class Values(NamedTuple):
+    """Copies of the picked slices: of the vectors, shape ``(n,)``, and of each block."""
+
+    flat: Tensor
+    blocks: tuple[Tensor, ...]
+
+
+class Locator:
+    """Finds the slices of picked structures.
+
+    Args:
+        slices: The slices to look in.
+        size: Number of structures, ``S``.
+        ranks: Number of dimensions of each tensor, by name.
+        device: Where the tensors live.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[Labelled],
+        size: int,
+        ranks: Mapping[str, int],
+        device: torch.device | None = None,
+    ) -> None:
+        self._size = size
+        # One-dimensional tensors first, so that they are one stretch of the concatenation.
+        self._slices = sorted(slices, key=lambda item: ranks[item.name] > 1)
+        self._widths = [item.structure.numel() for item in self._slices]
+        self._num_vectors = sum(ranks[item.name] == 1 for item in self._slices)
+        labels = [item.structure for item in self._slices] or [torch.zeros(0, dtype=torch.int64)]
+        self._labels = torch.cat(labels).to(device)
+        self._start = torch.tensor([0, *self._widths]).cumsum(0)
+
+    def pick(self, ids: Tensor) -> Pick:
+        """The slices of some structures.
+
+        Args:
+            ids: Structure numbers, shape ``(D,)``.
+        """
+        local = torch.full((self._size + 1,), -1, dtype=torch.int64, device=self._labels.device)
+        local[ids] = torch.arange(ids.numel(), device=local.device)
+        owners = local[self._labels]
+        hits = (owners >= 0).nonzero().flatten()
+        owners = owners[hits]
+        bounds = torch.searchsorted(hits, self._start.to(hits.device)).tolist()
+        touched = [i for i in range(len(self._slices)) if bounds[i + 1] > bounds[i]]
+
+        vectors = [i for i in touched if i < self._num_vectors]
+        positions, offset = [hits[:0]], 0
+        for i in vectors:
+            positions.append(hits[bounds[i] : bounds[i + 1]] - int(self._start[i]) + offset)
+            offset += self._widths[i]
+        blocks = tuple(
+            Block(
+                self._slices[i].name,
+                self._slices[i].dim,
+                hits[bounds[i] : bounds[i + 1]] - int(self._start[i]),
+                owners[bounds[i] : bounds[i + 1]],
+            )
+            for i in touched
+            if i >= self._num_vectors
+        )
+        return Pick(
+            size=ids.numel(),
+            vectors=tuple(self._slices[i].name for i in vectors),
+            sizes=tuple(self._widths[i] for i in vectors),
+            position=torch.cat(positions),
+            owner=owners[: bounds[self._num_vectors]],
+            blocks=blocks,
+        )
+
+
+def gather(pick: Pick, tensors: Mapping[str, Tensor]) -> Values:
+    """Copy the picked slices out, as float32 (float64 stays)."""
+    flat = torch.zeros(0)
+    if pick.vectors:
+        flat = _wide(torch.cat([tensors[name].detach() for name in pick.vectors]))[pick.position]
+    return Values(
+        flat,
+        tuple(
+            _wide(tensors[block.name].detach().index_select(block.dim, block.index))
+            for block in pick.blocks
+        ),
+    )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def dot(pick: Pick, a: Values, b: Values) -> Tensor:
+    """Inner product of the slices of each picked structure, shape ``(D,)``."""
+    like = a.flat if pick.vectors else a.blocks[0] if a.blocks else a.flat
+    total = like.new_zeros(pick.size)
+    if pick.vectors:
+        total.index_add_(0, pick.owner, a.flat * b.flat)
+    for block, x, y in zip(pick.blocks, a.blocks, b.blocks, strict=True):
+        rest = [d for d in range(x.dim()) if d != block.dim]
+        total.index_add_(0, block.owner, (x * y).sum(rest).to(total.dtype))
+    return total
+
+
+def scaled(pick: Pick, values: Values, factors: Tensor) -> Values:
+    """Picked slices times one factor per structure, shape ``(D,)``."""
+    blocks = []
+    for block, value in zip(pick.blocks, values.blocks, strict=True):
+        shape = [1] * value.dim()
+        shape[block.dim] = -1
+        blocks.append(value * factors[block.owner].view(shape))
+    return Values(values.flat * factors[pick.owner] if pick.vectors else values.flat, tuple(blocks))
+
+
+@torch.no_grad()
+def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
+    """Multiply the slices of each picked structure, in place, by its factor.
+
+    An element that is a row of one and a column of another picked structure takes both factors.
+
+    Args:
+        pick: Which slices.
+        tensors: Parameters by name.
+        factors: Shape ``(D,)``.
+    """
+    if pick.vectors:
+        stretch = factors.new_ones(sum(pick.sizes)).index_put_(
+            (pick.position,), factors[pick.owner]
+        )
+        vectors = [tensors[name] for name in pick.vectors]
+        parts = [part.to(v.dtype) for part, v in zip(stretch.split(pick.sizes), vectors, strict=True)]
+        torch._foreach_mul_(vectors, parts)
+    for block in pick.blocks:
+        tensor = tensors[block.name]
+        shape = [1] * tensor.dim()
+        shape[block.dim] = -1
+        factor = factors[block.owner].to(tensor.dtype).view(shape)
+        tensor.index_copy_(
+            block.dim, block.index, tensor.index_select(block.dim, block.index).mul_(factor)
+        )
+
+
+@torch.no_grad()
+def zero_(pick: Pick, tensors: Mapping[str, Tensor]) -> None:
+    """Write exact zeros into the slices of the picked structures.
+
+    Args:
+        pick: Which slices.
+        tensors: Parameters (or tensors shaped like them) by name; names that are missing are
+            passed over.
+    """
+    # Positions ascend, so each vector's share of them is one stretch.
+    ends = torch.tensor(pick.sizes, device=pick.position.device).cumsum(0)
+    counts = torch.searchsorted(pick.position, ends).tolist()
+    first, offset = 0, 0
+    for name, size, last in zip(pick.vectors, pick.sizes, counts, strict=True):
+        if name in tensors:
+            tensors[name].index_fill_(0, pick.position[first:last] - offset, 0)
+        first, offset = last, offset + size
+    for block in pick.blocks:
+        if block.name in tensors:
+            tensors[block.name].index_fill_(block.dim, block.index, 0)
