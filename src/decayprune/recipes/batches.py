@@ -117,12 +117,21 @@ class MemoryBatches:
             yield (images.float() - mean) * scale, self.targets[chosen]
 
 
+def seed_all(*words: int) -> None:
+    """Set torch's, numpy's and Python's generators to what follows from some whole numbers."""
+    state = int(np.random.SeedSequence(words).generate_state(1)[0])
+    torch.manual_seed(state)
+    np.random.seed(state)
+    random.seed(state)
+
+
 @dataclass(frozen=True, eq=False)
 class LoaderBatches:
     """Batches from any iterable of (inputs, targets) that can be iterated over again and again.
 
-    Before each epoch torch's, numpy's and Python's generators are seeded from (seed, epoch), so a
-    shuffling ``DataLoader`` repeats its order; batches before ``first`` are drawn and dropped.
+    The generators of torch, numpy and Python are set from (seed, epoch, position) before each
+    batch is fetched, so that a shuffling or augmenting ``DataLoader`` repeats itself; batches
+    before the first one asked for are fetched and dropped.
     """
 
     loader: Iterable[Batch]
@@ -132,18 +141,27 @@ class LoaderBatches:
         """Batches in one epoch."""
         if not isinstance(self.loader, Sized):
             raise TypeError(
-                f"A loader must have a length (number of batches), as torch's DataLoader over a "
+                "A loader must have a length (number of batches), as torch's DataLoader over a "
                 f"sized data set has; found {type(self.loader).__name__} without __len__."
             )
         return len(self.loader)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``number`` from position ``first`` on."""
-        state = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
-        torch.manual_seed(state)
-        np.random.seed(state)
-        random.seed(state)
-        for position, batch in enumerate(self.loader):
+        seed_all(self.seed, number)
+        own = getattr(self.loader, "generator", None)
+        if isinstance(own, torch.Generator):
+            own.manual_seed(torch.initial_seed())
+        iterator = iter(self.loader)
+        for position in range(len(self)):
+            seed_all(self.seed, number, position)
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                raise ValueError(
+                    f"A loader said that it holds {len(self)} batches and gave {position}. It "
+                    "must be iterable again and again, and as long as its len()."
+                ) from None
             if position >= first:
                 yield _pair(batch)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,18 @@ def load(name: str, folder: Path, batch_size: int, seed: int) -> Data:
     )
 
 
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, pixels scaled to 0..1."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        # Counting the 256 values needs no float copy of the whole set.
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean.append(float(share @ values))
+        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1e-3))
+    return tuple(mean), tuple(std)
+
+
 def _in_memory(
     train: Split,
     validation: Split,
@@ -89,14 +102,10 @@ def _in_memory(
     seed: int,
     augment: Augmentation,
 ) -> Data:
-    pixels = train.images.float().div_(255)
-    mean = tuple(pixels.mean(dim=(0, 2, 3)).tolist())
-    std = tuple(max(value, 1e-3) for value in pixels.std(dim=(0, 2, 3)).tolist())
+    mean, std = _statistics(train.images)
 
     def batches(split: Split) -> MemoryBatches:
-        return MemoryBatches(
-            split.images, split.targets, mean, std, min(500, len(split.targets))
-        )
+        return MemoryBatches(split.images, split.targets, mean, std, min(500, len(split.targets)))
 
     return Data(
         MemoryBatches(train.images, train.targets, mean, std, batch_size, True, seed, augment),
@@ -214,11 +223,10 @@ def _fashion_mnist(folder: Path, batch_size: int, seed: int) -> Data:
     return _in_memory(train, validation, test, batch_size, seed, augment)
 
 
-def _download(get: object, wanted: str, places: list[Path]) -> None:
+def _download(get: Callable[[], object], wanted: str, places: list[Path]) -> None:
     looked = "\n".join(f"  {place}" for place in places)
     try:
-        if callable(get):
-            get()
+        get()
     except Exception as error:  # torchvision lets through whatever the network raises
         raise FileNotFoundError(
             f"{wanted[0].upper()}{wanted[1:]} were not found in\n{looked}\nand could not be "
@@ -245,8 +253,12 @@ def _cifar_binary(folder: Path, files: tuple[str, ...], labels: int) -> Split:
 
 
 _CIFAR_BINARY = {
-    "cifar10": ("cifar-10-batches-bin", tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-                ("test_batch.bin",), 1),
+    "cifar10": (
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        ("test_batch.bin",),
+        1,
+    ),
     "cifar100": ("cifar-100-binary", ("train.bin",), ("test.bin",), 2),
 }
 

@@ -104,17 +104,17 @@ class Report:
         return json.dumps({**head, **counts}, indent=2)
 
 
-def _read_text(path: Path) -> str:
+def _decoded(content: bytes, where: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise mismatch(str(path), "UTF-8 text", path.read_bytes()[:40]) from None
+        raise mismatch(where, "UTF-8 text", content[:40]) from None
 
 
 def _read_summary(path: Path) -> Summary | None:
     if not path.is_file():
         return None
-    found = decode(_read_text(path), str(path))
+    found = decode(_decoded(path.read_bytes(), str(path)), str(path))
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise mismatch(str(path), f"a JSON object with 'format': {FORMAT!r}", found)
     if found.get("version") != VERSION:
@@ -128,17 +128,21 @@ def _read_summary(path: Path) -> Summary | None:
 def _read_lines(path: Path, record: type[T]) -> tuple[T, ...]:
     if not path.is_file():
         return ()
-    content = _read_text(path)
-    # Every line is written with its newline; what follows the last one is a line cut short by a
-    # kill or a full disk, and the resumed run writes it again.
-    lines = content[: content.rfind("\n") + 1].split("\n")[:-1]
+    *lines, tail = path.read_bytes().split(b"\n")
     latest: dict[tuple[object, ...], T] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate([*lines, tail], start=1):
+        where = f"{path}, line {number}"
+        if number > len(lines) and _is_cut_short(line):
+            break
         if line.strip():
-            where = f"{path}, line {number}"
-            item = parse(record, decode(line, where), where)
+            item = parse(record, decode(_decoded(line, where), where), where)
             latest[_identity(item)] = item
     return tuple(sorted(latest.values(), key=lambda item: item.step))
+
+
+def _is_cut_short(tail: bytes) -> bool:
+    """Whether a kill or a full disk ended the line: a resumed run writes it again."""
+    return tail.startswith(b"{") and not tail.rstrip().endswith(b"}")
 
 
 def _identity(item: Event | Moment | Norm) -> tuple[object, ...]:

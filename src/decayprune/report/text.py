@@ -55,7 +55,7 @@ def amount(number: float) -> str:
 
 def times(ratio: float) -> str:
     """Write a ratio as a factor, with more digits where it is close to one."""
-    return f"{ratio:.2f}\u00d7" if ratio < 2 else f"{ratio:.1f}\u00d7"
+    return f"{ratio:.2f}\u00d7" if ratio < 1.2 else f"{ratio:.1f}\u00d7"
 
 
 def figure(value: float | None) -> str:

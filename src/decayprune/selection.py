@@ -1,0 +1,367 @@
+"""Who starts to decay now: schedules, and the shortest part of a ranking that meets a budget.
+
+:class:`Selector` is the one protocol of the library: a host implements it to bring its own choice.
+:class:`ImportanceSelector` is ours: rank structures by importance, and at each round of a
+:class:`Schedule` commit the shortest prefix of the ranking that meets the budget of that round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from decayprune.cost import Budget, CostModel
+from decayprune.importance import Importance, normalised
+from decayprune.lifecycle import ACTIVE, LifecycleState
+from decayprune.structures.structure_map import StructureMap
+
+Scope = Literal["global", "local", "isomorphic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When structures are selected, and how long each decays. All in optimizer steps.
+
+    Round ``i = 0 .. rounds-1`` selects at step ``start + i * (stop - start) / rounds`` for the
+    budget ``1 - (1 - target) * (i + 1) / rounds``. From ``stop`` on nothing is released, so the
+    budget is met at the latest ``decay_steps`` after it.
+
+    Attributes:
+        start: Step of the first round.
+        stop: End of the last round.
+        rounds: In how many instalments the budget is reached.
+        decay_steps: ``N``, steps from a structure's selection to its zero; 1 is an abrupt cut.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    start: int = 0
+    stop: int
+    rounds: int = 1
+    decay_steps: int
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.start < 0:
+            raise ValueError(f"Schedule.start is a step, 0 or later; found {self.start}.")
+        if self.stop < self.start:
+            raise ValueError(
+                f"Schedule.stop must not come before start; found start={self.start}, "
+                f"stop={self.stop}."
+            )
+        if self.rounds < 1:
+            raise ValueError(f"Schedule.rounds is at least 1, found {self.rounds}.")
+        if self.decay_steps < 1:
+            raise ValueError(
+                f"Schedule.decay_steps is at least 1 (an abrupt cut), found {self.decay_steps}."
+            )
+
+    @classmethod
+    def for_run(cls, total_steps: int) -> Schedule:
+        """Sensible rounds and decays for a run of so many optimizer steps.
+
+        Structures are chosen during the first half and the last of them is gone after 60 % of the
+        run, so that 40 % is left to recover in.
+
+        Args:
+            total_steps: Optimizer steps from the pruner's construction to the end of training.
+        """
+        if total_steps < 1:
+            raise ValueError(f"Schedule.for_run needs at least 1 step, found {total_steps}.")
+        return cls(
+            start=0,
+            stop=total_steps // 2,
+            rounds=max(1, min(10, total_steps // 20)),
+            decay_steps=max(1, total_steps // 10),
+        )
+
+    def begins(self, round_: int) -> int:
+        """Step at which a round selects; never before the first optimizer step."""
+        return max(1, self.start + round_ * (self.stop - self.start) // self.rounds)
+
+    def rounds_begun(self, step: int) -> int:
+        """How many rounds have selected once ``step`` is over."""
+        return sum(self.begins(i) <= step for i in range(self.rounds))
+
+
+class Picks(NamedTuple):
+    """What a selector decided.
+
+    Attributes:
+        ids: Structures that start to decay now, shape ``(n,)``.
+        scores: Raw scores of all structures to remember, shape ``(S,)``, or None.
+        warmed: Structures whose cool-down was cut short, because nothing else was left.
+    """
+
+    ids: Tensor
+    scores: Tensor | None = None
+    warmed: Tensor | None = None
+
+
+class Selector(Protocol):
+    """Decides which structures start to decay; everything else is the pruner's."""
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """Structures that start to decay at this step, or None.
+
+        Args:
+            state: Where every structure stands, after this step's releases.
+            step: The optimizer step just taken; the first is 1.
+            parameters: By name, with their gradients.
+            released: Whether something was released at this step and has to be replaced.
+        """
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
+        """How many of these decaying structures may be released, from the front.
+
+        Args:
+            state: Where every structure stands.
+            step: The optimizer step just taken.
+            ids: Candidates, the first to be released in front.
+        """
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether nothing will ever be selected again if nothing is released."""
+
+
+class ImportanceSelector:
+    """Commits the least important structures, round by round, until the budget is met.
+
+    Args:
+        structures: What can be pruned.
+        cost: What remains costs.
+        budget: Upper bounds on it, for the last round.
+        schedule: The rounds.
+        importance: Gives the scores; the lowest go first.
+        scope: ``"global"``: scores are compared over the whole model, each divided by its group's
+            mean; ``"local"``: every group loses the same share; ``"isomorphic"``: groups of the
+            same kind and shape are ranked together, and every such family loses the same share.
+        round_to: Each width ends as a multiple of it (or uncut), or None.
+        floor: Share of each group that stays in any case (at least one structure).
+        extra: Share of a round's structures to commit beyond its need (for a tournament).
+
+    Raises:
+        ValueError: The budget cannot be reached; says what can.
+    """
+
+    def __init__(
+        self,
+        structures: StructureMap,
+        cost: CostModel,
+        budget: Budget,
+        schedule: Schedule,
+        importance: Importance,
+        *,
+        scope: Scope = "global",
+        round_to: int | None = None,
+        floor: float = 0.1,
+        extra: float = 0.0,
+    ) -> None:
+        if scope not in ("global", "local", "isomorphic"):
+            raise ValueError(f"scope is 'global', 'local' or 'isomorphic', found {scope!r}.")
+        if round_to is not None and round_to < 1:
+            raise ValueError(f"round_to is a whole number of channels from 1, found {round_to!r}.")
+        if not 0 <= floor < 1:
+            raise ValueError(f"floor is a share of each layer in [0, 1), found {floor!r}.")
+        self._structures, self._cost = structures, cost
+        self._budget, self._schedule = budget, schedule
+        self._importance, self._scope, self._extra = importance, scope, extra
+        self._families = [group.family or group.layer for group in structures.groups]
+        width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
+        # round_to counts channels; a structure may hold several (a head).
+        self._unit = torch.ones_like(cost.sizes)
+        if round_to is not None:
+            self._unit = round_to // torch.gcd(torch.full_like(width, round_to), width)
+        least = torch.ceil(cost.sizes * floor - 1e-9).to(torch.int64).clamp(min=1)
+        least = -(-least // self._unit) * self._unit
+        self._floor = torch.minimum(least, cost.sizes)
+        self._check_reachable()
+
+    def _check_reachable(self) -> None:
+        if self._cost.meets(self._budget, self._floor):
+            return
+        bounds = self._budget.bounds
+        lowest = self._cost.fractions(self._floor, list(bounds))
+        wanted = ", ".join(f"{name}={bound:g}" for name, bound in bounds.items())
+        reachable = ", ".join(f"{name}={math.ceil(lowest[name] * 1e4) / 1e4:g}" for name in bounds)
+        refused = len(self._structures.refusals)
+        raise ValueError(
+            f"The budget {wanted} cannot be reached. With every prunable width at its floor the "
+            f"model keeps {reachable}. Raise the budget to at least that, lower floor, prune "
+            f"fewer ignored_layers, or see dp.inspect(model, example_inputs) for the {refused} "
+            "widths that are left alone and why."
+        )
+
+    def _limits(self, step: int) -> Budget | None:
+        begun = self._schedule.rounds_begun(step)
+        return self._budget.after(begun / self._schedule.rounds) if begun else None
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether the last round has selected and the budget holds with all commitments."""
+        if self._schedule.rounds_begun(step) < self._schedule.rounds:
+            return False
+        return self._cost.meets(self._budget, self._cost.keep_counts(state.committed.cpu()))
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
+        """How many of ``ids``, from the front, may be released with the budget still met."""
+        limits = self._limits(step)
+        if limits is None:
+            return ids.numel()
+        kept = self._cost.keep_counts(state.committed.cpu())
+        groups = self._structures.group_of[ids.cpu()]
+
+        def fits(count: int) -> bool:
+            back = torch.bincount(groups[:count], minlength=kept.numel())
+            return self._cost.meets(limits, kept + back)
+
+        return _last_true(fits, ids.numel())
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """The shortest prefix of the ranking that meets the budget of the current round."""
+        new_round = self._schedule.rounds_begun(step) > self._schedule.rounds_begun(step - 1)
+        limits = self._limits(step)
+        if limits is None or not (new_round or released):
+            return None
+        phase, score = state.phase.cpu(), state.score.cpu()
+        cooling = state.cooling(step).cpu()
+        scores = None
+        if new_round:
+            scores = score = self._fresh_scores(parameters, score, (phase == ACTIVE) & ~cooling)
+        ranking = self._rank(score)
+        kept = self._cost.keep_counts(phase != ACTIVE)
+        extra = self._extra if new_round else 0.0
+
+        eligible = (phase == ACTIVE) & ~cooling
+        chosen = self._commit(ranking, eligible, kept, limits, extra)
+        warmed = None
+        if chosen is None:  # the pool is empty: override cool-downs, the oldest first
+            oldest = torch.argsort(state.cool_until.cpu() + torch.where(cooling, 0, 1 << 30))
+            pool = oldest[: int(cooling.sum())]
+
+            def enough(count: int) -> bool:
+                return self._commit(ranking, _with(eligible, pool[:count]), kept, limits) is not None
+
+            count = 1 + _last_true(lambda n: not enough(n), pool.numel())
+            warmed = pool[:count]
+            chosen = self._commit(ranking, _with(eligible, warmed), kept, limits)
+        ids = torch.zeros(0, dtype=torch.int64) if chosen is None else chosen
+        return Picks(ids.to(state.phase.device), scores, warmed)
+
+    def _fresh_scores(
+        self, parameters: Mapping[str, Tensor], old: Tensor, refresh: Tensor
+    ) -> Tensor:
+        new = self._importance(self._structures, parameters)
+        size = self._structures.num_structures
+        if not isinstance(new, Tensor) or new.shape != (size,):
+            found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(
+                f"importance must return a tensor of shape ({size},), one score per structure; "
+                f"found {found}."
+            )
+        new = new.detach().to("cpu", old.dtype)
+        if not bool(new.isfinite().all()):
+            raise ValueError("importance returned a score that is not finite; check the weights.")
+        return torch.where(refresh, new, old)
+
+    def _rank(self, score: Tensor) -> Tensor:
+        """Comparable scores in the chosen scope, shape ``(S,)``."""
+        group_of = self._structures.group_of
+        relative = normalised(score, group_of)
+        if self._scope == "global":
+            return relative
+        names = sorted(set(self._families))
+        pool_of_group = torch.tensor([names.index(f) for f in self._families])
+        pool = group_of if self._scope == "local" else pool_of_group[group_of]
+        # Rank within the pool as a share of it: a common threshold takes the same share of each.
+        position = _rank_within(relative, pool)
+        return (position + 0.5) / torch.bincount(pool)[pool]
+
+    def _commit(
+        self,
+        ranking: Tensor,
+        eligible: Tensor,
+        kept: Tensor,
+        limits: Budget,
+        extra: float = 0.0,
+    ) -> Tensor | None:
+        """Structures to commit, or None if all eligible ones together are not enough."""
+        order = torch.sort(ranking, stable=True).indices
+        order = order[eligible[order]]
+        groups = self._structures.group_of[order]
+        place = _rank_within(torch.arange(order.numel()), groups)
+        room = (kept - self._floor).clamp(min=0)
+        free = place < room[groups]
+        order, groups, place = order[free], groups[free], place[free]
+        pool = torch.bincount(groups, minlength=kept.numel())
+
+        def removed(count: int) -> Tensor:
+            wanted = torch.bincount(groups[:count], minlength=kept.numel())
+            return self._rounded(kept, wanted, pool)
+
+        total = order.numel()
+        short = _last_true(
+            lambda n: not self._cost.meets(limits, kept - removed(n)), total, start=-1
+        )
+        if short == total:
+            return None
+        need = short + 1
+        counts = removed(min(total, math.ceil(need * (1 + extra))))
+        return order[place < counts[groups]]
+
+    def _rounded(self, kept: Tensor, wanted: Tensor, pool: Tensor) -> Tensor:
+        """How many to remove from each group so that what stays is a whole number of units."""
+        left, unit = kept - wanted, self._unit
+        up = torch.where(left % unit == 0, left, (left // unit + 1) * unit)
+        down = torch.maximum((left // unit) * unit, self._floor)
+        uncut = kept == self._cost.sizes  # an uncut width may stay as odd as it is
+        left = torch.where(up <= kept, up, torch.where(uncut, kept, down))
+        return torch.minimum(kept - left, pool).clamp(min=0)
+
+
+def _rank_within(values: Tensor, pool: Tensor) -> Tensor:
+    """Position of each value among those of its pool, ascending, ties in order."""
+    order = torch.sort(values, stable=True).indices
+    order = order[torch.sort(pool[order], stable=True).indices]
+    sizes = torch.bincount(pool)
+    first = sizes.cumsum(0) - sizes
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel()) - first[pool[order]]
+    return place
+
+
+def _with(mask: Tensor, ids: Tensor) -> Tensor:
+    return mask.index_fill(0, ids, True)
+
+
+def _last_true(test: Callable[[int], bool], stop: int, start: int = 0) -> int:
+    """Largest ``n`` in ``start .. stop`` for which a test that turns false once is true.
+
+    ``start`` is taken to pass without being asked.
+    """
+    low, high = start, stop
+    while low < high:
+        middle = (low + high + 1) // 2
+        if test(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
