@@ -140,8 +140,14 @@ def _digits(batch_size: int, seed: int) -> Data:
     train, validation = train_test_split(
         rest, test_size=180, stratify=targets[rest], random_state=0
     )
-    parts = [Split(images[part], targets[part]) for part in (train, validation, test)]
-    return _in_memory(*parts, batch_size, seed, Augmentation(shift=1))
+    return _in_memory(
+        Split(images[train], targets[train]),
+        Split(images[validation], targets[validation]),
+        Split(images[test], targets[test]),
+        batch_size,
+        seed,
+        Augmentation(shift=1),
+    )
 
 
 def read_idx(path: Path) -> Tensor:
@@ -196,6 +202,16 @@ def _find_idx(folders: list[Path]) -> list[Path] | None:
     return None
 
 
+def _labelled(images: Path, labels: Path) -> Split:
+    pixels, classes = read_idx(images), read_idx(labels)
+    if pixels.dim() != 3 or classes.dim() != 1 or len(pixels) != len(classes):
+        raise ValueError(
+            f"{images} and {labels.name} should hold equally many images (n, H, W) and labels "
+            f"(n,); found {tuple(pixels.shape)} and {tuple(classes.shape)}."
+        )
+    return Split(pixels[:, None], classes.long())
+
+
 def _fashion_mnist(folder: Path, batch_size: int, seed: int) -> Data:
     """Fashion-MNIST: 55,000 / 5,000 / 10,000 images of 28x28."""
     downloaded = folder / "FashionMNIST" / "raw"
@@ -209,16 +225,8 @@ def _fashion_mnist(folder: Path, batch_size: int, seed: int) -> Data:
         paths = _find_idx([downloaded])
     if paths is None:
         raise FileNotFoundError(f"The download left no complete Fashion-MNIST in {downloaded}.")
-    parts = [read_idx(path) for path in paths]
-    for path, images, labels in ((paths[0], *parts[:2]), (paths[2], *parts[2:])):
-        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
-            raise ValueError(
-                f"{path} and its labels should hold equally many images (n, H, W) and labels (n,);"
-                f" found {tuple(images.shape)} and {tuple(labels.shape)}."
-            )
-    full = Split(parts[0][:, None], parts[1].long())
+    full, test = _labelled(paths[0], paths[1]), _labelled(paths[2], paths[3])
     train, validation = _divide(full, len(full.targets) // 12)
-    test = Split(parts[2][:, None], parts[3].long())
     augment = Augmentation(flip=True, shift=2)
     return _in_memory(train, validation, test, batch_size, seed, augment)
 
