@@ -117,8 +117,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``."""
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.stages(x)
-        return self.fc(x.mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.stages(x).mean(dim=(2, 3)))
+        return logits
 
 
 class VGG(nn.Module):
@@ -151,7 +151,8 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``."""
-        return self.classifier(self.features(x).mean(dim=(2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        return logits
 
 
 class Attention(nn.Module):
@@ -171,8 +172,9 @@ class Attention(nn.Module):
             layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for layer in (self.q, self.k, self.v)
         )
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).flatten(2))
+        heads = F.scaled_dot_product_attention(q, k, v)
+        y: Tensor = self.out(heads.transpose(1, 2).flatten(2))
+        return y
 
 
 class TransformerBlock(nn.Module):
@@ -189,7 +191,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens ``(B, T, dim)`` to ``(B, T, dim)``."""
         x = x + self.attention(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        y: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return y
 
 
 class ViT(nn.Module):
@@ -242,7 +245,8 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``."""
         x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
-        return self.fc(self.norm(self.blocks(x)).mean(dim=1))
+        logits: Tensor = self.fc(self.norm(self.blocks(x)).mean(dim=1))
+        return logits
 
 
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
