@@ -1,0 +1,345 @@
+"""The decay itself: shrinks picked structures of live parameters and watches how they resist.
+
+A :class:`Decayer` owns the state of every structure and does the work of one optimizer step in the
+order that the method prescribes: statistics of the step just taken, releases, selection, one step
+of age, scaling, zeroing. It knows neither the model nor who selects; the pruner and the hosts
+drive it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from decayprune import lifecycle, rectify as rules
+from decayprune.decay import Curve, scale_factors, target_length
+from decayprune.lifecycle import Event, LifecycleState
+from decayprune.rectify import Rectify
+from decayprune.selection import Selector
+from decayprune.structures import ops
+from decayprune.structures.structure_map import StructureMap
+
+logger = logging.getLogger("decayprune")
+
+
+class Decayer:
+    """Decays structures of live parameters.
+
+    Args:
+        structures: The structures.
+        parameters: Every parameter that the map names.
+        optimizers: Who trains them; their state of pruned slices is zeroed.
+        curve: Norm over the decay.
+        decay_steps: ``N``.
+        slices: ``"carriers"``: only slices whose scaling scales the function shrink (the rest is
+            zeroed at the end); ``"all"``: every slice shrinks.
+        rectify: When to release; None never releases and needs no gradients.
+        last_release: Step before which structures may be released.
+        inflate: Lengthen structures that training shrank faster than the schedule.
+    """
+
+    def __init__(
+        self,
+        structures: StructureMap,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        curve: Curve,
+        decay_steps: int,
+        slices: Literal["carriers", "all"] = "carriers",
+        rectify: Rectify | None = None,
+        last_release: int = 0,
+        inflate: bool = True,
+    ) -> None:
+        self.structures, self.rectify = structures, rectify
+        self.decay_steps, self._last_release = decay_steps, last_release
+        self._parameters, self._optimizers = dict(parameters), list(optimizers)
+        self._curve, self._inflate, self._all = curve, inflate, slices == "all"
+        device = next(iter(self._parameters.values())).device
+        ranks = {name: p.dim() for name, p in self._parameters.items()}
+        size = structures.num_structures
+        carriers = ops.labelled(structures, carriers=True)
+        every = ops.labelled(structures)
+        self._carriers = ops.Locator(carriers, size, ranks, device)
+        self._every = ops.Locator(every, size, ranks, device)
+        self._unpinned = structures.unpinned.to(device)
+        self.state = LifecycleState.fresh(size, device)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that belongs to one membership of the decaying set."""
+        self._pick: ops.Pick | None = None  # carriers of the decaying structures
+        self._pick_all: ops.Pick | None = None
+        self._before: ops.Values | None = None  # carriers before the optimizer step
+        self._resistance: Tensor | None = None
+
+    def load(self, state: LifecycleState) -> None:
+        """Continue from a saved state."""
+        self.state = state
+        self._forget()
+
+    # ------------------------------------------------------------ around the optimizer step
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Note the weights that the optimizer step starts from (the gradient belongs to them)."""
+        if self.rectify is not None and self._carrier_pick().size:
+            self._before = ops.gather(self._carrier_pick(), self._parameters)
+
+    @torch.no_grad()
+    def observe(self, grad_scale: float = 1.0) -> None:
+        """Read the resistance of the decaying structures from the gradients as they are now.
+
+        Args:
+            grad_scale: What the gradients are multiplied with at this moment.
+        """
+        pick = self._carrier_pick()
+        if not pick.size:
+            return
+        if self._before is None:
+            self.remember()
+        assert_before = self._before
+        if assert_before is None:
+            return
+        grads = {name: self._gradient(name) for name in dict.fromkeys(pick.names)}
+        length = ops.dot(pick, assert_before, assert_before).sqrt()
+        along = ops.dot(pick, assert_before, ops.gather(pick, grads)) / grad_scale
+        self._resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
+
+    def _gradient(self, name: str) -> Tensor:
+        grad = self._parameters[name].grad
+        return torch.zeros_like(self._parameters[name]) if grad is None else grad
+
+    @torch.no_grad()
+    def step(self, step: int, selector: Selector, grad_scale: float = 1.0) -> list[Event] | None:
+        """Do what follows one optimizer step.
+
+        Args:
+            step: Number of the optimizer step just taken; the first is 1.
+            selector: Who says which structures start to decay.
+            grad_scale: What the gradients are multiplied with at this moment.
+
+        Returns:
+            What happened; None if the decay waits because a gradient or a weight of a decaying
+            structure is not finite.
+        """
+        if self.rectify is not None and self._resistance is None:
+            self.observe(grad_scale)
+        if not self._account(step):
+            return None
+        events = self._release(step, selector)
+        events += self._begin(step, selector, released=bool(events))
+        events += self._shrink(step)
+        self._pin()
+        self._before = self._resistance = None
+        return events
+
+    # ------------------------------------------------------------ the parts of a step, in order
+
+    def _account(self, step: int) -> bool:
+        """Statistics of the step just taken. False if something is not finite."""
+        pick, ids = self._carrier_pick(), self.state.decaying
+        if not pick.size or self.rectify is None:
+            return True
+        length = self._length(pick)
+        resistance = self._resistance
+        if resistance is None:
+            return True
+        if not bool((length + resistance).isfinite().all()):
+            logger.warning(
+                "step %d: a gradient or weight of a decaying structure is not finite; the decay "
+                "waits for the next step", step + 1,
+            )
+            self._before = self._resistance = None
+            return False
+        before = self.state.length[ids]
+        scaled = self._length(self._all_pick()) if self._all else length
+        target = self._target(ids, extra_age=1)
+        taken = before - length * scale_factors(scaled, target, inflate=self._inflate)
+        statistics = rules.observe(
+            self.state.statistics,
+            ids,
+            resistance=resistance,
+            given=length - before + self._weight_decay_shrinkage(pick),
+            taken=taken,
+        )
+        self.state = replace(self.state, statistics=statistics)
+        return True
+
+    def _release(self, step: int, selector: Selector) -> list[Event]:
+        ids = self.state.decaying
+        if self.rectify is None or step >= self._last_release or not ids.numel():
+            return []
+        age, span = self.state.age[ids], self.state.span[ids]
+        sums = self.state.statistics.at(ids)
+        if self.rectify.rule == "thresholds":
+            leaving = ids[rules.resisting(self.rectify, sums, age / span)]
+        else:
+            order = rules.contenders(
+                self.rectify,
+                sums,
+                age / span,
+                (age - 1) / span,
+                final=step == self._last_release - 1,
+            )
+            candidates = ids[order]
+            leaving = candidates[: selector.spare(self.state, step, candidates)]
+        if not leaving.numel():
+            return []
+        events = self._events("release", step, leaving)
+        pause = max(1, round(self.rectify.cool_down * self.decay_steps))
+        self.state = lifecycle.release(self.state, leaving, cool_until=step + pause)
+        self._forget()
+        return events
+
+    def _begin(self, step: int, selector: Selector, *, released: bool) -> list[Event]:
+        picks = selector.select(self.state, step, self._parameters, released=released)
+        if picks is None:
+            return []
+        if picks.scores is not None:
+            score = picks.scores.to(self.state.score)
+            self.state = replace(self.state, score=score)
+        if picks.warmed is not None:
+            logger.info(
+                "step %d: nothing else is left to pick; the cool-downs of %d structures end early",
+                step, picks.warmed.numel(),
+            )
+        ids = picks.ids.sort().values
+        if not ids.numel():
+            return []
+        length = self._length(self._carriers.pick(ids))
+        start = self._length(self._every.pick(ids)) if self._all else length
+        self.state = lifecycle.begin(
+            self.state, ids, start_length=start, length=length, decay_steps=self.decay_steps
+        )
+        self._forget()
+        return self._events("decay", step, ids)
+
+    def _shrink(self, step: int) -> list[Event]:
+        ids = self.state.decaying
+        if not ids.numel():
+            return []
+        self.state = lifecycle.tick(self.state)
+        pick = self._all_pick() if self._all else self._carrier_pick()
+        length, target = self._length(pick), self._target(ids)
+        factors = scale_factors(length, target, inflate=self._inflate)
+        ops.scale_(pick, self._parameters, factors)
+        carriers = self._length(self._carrier_pick()) if self._all else length * factors
+        self.state = replace(self.state, length=self.state.length.index_copy(0, ids, carriers))
+
+        # A structure that is too short for its dtype has nothing left to decay.
+        over = (self.state.age[ids] >= self.state.span[ids]) | (
+            self.state.start_length[ids] < torch.finfo(torch.float32).tiny
+        )
+        if not bool(over.any()):
+            return []
+        gone = ids[over]
+        events = self._events("prune", step, gone)
+        self.state = lifecycle.finish(self.state, gone)
+        self._zero(gone)
+        self._forget()
+        return events
+
+    def _pin(self) -> None:
+        """Zero again what training may revive: all-zero slices that are no fixed point."""
+        revived = ((self.state.phase == lifecycle.PRUNED) & self._unpinned).nonzero().flatten()
+        if revived.numel():
+            self._zero(revived)
+
+    # ------------------------------------------------------------ helpers
+
+    def _carrier_pick(self) -> ops.Pick:
+        if self._pick is None:
+            self._pick = self._carriers.pick(self.state.decaying)
+        return self._pick
+
+    def _all_pick(self) -> ops.Pick:
+        if self._pick_all is None:
+            self._pick_all = self._every.pick(self.state.decaying)
+        return self._pick_all
+
+    def _length(self, pick: ops.Pick) -> Tensor:
+        values = ops.gather(pick, self._parameters)
+        return ops.dot(pick, values, values).sqrt()
+
+    def _target(self, ids: Tensor, extra_age: int = 0) -> Tensor:
+        state = self.state
+        return target_length(
+            state.start_length[ids], state.age[ids] + extra_age, state.span[ids], self._curve
+        )
+
+    def _weight_decay_shrinkage(self, pick: ops.Pick) -> Tensor | float:
+        """Length that weight decay alone took in this step, shape ``(D,)``."""
+        rate = _weight_decay_rates(self._optimizers)
+        owners = {id(p): n for n, p in self._parameters.items()}
+        rates = {owners[key]: value for key, value in rate.items() if key in owners}
+        if self._before is None or not any(rates.get(name, 0) for name in pick.names):
+            return 0.0
+        weighted = ops.Values(
+            self._before.flat
+            * torch.cat(
+                [
+                    self._before.flat.new_full((size,), rates.get(name, 0.0))
+                    for name, size in zip(pick.vectors, pick.sizes, strict=True)
+                ]
+            )[pick.position]
+            if pick.vectors
+            else self._before.flat,
+            tuple(
+                value * rates.get(block.name, 0.0)
+                for block, value in zip(pick.blocks, self._before.blocks, strict=True)
+            ),
+        )
+        length = ops.dot(pick, self._before, self._before).sqrt()
+        return ops.dot(pick, self._before, weighted) / length.clamp(min=1e-38)
+
+    def _zero(self, ids: Tensor) -> None:
+        pick = self._every.pick(ids)
+        ops.zero_(pick, self._parameters)
+        for optimizer in self._optimizers:
+            by_key: dict[str, dict[str, Tensor]] = {}
+            for name in dict.fromkeys(pick.names):
+                parameter = self._parameters[name]
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        by_key.setdefault(key, {})[name] = value
+            for moments in by_key.values():
+                ops.zero_(pick, moments)
+
+    def _events(self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor) -> list[Event]:
+        sums = self.state.statistics.at(ids)
+        watched = kind != "decay" and self.rectify is not None
+        figures = torch.stack([rules.c_rate(sums), rules.c_len(sums), sums.work], 1).tolist()
+        return [
+            Event(
+                step,
+                kind,
+                structure,
+                self.structures.layer_of(structure),
+                int(self.structures.index[structure]),
+                *(row if watched else (None, None, None)),
+            )
+            for structure, row in zip(ids.tolist(), figures, strict=True)
+        ]
+
+
+def _weight_decay_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, float]:
+    """Share of its length that weight decay takes from each parameter per step, by ``id``.
+
+    Exact for decoupled decay (AdamW) and SGD without momentum; with momentum the steady state
+    ``lr * wd / (1 - momentum)``; 0 for Adam's coupled decay, which is no shrinkage by itself.
+    """
+    rates = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rate = float(group["lr"]) * float(group.get("weight_decay", 0.0))
+            if "betas" in group and not group.get("decoupled_weight_decay", False):
+                rate = 0.0
+            rate /= 1 - float(group.get("momentum", 0.0) or 0.0)
+            rates.update({id(parameter): rate for parameter in group["params"]})
+    return rates
