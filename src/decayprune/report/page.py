@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decayprune.report import plots, text
+from decayprune.report import plots, text, timeline
 from decayprune.report.records import Refusal, Summary, Width
 from decayprune.report.run import Report
 
@@ -74,14 +74,14 @@ def render(report: Report) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            verdict=text.verdict(report),
+            verdict=text.verdict(report).replace(" %", "\u00a0%"),  # never parted at a line's end
             counts={kind: report.count(kind) for kind in ("decay", "release", "prune")},
             summary=summary,
             rows=text.rows(summary) if summary else [],
             removal=text.removal(summary) if summary else "",
             training=plots.training(report),
             norms=plots.norms(report),
-            timeline=plots.timeline(report),
+            timeline=timeline.timeline(report),
             latency=_latency(summary) if summary else None,
             widths=summary.widths[:_LONGEST_LIST] if summary else (),
             widest=_widest(summary.widths) if summary else 1,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 _LARGEST_INT = 2**63 - 1
@@ -33,7 +34,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # type(), because bool is an int; the bound also turns away inf, nan and what float() cannot hold
+    # type(), for bool is an int; the bound also turns away inf, nan and what no float holds
     return type(value) in (int, float) and abs(value) <= 1e300  # type: ignore[arg-type]
 
 
@@ -77,87 +78,78 @@ PHASE = Kind("one of 'train', 'prune', 'finetune'", lambda v: v in PHASES)
 EVENT = Kind("one of 'decay', 'release', 'prune'", lambda v: v in ("decay", "release", "prune"))
 
 
-def _is(kind: Kind, **options: Any) -> Any:
-    return field(metadata={"kind": kind}, **options)
-
-
-def _each(record: type) -> Any:
-    return field(metadata={"each": record})
-
-
-def _one(record: type) -> Any:
-    return field(metadata={"one": record})
-
-
 @dataclass(frozen=True)
 class Event:
     """A move of one structure: it began to decay, was released, or reached zero and was pruned."""
 
-    step: int = _is(COUNT)
-    kind: str = _is(EVENT)
-    structure: int = _is(COUNT)
-    layer: str = _is(TEXT)
-    index: int = _is(COUNT)
-    c_rate: float | None = _is(NUMBER.or_null(), default=None)
-    c_len: float | None = _is(NUMBER.or_null(), default=None)
-    work: float | None = _is(NUMBER.or_null(), default=None)
+    step: Annotated[int, COUNT]
+    kind: Annotated[str, EVENT]
+    structure: Annotated[int, COUNT]
+    layer: Annotated[str, TEXT]
+    index: Annotated[int, COUNT]
+    c_rate: Annotated[float | None, NUMBER.or_null()] = None
+    c_len: Annotated[float | None, NUMBER.or_null()] = None
+    work: Annotated[float | None, NUMBER.or_null()] = None
 
 
 @dataclass(frozen=True)
 class Moment:
     """One line of the training history; ``loss`` is None where it was not finite."""
 
-    step: int = _is(COUNT)
-    phase: str = _is(PHASE)
-    loss: float | None = _is(NUMBER.or_null())
-    lr: float | None = _is(NUMBER.or_null())
-    accuracy: float | None = _is(FRACTION.or_null(), default=None)
-    committed: float | None = _is(MAGNITUDE.or_null(), default=None)
+    step: Annotated[int, COUNT]
+    phase: Annotated[str, PHASE]
+    loss: Annotated[float | None, NUMBER.or_null()]
+    lr: Annotated[float | None, NUMBER.or_null()]
+    accuracy: Annotated[float | None, FRACTION.or_null()] = None
+    committed: Annotated[float | None, MAGNITUDE.or_null()] = None
 
 
 @dataclass(frozen=True)
 class Norm:
-    """The length of a decaying structure's carriers, beside the length at which it was picked."""
+    """The length of a decaying structure's carriers, beside the length at which it was picked.
 
-    step: int = _is(COUNT)
-    structure: int = _is(COUNT)
-    length: float = _is(MAGNITUDE)
-    start: float = _is(MAGNITUDE)
+    ``length`` is None where it was not finite.
+    """
+
+    step: Annotated[int, COUNT]
+    structure: Annotated[int, COUNT]
+    length: Annotated[float | None, MAGNITUDE.or_null()]
+    start: Annotated[float, MAGNITUDE]
 
 
 @dataclass(frozen=True)
 class Width:
     """Channels of one layer, before and after."""
 
-    layer: str = _is(TEXT)
-    before: int = _is(COUNT)
-    after: int = _is(COUNT)
+    layer: Annotated[str, TEXT]
+    before: Annotated[int, COUNT]
+    after: Annotated[int, COUNT]
 
 
 @dataclass(frozen=True)
 class Refusal:
     """A width that was left alone, and why."""
 
-    layer: str = _is(TEXT)
-    width: int = _is(COUNT)
-    reason: str = _is(TEXT)
+    layer: Annotated[str, TEXT]
+    width: Annotated[int, COUNT]
+    reason: Annotated[str, TEXT]
 
 
 @dataclass(frozen=True)
 class Machine:
     """Where the run and its latencies were measured."""
 
-    cpu: str = _is(TEXT)
-    cores: int = _is(COUNT)
-    threads: int = _is(COUNT)
+    cpu: Annotated[str, TEXT]
+    cores: Annotated[int, COUNT]
+    threads: Annotated[int, COUNT]
 
 
 @dataclass(frozen=True)
 class Limits:
     """The last step of selection (no release from there on), and how long a decay lasts."""
 
-    stop: int = _is(COUNT)
-    decay_steps: int = _is(COUNT)
+    stop: Annotated[int, COUNT]
+    decay_steps: Annotated[int, COUNT]
 
 
 @dataclass(frozen=True)
@@ -168,34 +160,34 @@ class Summary:
     ``budget`` maps a cost (``macs``, ``params``) to the fraction that was to remain.
     """
 
-    command: str = _is(TEXT)
-    settings: Mapping[str, str | float | bool | None] = _is(SCALARS)
-    versions: Mapping[str, str] = _is(TEXTS)
-    machine: Machine = _one(Machine)
-    dataset: str = _is(TEXT)
-    model: str = _is(TEXT)
-    host: str | None = _is(TEXT.or_null())
-    seed: int = _is(COUNT)
-    accuracy_before: float = _is(FRACTION)
-    accuracy_after: float = _is(FRACTION)
-    macs_before: int = _is(POSITIVE_COUNT)
-    macs_after: int = _is(POSITIVE_COUNT)
-    params_before: int = _is(POSITIVE_COUNT)
-    params_after: int = _is(POSITIVE_COUNT)
-    latency_before_ms: float = _is(POSITIVE)
-    latency_after_ms: float = _is(POSITIVE)
-    batch_size_latency: int = _is(POSITIVE_COUNT)
-    decayed: int = _is(COUNT)
-    released: int = _is(COUNT)
-    removed: int = _is(COUNT)
-    max_abs_error: float = _is(MAGNITUDE)
-    max_rel_error: float = _is(MAGNITUDE)
-    budget: Mapping[str, float] = _is(FRACTIONS)
-    seconds: float = _is(MAGNITUDE)
-    widths: tuple[Width, ...] = _each(Width)
-    rounds: tuple[int, ...] = _is(STEPS)
-    refusals: tuple[Refusal, ...] = _each(Refusal)
-    limits: Limits = _one(Limits)
+    command: Annotated[str, TEXT]
+    settings: Annotated[Mapping[str, str | float | bool | None], SCALARS]
+    versions: Annotated[Mapping[str, str], TEXTS]
+    machine: Machine
+    dataset: Annotated[str, TEXT]
+    model: Annotated[str, TEXT]
+    host: Annotated[str | None, TEXT.or_null()]
+    seed: Annotated[int, COUNT]
+    accuracy_before: Annotated[float, FRACTION]
+    accuracy_after: Annotated[float, FRACTION]
+    macs_before: Annotated[int, POSITIVE_COUNT]
+    macs_after: Annotated[int, POSITIVE_COUNT]
+    params_before: Annotated[int, POSITIVE_COUNT]
+    params_after: Annotated[int, POSITIVE_COUNT]
+    latency_before_ms: Annotated[float, POSITIVE]
+    latency_after_ms: Annotated[float, POSITIVE]
+    batch_size_latency: Annotated[int, POSITIVE_COUNT]
+    decayed: Annotated[int, COUNT]
+    released: Annotated[int, COUNT]
+    removed: Annotated[int, COUNT]
+    max_abs_error: Annotated[float, MAGNITUDE]
+    max_rel_error: Annotated[float, MAGNITUDE]
+    budget: Annotated[Mapping[str, float], FRACTIONS]
+    seconds: Annotated[float, MAGNITUDE]
+    widths: tuple[Width, ...]
+    rounds: Annotated[tuple[int, ...], STEPS]
+    refusals: tuple[Refusal, ...]
+    limits: Limits
 
 
 def parse(record: type[T], found: object, where: str) -> T:
@@ -214,23 +206,30 @@ def parse(record: type[T], found: object, where: str) -> T:
     if not isinstance(found, dict):
         raise mismatch(where, "a JSON object", found)
     values: dict[str, object] = {}
-    for item in fields(record):  # type: ignore[arg-type]
-        if item.name in found:
-            values[item.name] = _value(item.metadata, found[item.name], f"{where}, {item.name!r}")
-        elif item.default is MISSING:
-            raise mismatch(where, f"the field {item.name!r}", sorted(found))
+    for name, (hint, required) in _fields(record).items():  # type: ignore[arg-type]
+        if name in found:
+            values[name] = _value(hint, found[name], f"{where}, {name!r}")
+        elif required:
+            raise mismatch(where, f"the field {name!r}", sorted(found))
     return record(**values)
 
 
-def _value(metadata: Mapping[str, Any], found: object, where: str) -> object:
-    if "one" in metadata:
-        return parse(metadata["one"], found, where)
-    if "each" in metadata:
+@cache
+def _fields(record: type) -> dict[str, tuple[Any, bool]]:
+    """Return the type hint of every field, and whether the field must be there."""
+    hints = get_type_hints(record, include_extras=True)
+    return {f.name: (hints[f.name], f.default is MISSING) for f in fields(record)}
+
+
+def _value(hint: Any, found: object, where: str) -> object:
+    if isinstance(hint, type):
+        return parse(hint, found, where)
+    if not hasattr(hint, "__metadata__"):  # tuple[record, ...]
         if not isinstance(found, list):
             raise mismatch(where, "a list", found)
-        record = metadata["each"]
+        record = get_args(hint)[0]
         return tuple(parse(record, item, f"{where}[{i}]") for i, item in enumerate(found))
-    kind: Kind = metadata["kind"]
+    (kind,) = hint.__metadata__
     if not kind.holds(found):
         raise mismatch(where, kind.words, found)
     return tuple(found) if isinstance(found, list) else found

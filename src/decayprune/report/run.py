@@ -1,9 +1,9 @@
 """Report: a run folder, read and checked.
 
 The event log, the history and the norms are written line by line while the run goes on, the final
-figures last of all; so a folder without ``report.json`` is a run that has not finished, and still
-makes a report. A run that was killed may have left half a line at the end of a log, and one that
-was resumed has written the steps since its checkpoint twice: both are mended here, nothing else.
+figures last of all: a folder without ``report.json`` is a run that has not finished, and it still
+makes a report. A run that was killed may have left half a line at the end of a log, which is passed
+over; every other fault is an error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Report:
                 " `decayprune prune`"
             )
         names = ("report.json", "events.jsonl", "history.jsonl", "norms.jsonl")
-        if not any((folder / name).is_file() for name in names):
+        # A run that has only just begun has written its settings and nothing else.
+        if not any((folder / name).is_file() for name in (*names, "settings.json")):
             raise ValueError(
                 f"{folder}: expected a run folder with {', '.join(names)}, found none of these;"
                 " give the --out folder of `decayprune prune`"
@@ -77,7 +78,8 @@ class Report:
     @property
     def last_step(self) -> int:
         """The last optimizer step that left a trace."""
-        return max((m.step for m in (*self.history, *self.events)), default=0)
+        last = [items[-1].step for items in (self.history, self.events) if items]
+        return max(last, default=0)
 
     def count(self, kind: str) -> int:
         """Return how many events of a kind (decay, release, prune) were logged."""
@@ -129,29 +131,19 @@ def _read_lines(path: Path, record: type[T]) -> tuple[T, ...]:
     if not path.is_file():
         return ()
     *lines, tail = path.read_bytes().split(b"\n")
-    latest: dict[tuple[object, ...], T] = {}
+    items = []
     for number, line in enumerate([*lines, tail], start=1):
         where = f"{path}, line {number}"
         if number > len(lines) and _is_cut_short(line):
             break
         if line.strip():
-            item = parse(record, decode(_decoded(line, where), where), where)
-            latest[_identity(item)] = item
-    return tuple(sorted(latest.values(), key=lambda item: item.step))
+            items.append(parse(record, decode(_decoded(line, where), where), where))
+    return tuple(sorted(items, key=lambda item: item.step))
 
 
 def _is_cut_short(tail: bytes) -> bool:
     """Whether a kill or a full disk ended the line: a resumed run writes it again."""
     return tail.startswith(b"{") and not tail.rstrip().endswith(b"}")
-
-
-def _identity(item: Event | Moment | Norm) -> tuple[object, ...]:
-    """Say which line a resumed run repeats: resuming is exact, so the later one says the same."""
-    if isinstance(item, Event):
-        return item.step, item.kind, item.structure
-    if isinstance(item, Moment):
-        return item.step, item.phase
-    return item.step, item.structure
 
 
 def _check_steps(report: Report, folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from decayprune.report.records import Summary
+    from decayprune.report.records import Event, Summary
     from decayprune.report.run import Report
 
 _NAMED_SHARES = (
@@ -61,6 +61,20 @@ def times(ratio: float) -> str:
 def figure(value: float | None) -> str:
     """Write a statistic in three significant digits, or a dash where there is none."""
     return "\u2013" if value is None else f"{value:.3g}"
+
+
+def span(first: int, last: int) -> str:
+    """Write one step, or the first and last of several.
+
+    >>> span(1200, 1240)
+    'steps 1,200 to 1,240'
+    """
+    return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+
+
+def evidence(event: Event) -> str:
+    """Write the three figures of self-rectifying that an event was logged with."""
+    return f"C_rate {figure(event.c_rate)}, C_len {figure(event.c_len)}, W {figure(event.work)}"
 
 
 def verdict(report: Report) -> str:
