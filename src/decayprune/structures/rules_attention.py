@@ -1,0 +1,197 @@
+"""Rules for contractions: matmul, attention, and composite calls that are left alone.
+
+Where the batch dimensions of a product carry labels (the heads of an attention), whole heads
+leave: cutting inside a head would change the scale 1/sqrt(width of a head). Queries, keys and
+values of a head are tied; with grouped queries a key head and all its query heads. Where no batch
+dimension carries labels, the contracted dimensions are unified pair by pair.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from decayprune.structures.calls import Call, tensors_in
+from decayprune.structures.labels import along, core, varying
+from decayprune.structures.rules_layers import times_parameter
+from decayprune.structures.rules import along_dim
+from decayprune.structures.tape import Mark, Tape
+
+_HEADS = "attention reads a whole head"
+
+
+def matmul(call: Call) -> Any:
+    """matmul, bmm, mm and ``@``."""
+    tape, (a, b) = call.tape, call.args[:2]
+    if tape.name(b) is not None and b.dim() == 2 and id(b) in tape.parameter_ids:
+        return times_parameter(call)
+    out = call.run()
+    if a.dim() < 2 or b.dim() < 2:
+        tape.fix([a, b], "product of a vector")
+        return out
+    marks = (tape.mark(a), tape.mark(b))
+    macs = out.numel() * a.shape[-1]
+    if marks == (None, None):
+        tape.operator(tape.owner(None), macs)
+        return out
+    left, right = tape.labels(a), tape.labels(b)
+    if any(d < t.dim() - 2 for t in (left, right) for d in varying(t)):
+        _by_head(tape, out, [left, right], marks, [macs], (a, b))
+    else:
+        _by_pair(tape, out, left, right, marks, macs)
+    return out
+
+
+def _by_head(
+    tape: Tape,
+    out: Tensor,
+    labels: list[Tensor],
+    marks: tuple[Mark | None, ...],
+    macs: list[int],
+    operands: tuple[Tensor, ...],
+) -> None:
+    """Batch dimensions carry labels: whole heads leave."""
+    for i, value in enumerate(labels):
+        for d in varying(value):
+            if d >= value.dim() - 2:
+                labels[i] = value = tape.partition.collapse(value, d, _HEADS)
+    batch = out.shape[:-2]
+    heads = [value[..., 0, 0].expand(batch) for value in labels]
+    joined = heads[0]
+    for value in heads[1:]:
+        joined = tape.partition.unify(joined, value, "met a tensor of fixed width in attention")
+    scaled = [mark for mark in marks if mark is not None and tape.has_scale(mark.sources)]
+    sources = scaled[-1].sources if scaled else tape.unscaled(joined)
+    zero = any(mark is not None and mark.zero for mark in marks)
+    dims = varying(joined)
+    if len(dims) == 1:
+        vector = core(joined).reshape(-1)
+        for constant in macs:
+            tape.operator(tape.owner(None), constant // vector.numel(), vector)
+        _head_attributes(tape, vector, operands, labels)
+    else:
+        for constant in macs:
+            tape.operator(tape.owner(None), constant)
+    tape.put(out, joined[..., None, None].expand(out.shape), sources, zero)
+
+
+def _head_attributes(
+    tape: Tape, heads: Tensor, operands: tuple[Tensor, ...], labels: list[Tensor]
+) -> None:
+    """Integers that the running module may compute its shapes from.
+
+    Candidates are the attributes equal to the number of heads, of key heads, or to the width of
+    all heads together. A wrong candidate shows itself when the cut model runs.
+    """
+    layer = tape.stack[-1] if tape.stack else ""
+    width = operands[-1].shape[-1]
+    vectors = [heads, heads.repeat_interleave(width)]
+    for value in labels:
+        dims = varying(value)
+        if len(dims) == 1:
+            distinct = torch.unique_consecutive(core(value).reshape(-1))
+            vectors += [distinct, distinct.repeat_interleave(width)]
+    seen = {(module, name) for module, name, *_ in tape.attributes}
+    for vector in vectors:
+        for name, value in vars(tape.modules[layer]).items():
+            if type(value) is int and value == vector.numel() and (layer, name) not in seen:
+                seen.add((layer, name))
+                tape.attributes.append((layer, name, vector, 1))
+
+
+def _by_pair(
+    tape: Tape,
+    out: Tensor,
+    left: Tensor,
+    right: Tensor,
+    marks: tuple[Mark | None, ...],
+    macs: int,
+) -> None:
+    """A plain product: contracted dimensions pair by pair, outer ones keep their labels."""
+    inner = _vector(tape, left, -1), _vector(tape, right, -2)
+    joined = tape.partition.unify(*inner, "met a tensor of fixed width in matmul")
+    rows, columns = _vector(tape, left, -2), _vector(tape, right, -1)
+    if inner[0].any() or inner[1].any():
+        for labels in (rows, columns):
+            tape.partition.fix(labels, "a product over labelled dimensions")
+        found = [mark for mark in marks if mark is not None]
+        tape.consume(found[-1], joined, None)
+        tape.operator(tape.owner(None), macs // joined.numel(), joined)
+        return
+    if rows.any() and columns.any():
+        tape.partition.fix(rows, "met another width across in matmul")
+        rows = torch.zeros_like(rows)
+    vector, dim = (rows, -2) if rows.any() else (columns, -1)
+    mark = marks[0] if rows.any() else marks[1]
+    tape.operator(tape.owner(None), macs // vector.numel(), vector)
+    if mark is not None:
+        tape.put(out, along(vector, out.dim() + dim, out.shape), mark.sources, mark.zero)
+
+
+def _vector(tape: Tape, labels: Tensor, dim: int) -> Tensor:
+    """Labels along one of the last two dimensions, where the other does not vary too."""
+    dim %= labels.dim()
+    for d in varying(labels):
+        if d != dim and dim in varying(labels):
+            tape.partition.fix(labels, "varies along both dimensions of a product")
+            return torch.zeros(labels.shape[dim], dtype=torch.int64)
+    if dim not in varying(labels):
+        return torch.zeros(labels.shape[dim], dtype=torch.int64)
+    return core(labels, [dim]).reshape(-1)
+
+
+def attention(call: Call) -> Any:
+    """scaled_dot_product_attention, also with grouped queries."""
+    tape, out = call.tape, call.run()
+    operands = tuple(call.arg(i, n) for i, n in enumerate(("query", "key", "value")))
+    query, key, value = operands
+    marks = tuple(tape.mark(operand) for operand in operands)
+    scores = out.numel() // out.shape[-1] * key.shape[-2]
+    macs = [scores * query.shape[-1], scores * value.shape[-1]]
+    labels = [tape.labels(operand) for operand in operands]
+    if call.kwargs.get("enable_gqa"):
+        times = query.shape[-3] // key.shape[-3]
+        labels[1:] = [t.repeat_interleave(times, -3) for t in labels[1:]]
+    if any(d < t.dim() - 2 for t in labels for d in varying(t)):
+        _by_head(tape, out, labels, marks, macs, operands)
+        return out
+    tape.fix(operands[:2], "attention scales by the width of its only head")
+    columns = _vector(tape, labels[2], -1)
+    tape.operator(tape.owner(None), macs[0])
+    tape.operator(tape.owner(None), macs[1] // columns.numel(), columns)
+    if marks[2] is not None:
+        tape.put(out, labels[2][..., :1, :].expand(out.shape), marks[2].sources, marks[2].zero)
+    return out
+
+
+def left_alone(call: Call) -> Any:
+    """Composite calls and unknown operators: what goes in is fixed, what they compute is counted."""
+    tape = call.tape
+    reason = _REASONS.get(call.name, f"unknown operator `{call.name}`")
+    tape.fix(call.tensors(), reason)
+    with FlopCounterMode(display=False) as counter:
+        out = call.run()
+    if counter.get_total_flops():
+        tape.operator(tape.owner(None), counter.get_total_flops() // 2)
+    return out
+
+
+_REASONS = {
+    "multi_head_attention_forward": "nn.MultiheadAttention fixes its width",
+    "lstm": "read by a recurrent layer",
+    "gru": "read by a recurrent layer",
+    "rnn_tanh": "read by a recurrent layer",
+    "rnn_relu": "read by a recurrent layer",
+}
+
+CONTRACTIONS = {
+    "matmul": matmul,
+    "bmm": matmul,
+    "mm": matmul,
+    "scaled_dot_product_attention": attention,
+    **dict.fromkeys(_REASONS, left_alone),
+    "einsum": left_alone,
+}
