@@ -77,7 +77,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         # The report goes first: what follows is no longer a finished run.
-        for name in (_REPORT, _CHECKPOINT, _BEFORE_CUT, "report.html", *LOGS):
+        for name in (_REPORT, _SETTINGS, _CHECKPOINT, _BEFORE_CUT, "report.html", *LOGS):
             (self.path / name).unlink(missing_ok=True)
         self.write_json(_SETTINGS, settings)
 

@@ -1,0 +1,310 @@
+"""The main job: train, decay-prune, cut, fine-tune, check, save.
+
+A run is a line of phases over one count of optimizer steps. Its whole state is (phase, step, model,
+optimizer, pruner, a few figures), saved now and then; entered from such a state it goes on bit for
+bit. The compact model is not rebuilt from its shapes: a resumed run loads the last uncut state and
+cuts it again, which gives the same result.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+import decayprune as dp
+from decayprune.recipes import data as datasets
+from decayprune.recipes import models, own, summary
+from decayprune.recipes.batches import seed_all, to_device
+from decayprune.recipes.decaylog import DecayLog
+from decayprune.recipes.loop import Step, cosine, evaluate, train_steps
+from decayprune.recipes.runfolder import RunFolder
+from decayprune.recipes.settings import Settings
+
+_LOG_LINES = 2000
+_LATENCY_BATCH = 64
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class Watch(Protocol):
+    """Who looks on: the command shows bars, tests count."""
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """A part of the run begins that has ``total`` ticks, of which some are done already."""
+
+    def tick(self, note: str = "") -> None:
+        """One tick of the current part is over."""
+
+
+class Run:
+    """One run of the main job.
+
+    Args:
+        settings: Resolved.
+        folder: Where everything is written.
+        watch: Told of every phase and step.
+        command: How the run was started, for the report.
+        save_every: Seconds between checkpoints.
+        stop: Asked after each step; when true, the run saves and raises :class:`Interrupted`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        watch: Watch,
+        *,
+        command: str = "decayprune prune",
+        save_every: float = 30.0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.settings, self.folder, self.watch, self.command = settings, folder, watch, command
+        self._save_every, self._stop = save_every, stop
+        torch.set_num_threads(settings.threads or 1)
+        self.device = torch.device(settings.device or "cpu")
+        self.data = self._data()
+        self.model = self._fresh()
+        self.example = to_device(self._example(1), self.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=0.9,
+            weight_decay=settings.weight_decay,
+        )
+        epoch = len(self.data.train)
+        self.dense_steps = epoch * (settings.epochs or 0)
+        self.total_steps = self.dense_steps + epoch * (
+            (settings.prune_epochs or 0) + (settings.finetune_epochs or 0)
+        )
+        self.pruning = settings.pruning(epoch)
+        self.phase, self.step = "train", 0
+        self.figures: dict[str, Any] = {"seconds": 0.0}
+        self.pruner: dp.DecayPruner | None = None
+        self._counted = self._saved = time.monotonic()
+
+    # ------------------------------------------------------------ what is trained on what
+
+    def _data(self) -> datasets.Data:
+        settings = self.settings
+        if settings.data:
+            return own.data(settings.data, settings.seed)
+        return datasets.load(
+            settings.dataset,
+            Path(settings.data_dir).expanduser(),
+            settings.batch_size or 1,
+            settings.seed,
+        )
+
+    def _fresh(self) -> nn.Module:
+        """The dense model as it is before the first step: the same at every call."""
+        seed_all(self.settings.seed)
+        name = self.settings.model or ""
+        if ":" in name:
+            return own.model(name).to(self.device)
+        if self.settings.data:
+            raise ValueError(
+                f"--data needs a model that fits it: --model pkg.mod:factory; found {name!r}."
+            )
+        data = self.data
+        model = models.build(name, data.in_channels, data.num_classes, data.image_size)
+        return model.to(self.device)
+
+    def _example(self, size: int) -> Any:
+        """The first test inputs, at most ``size`` of them."""
+        inputs = next(iter(self.data.test.epoch(0)))[0]
+        if isinstance(inputs, dict):
+            return {key: value[:size] for key, value in inputs.items()}
+        if isinstance(inputs, (tuple, list)):
+            return tuple(value[:size] for value in inputs)
+        return inputs[:size]
+
+    # ------------------------------------------------------------ the line of phases
+
+    def start(self) -> dict[str, Any]:
+        """Begin anew and run to the end.
+
+        Returns:
+            The report.
+        """
+        self.folder.begin(self.settings.to_json())
+        self._save()
+        return self._go()
+
+    def resume(self) -> dict[str, Any]:
+        """Go on from the folder's checkpoint to the end.
+
+        Returns:
+            The report.
+        """
+        if self.folder.finished:
+            return self.folder.report()
+        if not self.folder.unfinished:  # killed before its first checkpoint
+            return self.start()
+        state = self.folder.load()
+        self.phase = state["phase"]
+        if self.phase == "finetune":
+            self._restore(self.folder.load(before_cut=True))
+            if self.pruner is not None:
+                self._cut(self.pruner)
+        self._restore(state)
+        return self._go()
+
+    def _go(self) -> dict[str, Any]:
+        if self.phase == "train":
+            self._train_dense()
+        if self.phase == "prune":
+            self._prune()
+        self._finetune()
+        return self._finish()
+
+    def _train_dense(self) -> None:
+        self._train("train", 0, self.dense_steps)
+        self.figures["accuracy_before"] = self._evaluate("accuracy before")
+        self.phase = "prune"
+        self._save()
+
+    def _prune(self) -> None:
+        if self.pruner is None:
+            self.pruner = self._new_pruner()
+            planned = summary.planned(self.pruner, self.dense_steps)
+            self.figures |= {"decayed": 0, "released": 0, **planned}
+        schedule = self.pruner.schedule
+        until = self.dense_steps + schedule.stop + schedule.decay_steps
+        # A step whose gradients are not finite delays the decay: there is time till the very end.
+        self._train("prune", self.dense_steps, until, at_most=self.total_steps)
+        if not self.pruner.finished:
+            raise RuntimeError(
+                f"The budget was not met by step {self.step}, the last one: "
+                f"{self.pruner.waited} steps had gradients that were not finite. Lower --lr."
+            )
+        self._save(before_cut=True)
+        self._cut(self.pruner)
+        self._save()
+
+    def _cut(self, pruner: dp.DecayPruner) -> None:
+        self.watch.phase("cut", 1, 0)
+        self.figures |= summary.compacted(pruner.compact()) | {"cut_at": self.step}
+        self.pruner, self.phase = None, "finetune"
+        self.watch.tick()
+
+    def _finetune(self) -> None:
+        self._train("finetune", self.figures["cut_at"], self.total_steps)
+
+    def _finish(self) -> dict[str, Any]:
+        accuracy = self._evaluate("accuracy after")
+        self.watch.phase("measure and check", 2, 0)
+        dense = self._fresh()
+        batch = to_device(self._example(_LATENCY_BATCH), self.device)
+        latency = dp.benchmark(dense, self.model, batch)
+        self.watch.tick()
+        dp.save(self.folder.path, self.model)
+        summary.check_saved(self.folder.path, dense, self.model, batch)
+        self.watch.tick()
+        self._clock()
+        report = summary.report(
+            self.settings, self.command, self.figures | {"accuracy_after": accuracy}, latency
+        )
+        self.folder.finish(report)
+        return report
+
+    # ------------------------------------------------------------ steps
+
+    def _new_pruner(self) -> dp.DecayPruner:
+        return dp.DecayPruner(self.model, self.optimizer, self.example, **self.pruning)
+
+    def _evaluate(self, name: str) -> float:
+        self.watch.phase(name, len(self.data.test), 0)
+        return evaluate(self.model, self.data.test, self.settings.bf16, self.watch.tick)
+
+    def _rate(self, step: int) -> float:
+        """Two falls of the learning rate: dense training; then pruning and fine-tuning, at half."""
+        if step < self.dense_steps:
+            return cosine(step, 0, self.dense_steps, self.settings.lr)
+        return cosine(step, self.dense_steps, self.total_steps, self.settings.lr / 2)
+
+    def _train(self, phase: str, begin: int, end: int, at_most: int | None = None) -> None:
+        """Train to step ``end``; while pruning, until the pruner has finished."""
+        self.watch.phase(phase, end - begin, self.step - begin)
+        log = DecayLog(self.folder, self.pruner, self.figures) if self.pruner else None
+        steps = train_steps(
+            self.model,
+            self.optimizer,
+            self.data.train,
+            start=self.step,
+            stop=at_most or end,
+            lr=self._rate,
+            seed=self.settings.seed,
+            bf16=self.settings.bf16,
+            pruner=self.pruner,
+        )
+        if self.pruner is not None and self.pruner.finished:
+            return
+        for step in steps:
+            self.step = step.number + 1
+            if log is not None:
+                log.write(self.step)
+            self._record(phase, step)
+            if self.pruner is not None and self.pruner.finished:
+                break
+            self._pause()
+
+    def _record(self, phase: str, step: Step) -> None:
+        """One line of history, now and then; the accuracy at the end of each epoch."""
+        epoch_over = self.step % len(self.data.train) == 0
+        if not epoch_over and self.step % max(1, self.total_steps // _LOG_LINES):
+            self.watch.tick()
+            return
+        row: dict[str, Any] = {"step": self.step, "phase": phase, "loss": float(step.loss)}
+        row["lr"] = step.lr
+        note = f"loss {row['loss']:.3f}"
+        if self.pruner is not None:
+            row["committed"] = self.pruner.remaining()["macs"]
+        if epoch_over:
+            row["accuracy"] = evaluate(self.model, self.data.test, self.settings.bf16)
+            note += f", accuracy {row['accuracy']:.1%}"
+        self.folder.append("history.jsonl", [row])
+        self.watch.tick(note)
+
+    # ------------------------------------------------------------ state
+
+    def _pause(self) -> None:
+        if self._stop():
+            self._save()
+            raise Interrupted
+        if time.monotonic() - self._saved >= self._save_every:
+            self._save()
+
+    def _clock(self) -> float:
+        """Count the time since the last look into the run's seconds."""
+        now = time.monotonic()
+        self.figures["seconds"] += now - self._counted
+        self._counted = now
+        return now
+
+    def _save(self, *, before_cut: bool = False) -> None:
+        self._saved = self._clock()
+        state = {
+            "phase": self.phase,
+            "step": self.step,
+            "figures": copy.deepcopy(self.figures),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "pruner": None if self.pruner is None else self.pruner.state_dict(),
+        }
+        self.folder.save(state, before_cut=before_cut)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.step, self.figures = state["step"], dict(state["figures"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["pruner"] is not None:
+            self.pruner = self._new_pruner()
+            self.pruner.load_state_dict(state["pruner"])

@@ -1,0 +1,176 @@
+"""Every choice of a run, in one flat record that is kept in its folder and read back on resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from decayprune.cost import Budget
+from decayprune.rectify import Rectify
+from decayprune.selection import Schedule
+
+DATA_DIR = Path.home() / ".cache" / "decayprune"
+"""Where data sets are looked for and downloaded to unless the user says otherwise."""
+
+
+class _Defaults(NamedTuple):
+    model: str
+    epochs: int
+    prune_epochs: int
+    finetune_epochs: int
+    batch_size: int
+
+
+# Few epochs where a laptop should finish over a cup of coffee; the usual 200 and 90 in all on
+# CIFAR and ImageNet, which want a GPU.
+_BY_DATASET = {
+    "digits": _Defaults("resnet8", 15, 15, 10, 64),
+    "fashion-mnist": _Defaults("resnet20", 4, 3, 3, 128),
+    "cifar10": _Defaults("resnet56", 100, 60, 40, 128),
+    "cifar100": _Defaults("vgg19", 100, 60, 40, 128),
+    "imagenet": _Defaults("torchvision.models:resnet50", 40, 30, 20, 256),
+}
+_OWN_DATA = _Defaults("", 10, 6, 4, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What ``decayprune prune`` was asked to do; None means: what suits the data set.
+
+    Attributes:
+        dataset: Name of a data set; ignored when ``data`` is given.
+        model: Name of a model, or ``pkg.mod:factory``.
+        data: ``pkg.mod:loaders`` of the user, or None.
+        host: The pruning method that selects.
+        budget: Multiply-accumulates that remain, as a fraction.
+        params_budget: Parameters that remain, as a fraction; None leaves them free.
+        epochs: Dense training before anything decays; 0 when the model is trained already.
+        prune_epochs: Training during which structures decay.
+        finetune_epochs: Training of the compact model.
+        batch_size: Images per step; the user's own loaders decide for themselves.
+        lr: Peak learning rate of dense training; half of it from then on.
+        weight_decay: Of SGD.
+        decay_steps: ``N``, steps of one decay.
+        rounds: Instalments in which the budget is reached.
+        rectify: Release structures whose decay training resists.
+        importance: Criterion by which structures are ranked.
+        seed: What everything random follows from.
+        data_dir: Where files of data sets are.
+        threads: Threads of torch.
+        device: Where to compute.
+        bf16: Forward passes in bfloat16 autocast.
+    """
+
+    dataset: str = "digits"
+    model: str | None = None
+    data: str | None = None
+    host: str = "default"
+    budget: float = 0.5
+    params_budget: float | None = None
+    epochs: int | None = None
+    prune_epochs: int | None = None
+    finetune_epochs: int | None = None
+    batch_size: int | None = None
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    decay_steps: int | None = None
+    rounds: int | None = None
+    rectify: bool = True
+    importance: str = "magnitude"
+    seed: int = 0
+    data_dir: str = str(DATA_DIR)
+    threads: int | None = None
+    device: str | None = None
+    bf16: bool = False
+
+    def resolved(self) -> Settings:
+        """The same with every None that has a default filled in, and checked.
+
+        Raises:
+            ValueError: A value makes no sense.
+        """
+        if self.data and not self.model:
+            raise ValueError("--data needs a model that fits it: give --model as well.")
+        if not self.data and self.dataset not in _BY_DATASET:
+            raise ValueError(
+                f"--dataset expects one of {', '.join(_BY_DATASET)}; found {self.dataset!r}. "
+                "For your own data give --data pkg.mod:loaders."
+            )
+        if self.host != "default":
+            raise ValueError(f"--host expects 'default'; found {self.host!r}.")
+        defaults = _OWN_DATA if self.data else _BY_DATASET[self.dataset]
+        filled = {
+            name: value for name, value in defaults._asdict().items() if getattr(self, name) is None
+        }
+        settings = replace(
+            self,
+            **filled,
+            threads=self.threads or torch.get_num_threads(),
+            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        lowest = {"epochs": 0, "prune_epochs": 1, "finetune_epochs": 0, "batch_size": 1, "seed": 0}
+        for name, low in {**lowest, "threads": 1}.items():
+            value = getattr(self, name)
+            if value < low:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} must be at least {low}; found {value}.")
+        if not self.lr > 0:
+            raise ValueError(f"--lr must be above 0; found {self.lr}.")
+        Budget(macs=self.budget, params=self.params_budget)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Settings:
+        """Settings as they were kept.
+
+        Raises:
+            ValueError: A field is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if names != set(found):
+            odd = ", ".join(sorted(names ^ set(found)))
+            raise ValueError(
+                f"The settings of the run should hold exactly the fields of this version of "
+                f"decayprune; these differ: {odd}. Resume with the version that began the run."
+            )
+        return cls(**found)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as flat plain scalars."""
+        return asdict(self)
+
+    def pruning(self, epoch_steps: int) -> dict[str, Any]:
+        """Arguments of :class:`decayprune.DecayPruner`.
+
+        Args:
+            epoch_steps: Optimizer steps in one epoch.
+
+        Raises:
+            ValueError: A decay does not fit into the steps there are.
+        """
+        steps = epoch_steps * (self.prune_epochs or 1)
+        # for_run leaves 40 % to recover in; here fine-tuning is counted apart.
+        schedule = Schedule.for_run(max(1, steps * 10 // 6))
+        if self.decay_steps is not None or self.rounds is not None:
+            decay = self.decay_steps if self.decay_steps is not None else schedule.decay_steps
+            if decay >= steps:
+                raise ValueError(
+                    f"--decay-steps must be below the {steps} steps of pruning "
+                    f"({self.prune_epochs} epochs of {epoch_steps}); found {decay}. Lower it or "
+                    "raise --prune-epochs."
+                )
+            rounds = self.rounds if self.rounds is not None else schedule.rounds
+            schedule = Schedule(stop=steps - decay, rounds=rounds, decay_steps=decay)
+        return {
+            "budget": Budget(macs=self.budget, params=self.params_budget),
+            "schedule": schedule,
+            "rectify": Rectify() if self.rectify else None,
+            "importance": self.importance,
+        }
