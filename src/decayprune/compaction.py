@@ -99,6 +99,7 @@ class Cut:
         optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._cut: list[Tensor] = []
         self.kept: dict[tuple[str, int], Tensor] = {}
         stays = torch.cat([~gone.cpu(), torch.ones(1, dtype=torch.bool)])  # label -1: stays
         tensors = named_tensors(model)
@@ -142,6 +143,7 @@ class Cut:
             tensor.grad = grad
 
         self._undo.append(put_back)
+        self._cut.append(tensor)
         tensor.grad = None
         tensor.data = smaller(old)
         tensor.grad = None if grad is None else smaller(grad)
@@ -161,6 +163,22 @@ class Cut:
         if new != old:
             self._undo.append(lambda: setattr(module, attribute, old))
             setattr(module, attribute, new)
+
+    def commit(self) -> None:
+        """Make the cut final: autograd forgets the old shapes."""
+        for tensor in self._cut:
+            if not isinstance(tensor, nn.Parameter):
+                continue
+            fresh, grad = nn.Parameter(tensor.data, tensor.requires_grad), tensor.grad
+            try:
+                # A graph that is still alive (the last loss, usually) keeps the parameter's
+                # gradient accumulator, and with it the old shape, alive. Swapping gives the same
+                # Python object a new one.
+                torch.utils.swap_tensors(tensor, fresh)
+            except RuntimeError:  # something else refers to the parameter; its data is cut anyway
+                continue
+            tensor.grad = grad
+        self._undo.clear()
 
     def undo(self) -> None:
         """Put everything back as it was."""
@@ -232,6 +250,7 @@ def compact(
             f"was left uncut. Groups that fail alone: {', '.join(guilty) or 'none'}. Put them into "
             "ignored_layers, or pass a larger tolerance if the difference is acceptable."
         )
+    cut.commit()
     kept_counts = cost.keep_counts(gone)
     return CompactionReport(
         macs_before=cost.macs(cost.sizes),
@@ -386,12 +405,7 @@ def refuse_uncuttable(
         finally:
             for name, value in saved.items():
                 tensors[name].copy_(value)
-    for group, reason in failed:
-        mask = torch.zeros(structures.num_structures, dtype=torch.bool)
-        first = next(g for g in structures.groups if g.layer == group)
-        mask[first.start] = True
-        structures = structures.without(mask, reason)
-    return structures
+    return structures.without(dict(failed)) if failed else structures
 
 
 def _search(
@@ -401,17 +415,19 @@ def _search(
     example_inputs: ExampleInputs,
     before: Sequence[Tensor],
     limit: float,
-) -> list[tuple[str, str]]:
-    """Groups that fail, by halving: cheap where nothing or little fails."""
+) -> list[tuple[int, str]]:
+    """(group, reason) of those that fail, by halving: cheap where nothing or little fails."""
     reason = _failure(model, structures, trial, example_inputs, before, limit)
     if reason is None:
         return []
     members = trial.nonzero().flatten()
+    groups = structures.group_of[members]
     if members.numel() == 1:
-        return [(structures.layer_of(int(members[0])), reason)]
+        return [(int(groups[0]), reason)]
     failed = []
     for half in members.tensor_split(2):
         mask = torch.zeros_like(trial)
         mask[half] = True
         failed += _search(model, structures, mask, example_inputs, before, limit)
-    return failed
+    # Each half works and both together do not: nobody is to blame alone, so all are refused.
+    return failed or [(int(group), reason) for group in groups]

@@ -1,0 +1,285 @@
+"""Portable artefacts: a folder with ``model.safetensors`` and ``structure.json``.
+
+The shapes and a few integer attributes of its layers say everything about a compact model, so
+loading takes a fresh dense model, cuts it to those shapes, and copies the weights in. Nothing is
+pickled or unpickled, every field of a file is checked before the model is touched, and files are
+written beside their final name and renamed, so that a full disk or a crash loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from decayprune.compaction import named_tensors
+
+_FORMAT, _VERSION = "decayprune-structure", 1
+_WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
+_LIMIT = 64 << 20  # bytes of structure.json that we are willing to parse
+
+_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
+    nn.Linear: ("in_features", "out_features"),
+    nn.modules.batchnorm._NormBase: ("num_features",),
+    nn.GroupNorm: ("num_channels", "num_groups"),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.PReLU: ("num_parameters",),
+    nn.Embedding: ("embedding_dim",),
+}
+_HEADS = (
+    "num_heads",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_key_value_groups",
+    "all_head_size",
+    "embed_dim",
+    "split_size",
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class CheckpointError(ValueError):
+    """A file is missing, damaged, foreign, or does not fit the model."""
+
+
+def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
+    """Write a model as ``model.safetensors`` and ``structure.json``.
+
+    Args:
+        folder: Made if missing; files of the same names are replaced.
+        model: Usually compacted; any module of tensors can be saved.
+
+    Raises:
+        OSError: The folder cannot be written; what was there before is untouched.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors, tied = _distinct(_saved_tensors(model))
+    structure = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": type(model).__qualname__,
+        "tensors": {
+            name: {"shape": list(value.shape), "dtype": _dtype(value)}
+            for name, value in tensors.items()
+        },
+        "tied": tied,
+        "modules": {
+            name: {"type": type(module).__qualname__} | attributes
+            for name, module in model.named_modules()
+            if (attributes := _attributes(module))
+        },
+    }
+    weights = {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
+    write_atomically(path / _WEIGHTS, serialise(weights, {"format": "pt"}))
+    write_atomically(path / _STRUCTURE, json.dumps(structure, indent=1).encode())
+
+
+def load(folder: str | os.PathLike[str], model: Model) -> Model:
+    """Cut a fresh dense model to the saved shapes and load the saved weights into it.
+
+    Args:
+        folder: What :func:`save` wrote.
+        model: A dense model of the same architecture; changed in place, on its own device.
+
+    Returns:
+        The same model: it computes what the saved one did, bit for bit.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or foreign, or the architecture differs; the
+            model was not changed.
+    """
+    structure = _read_structure(Path(folder) / _STRUCTURE)
+    weights = _read_weights(Path(folder) / _WEIGHTS, structure)
+    plan = _fit(structure, model)
+    own = _saved_tensors(model)
+    with torch.no_grad():
+        for name, value in weights.items():
+            target = own[name]
+            if target.shape != value.shape:
+                target.grad = None
+                target.data = torch.empty(value.shape, dtype=target.dtype, device=target.device)
+            target.copy_(value)
+    for module, attribute, value in plan:
+        setattr(module, attribute, value)
+    return model
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its final name and rename it, so that it is never half there."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+# ---------------------------------------------------------------- what is saved
+
+
+def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, by every name they have."""
+    tensors = named_tensors(model)
+    return {name: tensors[name] for name in model.state_dict(keep_vars=True) if name in tensors}
+
+
+def _distinct(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and the other names of tied ones."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, value in tensors.items():
+        if id(value) in first:
+            tied[name] = first[id(value)]
+        else:
+            first[id(value)] = name
+    return {name: tensors[name] for name in first.values()}, tied
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Integer attributes that a cut may have changed."""
+    names = [n for kind, ns in _ATTRIBUTES.items() if isinstance(module, kind) for n in ns]
+    names += [n for n in _HEADS if n in vars(module)]
+    found = {}
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
+            found[name] = list(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
+# ---------------------------------------------------------------- reading, distrustfully
+
+
+def _read_structure(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise CheckpointError(f"{path} is larger than any structure file; it is damaged.")
+        structure = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: expected a folder written by decayprune.save()."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); save the model again.") from None
+    if not isinstance(structure, dict) or structure.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} was not written by decayprune.save().")
+    if structure.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path} has version {structure.get('version')!r}, this decayprune reads version "
+            f"{_VERSION}; use the decayprune that wrote it, or a newer one."
+        )
+    _check_fields(path, structure)
+    return structure
+
+
+def _check_fields(path: Path, structure: dict[str, Any]) -> None:
+    def wrong(what: str) -> CheckpointError:
+        return CheckpointError(f"{path} is damaged: {what}. Save the model again.")
+
+    for key in ("tensors", "tied", "modules"):
+        if not isinstance(structure.get(key), dict):
+            raise wrong(f"{key!r} is not an object")
+    for name, entry in structure["tensors"].items():
+        if not isinstance(entry, dict) or set(entry) != {"shape", "dtype"}:
+            raise wrong(f"the entry of tensor {name!r} is not a shape and a dtype")
+        if not isinstance(entry["shape"], list) or not all(_is_size(v) for v in entry["shape"]):
+            raise wrong(f"the shape of tensor {name!r} is not a list of sizes")
+        if not isinstance(entry["dtype"], str):
+            raise wrong(f"the dtype of tensor {name!r} is not a name")
+    for name, other in structure["tied"].items():
+        if name in structure["tensors"] or other not in structure["tensors"]:
+            raise wrong(f"tensor {name!r} is tied to nothing")
+    for name, entry in structure["modules"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise wrong(f"the entry of module {name!r} has no type")
+        for attribute, value in entry.items():
+            sizes = value if isinstance(value, list) else [value]
+            if attribute != "type" and not all(_is_size(v) for v in sizes):
+                raise wrong(f"{attribute!r} of module {name!r} is not a size")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
+
+
+def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: expected a folder written by decayprune.save()."
+        ) from None
+    except (SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); save the model again.") from None
+    if set(weights) != set(structure["tensors"]):
+        odd = sorted(set(weights) ^ set(structure["tensors"]))
+        raise CheckpointError(
+            f"{path} and {_STRUCTURE} beside it hold different tensors (such as {odd[0]!r}); they "
+            "do not belong together."
+        )
+    for name, entry in structure["tensors"].items():
+        found = [list(weights[name].shape), _dtype(weights[name])]
+        if found != [entry["shape"], entry["dtype"]]:
+            raise CheckpointError(
+                f"Tensor {name!r} is {found[1]} {found[0]} in {path.name} and {entry['dtype']} "
+                f"{entry['shape']} in {_STRUCTURE}; they do not belong together."
+            )
+    return weights
+
+
+def _fit(structure: dict[str, Any], model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Attributes to set, once everything was found to fit; raises before anything changes."""
+
+    def unfit(what: str) -> CheckpointError:
+        return CheckpointError(
+            f"The saved model does not fit this {type(model).__qualname__}: {what}. Pass a fresh "
+            f"dense model of the architecture that was saved ({structure.get('model')})."
+        )
+
+    tensors, tied = _distinct(_saved_tensors(model))
+    entries = structure["tensors"]
+    if set(tensors) != set(entries) or tied != structure["tied"]:
+        odd = sorted((set(tensors) ^ set(entries)) | (set(tied) ^ set(structure["tied"])))
+        raise unfit(f"their tensors differ, first {odd[0]!r}" if odd else "tied tensors differ")
+    for name, entry in entries.items():
+        own, saved = list(tensors[name].shape), entry["shape"]
+        if len(own) != len(saved) or any(s > o for s, o in zip(saved, own, strict=True)):
+            raise unfit(f"{name} is {saved} there and {own} here")
+        if _dtype(tensors[name]) != entry["dtype"]:
+            raise unfit(f"{name} is {entry['dtype']} there and {_dtype(tensors[name])} here")
+    modules = dict(model.named_modules())
+    plan = []
+    for name, entry in structure["modules"].items():
+        if name not in modules or type(modules[name]).__qualname__ != entry["type"]:
+            raise unfit(f"module {name!r} is no {entry['type']} here")
+        known = _attributes(modules[name])
+        for attribute, value in entry.items():
+            if attribute == "type":
+                continue
+            if attribute not in known or isinstance(known[attribute], list) != isinstance(value, list):
+                raise unfit(f"module {name!r} has no attribute {attribute!r} here")
+            plan.append(
+                (modules[name], attribute, tuple(value) if isinstance(value, list) else value)
+            )
+    return plan

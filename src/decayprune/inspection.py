@@ -1,0 +1,121 @@
+"""What of a model can be pruned, what cannot, and why: the look before the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from decayprune.compaction import refuse_uncuttable
+from decayprune.cost import CostModel
+from decayprune.structures.forward import ExampleInputs
+from decayprune.structures.structure_map import Refusal, StructureMap
+from decayprune.structures.trace import trace
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """One prunable width.
+
+    Attributes:
+        layer: Module that produces it.
+        layers: Every module that is cut with it.
+        structures: How many structures it has.
+        macs: Multiply-accumulates that go if only one structure of it stays.
+        params: Parameters that go likewise.
+    """
+
+    layer: str
+    layers: tuple[str, ...]
+    structures: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything :func:`inspect` found; ``print()`` it for a table.
+
+    Attributes:
+        groups: Prunable widths.
+        refusals: Widths that are left alone, each with its reason.
+        macs: Multiply-accumulates of one example.
+        params: Parameters.
+        least_macs: Fraction of the MACs that remains with one structure in each group.
+        seconds: How long it took to find out.
+        structures: The map itself.
+    """
+
+    groups: tuple[GroupSummary, ...]
+    refusals: tuple[Refusal, ...]
+    macs: int
+    params: int
+    least_macs: float
+    seconds: float
+    structures: StructureMap
+
+    def __str__(self) -> str:
+        """A table of the groups, and under it the refusals."""
+        width = max((len(g.layer) for g in self.groups), default=5)
+        lines = [
+            f"{self.macs:,} MACs, {self.params:,} parameters; "
+            f"{self.structures.num_structures:,} prunable structures in {len(self.groups)} groups "
+            f"(at the least {self.least_macs:.1%} of the MACs remain). {self.seconds:.2f} s",
+            "",
+            f"{'group':{width}}  {'structures':>10}  {'MACs in it':>15}  {'parameters':>12}  layers",
+        ]
+        for group in self.groups:
+            others = ", ".join(group.layers[:3]) + (", ..." if len(group.layers) > 3 else "")
+            lines.append(
+                f"{group.layer:{width}}  {group.structures:>10,}  {group.macs:>15,}  "
+                f"{group.params:>12,}  {others}"
+            )
+        if self.refusals:
+            lines += ["", "left alone:"]
+            lines += [f"  {r.layer} ({r.width} wide): {r.reason}" for r in self.refusals]
+        return "\n".join(lines)
+
+
+def inspect(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    ignored_layers: Iterable[str | nn.Module] = (),
+) -> Inspection:
+    """What can be pruned, what not and why, and what each group is worth.
+
+    Args:
+        model: Left as it is.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        ignored_layers: Names, globs or modules to leave alone.
+    """
+    began = time.perf_counter()
+    structures = trace(model, example_inputs, ignored_layers)
+    structures = refuse_uncuttable(model, structures, example_inputs)
+    cost = CostModel(structures, {name: p.shape for name, p in model.named_parameters()})
+    macs, params = cost.macs(cost.sizes), cost.params(cost.sizes)
+    groups = []
+    for number, group in enumerate(structures.groups):
+        alone = cost.sizes.clone()
+        alone[number] = 1
+        groups.append(
+            GroupSummary(
+                group.layer,
+                group.layers,
+                group.size,
+                macs - cost.macs(alone),
+                params - cost.params(alone),
+            )
+        )
+    least = cost.macs(torch.ones_like(cost.sizes)) / max(macs, 1)
+    return Inspection(
+        groups=tuple(groups),
+        refusals=structures.refusals,
+        macs=macs,
+        params=params,
+        least_macs=least,
+        seconds=time.perf_counter() - began,
+        structures=structures,
+    )

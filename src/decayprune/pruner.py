@@ -1,0 +1,455 @@
+"""The pruner a user meets: three lines in any training loop.
+
+:class:`DecayPruner` finds the structures of a model, decides at each round of its schedule which
+of them leave, and lets a :class:`~decayprune.decayer.Decayer` shrink them after every optimizer
+step. It checks the order of calls, saves and resumes, and hands over to the knife at the end.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from decayprune.compaction import CompactionReport, compact, refuse_uncuttable
+from decayprune.cost import Budget, CostModel
+from decayprune.decay import CURVES, Curve
+from decayprune.decayer import Decayer
+from decayprune.importance import IMPORTANCES, Importance, random
+from decayprune.lifecycle import Event, LifecycleState
+from decayprune.rectify import Rectify
+from decayprune.selection import ImportanceSelector, Schedule, Scope
+from decayprune.structures.forward import ExampleInputs
+from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.trace import trace
+
+_FORMAT = 1
+_ORDER = "loss.backward(); optimizer.step(); pruner.step(); optimizer.zero_grad()"
+_pruners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[DecayPruner]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class DecayPruner:
+    """Prunes a model smoothly while it trains.
+
+    Example::
+
+        pruner = DecayPruner(model, optimizer, inputs, budget=Budget(macs=0.5),
+                             schedule=Schedule.for_run(total_steps))
+        for inputs, targets in loader:
+            criterion(model(inputs), targets).backward()
+            optimizer.step(); pruner.step(); optimizer.zero_grad()
+        report = pruner.compact()
+
+    Args:
+        model: Trained in place. Build the pruner from the bare module, before it is wrapped or
+            compiled.
+        optimizer: Holds the model's parameters; several optimizers as a list.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments for one
+            forward pass.
+        budget: Upper bounds on what remains.
+        schedule: When structures are selected and how long they decay.
+        rectify: When a decaying structure is released; None for smooth pruning alone.
+        importance: ``"magnitude"``, ``"magnitude_l1"``, ``"taylor"``, ``"bn_scale"``,
+            ``"random"``, or a function ``(structures, parameters) -> scores``.
+        ignored_layers: Names, globs or modules whose output widths are left alone.
+        round_to: Make every pruned width a multiple of it.
+        scope: Compare structures over the model (``"global"``), within their group
+            (``"local"``), or within groups of the same kind (``"isomorphic"``).
+        slices: Shrink the ``"carriers"`` or ``"all"`` slices of a structure.
+        decay: ``"linear"``, ``"cosine"``, or a function of progress.
+        floor: Share of every width that stays in any case.
+        inflate: Hold the norm of a decaying structure to the schedule even if training shrank
+            it faster; False only ever shortens.
+
+    Raises:
+        ValueError: Nothing can be pruned, the budget cannot be reached, a name matches nothing,
+            the optimizer does not hold the parameters, or an argument is out of range.
+        RuntimeError: Another pruner works on this model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        example_inputs: ExampleInputs,
+        *,
+        budget: Budget,
+        schedule: Schedule,
+        rectify: Rectify | None = Rectify(),  # noqa: B008 - frozen
+        importance: str | Importance = "magnitude",
+        ignored_layers: Iterable[str | nn.Module] = (),
+        round_to: int | None = None,
+        scope: Scope = "global",
+        slices: Literal["carriers", "all"] = "carriers",
+        decay: str | Curve = "linear",
+        floor: float = 0.1,
+        inflate: bool = True,
+    ) -> None:
+        _check_free(model)
+        self.optimizers = _optimizers(optimizer)
+        structures = trace(model, example_inputs, ignored_layers)
+        structures = refuse_uncuttable(model, structures, example_inputs)
+        _check_prunable(structures)
+        self.model, self.structures, self.schedule = model, structures, schedule
+        self._example_inputs = example_inputs
+        self._parameters = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name in {item.name for item in structures.slices}
+        }
+        _check_held(self._parameters, self.optimizers)
+        self._homes = [
+            (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], parameter)
+            for name, parameter in self._parameters.items()
+        ]
+        self._shapes = [parameter.shape for parameter in self._parameters.values()]
+
+        self._seed = torch.initial_seed() % 2**63
+        self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
+        tournament = rectify is not None and rectify.rule == "tournament"
+        self._selector = ImportanceSelector(
+            structures,
+            self.cost,
+            budget,
+            schedule,
+            self._importance(importance),
+            scope=scope,
+            round_to=round_to,
+            floor=floor,
+            extra=rectify.extra if rectify is not None and tournament else 0.0,
+        )
+        if slices not in ("carriers", "all"):
+            raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
+        self._decayer = Decayer(
+            structures,
+            self._parameters,
+            self.optimizers,
+            curve=_curve(decay),
+            decay_steps=schedule.decay_steps,
+            slices=slices,
+            rectify=rectify,
+            last_release=schedule.stop,
+            inflate=inflate,
+        )
+        self._needs_gradients = rectify is not None or importance == "taylor"
+        self.budget, self.rectify = budget, rectify
+        self.steps = 0
+        self.waited = 0
+        self.events: list[Event] = []
+        self._attached = False
+        self._report: CompactionReport | None = None
+        self._stepped: set[int] = set()
+        self._grad_scale = 1.0
+        self._hooks = _register_hooks(self)
+        _pruners[model] = weakref.ref(self)
+
+    # ---------------------------------------------------------------- what a user reads
+
+    @property
+    def state(self) -> LifecycleState:
+        """Where every structure stands (tensors of shape ``(S,)``)."""
+        return self._decayer.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is met and nothing decays any more."""
+        return not bool((self.state.phase == 1).any()) and self._selector.done(
+            self.state, self.steps
+        )
+
+    def remaining(self) -> dict[str, float]:
+        """MACs, parameters and structures that remain, commitments counted, as fractions."""
+        kept = self.cost.keep_counts(self.state.committed.cpu())
+        return self.cost.fractions(kept, ["macs", "params", "structures"])
+
+    # ---------------------------------------------------------------- what a loop calls
+
+    def step(self) -> None:
+        """Follow one optimizer step: release, select, shrink, zero.
+
+        Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. Where the
+        optimizer did not step since the last call (accumulation, a step that GradScaler skipped)
+        nothing happens. After :meth:`compact` it does nothing.
+
+        Raises:
+            RuntimeError: The pruner is attached, gradients are gone, or the model was changed.
+        """
+        if self._report is not None:
+            return
+        if self._attached:
+            raise RuntimeError(
+                "This pruner is attached to the optimizer and steps by itself: remove the call "
+                "of pruner.step(), or call pruner.detach() first."
+            )
+        if len(self._stepped) == len(self.optimizers):
+            self._follow()
+
+    def observe(self) -> None:
+        """Read gradients now, before clipping or a sparsity term changes them.
+
+        Optional; call it after ``backward()`` (and ``scaler.unscale_()``), before anything edits
+        ``.grad``. Without it the gradients are read in :meth:`step`.
+
+        Raises:
+            RuntimeError: There are no gradients.
+        """
+        if self._report is not None or self.rectify is None:
+            return
+        self._check_gradients()
+        self._decayer.observe()
+
+    def attach(self) -> None:
+        """Step by itself after every optimizer step from now on; :meth:`step` is not called."""
+        self._attached = True
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`: the loop calls :meth:`step` again."""
+        self._attached = False
+
+    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+        """Remove the pruned structures from the model, in place, once the pruner has finished.
+
+        Parameters keep their identity and optimizer state is sliced along, so training simply
+        goes on. The outputs on the example inputs are compared before and after.
+
+        Args:
+            tolerance: Largest error relative to the largest output; None for the dtype's default.
+
+        Raises:
+            RuntimeError: Structures still decay, or rounds are still to come.
+            CompactionError: Outputs would change; the model was left uncut.
+        """
+        if self._report is not None:
+            return self._report
+        if not self.finished:
+            raise RuntimeError(
+                f"compact() before the pruner has finished: {self.state.decaying.numel()} "
+                f"structures still decay at step {self.steps} (the schedule stops at "
+                f"{self.schedule.stop} and decays last {self.schedule.decay_steps} steps). Train "
+                "until pruner.finished is True."
+            )
+        self._check_model()
+        self._report = compact(
+            self.model,
+            self.structures,
+            self.state.phase == 2,
+            example_inputs=self._example_inputs,
+            optimizers=self.optimizers,
+            tolerance=tolerance,
+        )
+        self.close()
+        return self._report
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer: hooks are removed, another pruner may start."""
+        for hook in self._hooks:
+            hook.remove()
+        _pruners.pop(self.model, None)
+
+    # ---------------------------------------------------------------- save and resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, as tensors, strings and numbers.
+
+        It loads with ``torch.load(..., weights_only=True)``. Save it together with the model and
+        the optimizer, after :meth:`step`.
+        """
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.structures.fingerprint,
+            "slices": self._signature(),
+            "settings": self._settings(),
+            "steps": self.steps,
+            "waited": self.waited,
+            "seed": self._seed,
+            "state": self.state.state_dict(),
+            "events": [list(vars(event).values()) for event in self.events],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, bit for bit.
+
+        Raises:
+            ValueError: It belongs to another model, other settings, or another version.
+        """
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            found = state.get("format") if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"Expected a decayprune pruner state of format {_FORMAT}, found {found!r}."
+            )
+        if state["fingerprint"] != self.structures.fingerprint:
+            ours, theirs = self._signature(), state["slices"]
+            differs = next((a for a, b in zip(ours, theirs, strict=False) if a != b), None)
+            raise ValueError(
+                "This pruner state was saved for another model: the structures differ, first at "
+                f"{differs or 'the number of layers'}. Build the same model and pass the same "
+                "ignored_layers."
+            )
+        for name, value in self._settings().items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"This pruner state was saved with {name}={state['settings'].get(name)!r}, the "
+                    f"pruner was built with {value!r}. Build it with the settings it was saved with."
+                )
+        self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
+        self.steps, self.waited = int(state["steps"]), int(state["waited"])
+        self._seed = int(state["seed"])
+        self.events = [Event(*row) for row in state["events"]]
+        self._stepped.clear()
+
+    def _signature(self) -> list[str]:
+        return [f"{s.name} (dimension {s.dim}, {s.width} wide)" for s in self.structures.slices]
+
+    def _settings(self) -> dict[str, Any]:
+        schedule = {f"schedule.{k}": v for k, v in vars(self.schedule).items()}
+        budget = {f"budget.{k}": v for k, v in vars(self.budget).items()}
+        rectify = {} if self.rectify is None else vars(self.rectify)
+        return schedule | budget | {f"rectify.{k}": v for k, v in rectify.items()}
+
+    # ---------------------------------------------------------------- inside
+
+    def _importance(self, importance: str | Importance) -> Importance:
+        if callable(importance):
+            return importance
+        if importance == "random":
+            return lambda structures, parameters: random(self._seed)(structures, parameters)
+        if importance not in IMPORTANCES:
+            known = ", ".join(repr(name) for name in [*IMPORTANCES, "random"])
+            raise ValueError(
+                f"importance is one of {known}, or a function (structures, parameters) -> scores; "
+                f"found {importance!r}."
+            )
+        return IMPORTANCES[importance]
+
+    def _before_step(self) -> None:
+        if not self._stepped:
+            self._decayer.remember()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Under GradScaler a fused optimizer is called even where it must skip, and its gradients
+        # are still scaled (the scaler hands it both as attributes).
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        scale = getattr(optimizer, "grad_scale", None)
+        self._grad_scale = 1.0 if scale is None else float(scale)
+        self._stepped.add(id(optimizer))
+        if self._attached and len(self._stepped) == len(self.optimizers):
+            self._follow()
+
+    def _follow(self) -> None:
+        self._stepped.clear()
+        self._check_model()
+        if self._needs_gradients:
+            self._check_gradients()
+        events = self._decayer.step(self.steps + 1, self._selector, self._grad_scale)
+        if events is None:
+            self.waited += 1
+            return
+        self.steps += 1
+        self.events += events
+
+    def _check_gradients(self) -> None:
+        if all(parameter.grad is None for parameter in self._parameters.values()):
+            raise RuntimeError(
+                "pruner.step() needs the gradients of this step, and every .grad is None: was "
+                f"zero_grad() called first? The order is: {_ORDER}"
+            )
+
+    def _check_model(self) -> None:
+        for (module, attribute, parameter), shape in zip(self._homes, self._shapes, strict=True):
+            if module._parameters.get(attribute) is not parameter or parameter.shape != shape:
+                name = next(n for n, p in self._parameters.items() if p is parameter)
+                raise RuntimeError(
+                    f"The model was changed between two steps: {name} is another parameter, or has "
+                    f"another shape, than when the pruner was built ({tuple(shape)}). Change the "
+                    "model before building the pruner, or build a new one."
+                )
+
+
+def _check_free(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    other = _pruners.get(model)
+    if other is not None and other() is not None:
+        raise RuntimeError(
+            "Another pruner already works on this model. Let it finish with compact(), or call "
+            "its close() first."
+        )
+
+
+def _optimizers(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> list[torch.optim.Optimizer]:
+    given = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for one in given:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer or a list of them, found "
+                f"{type(one).__name__}."
+            )
+        if isinstance(one, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS takes many inner steps in one step() and keeps a history of flattened "
+                "gradients that cannot be cut along; use SGD, Adam or AdamW."
+            )
+    return given
+
+
+def _check_prunable(structures: StructureMap) -> None:
+    if structures.num_structures:
+        return
+    reasons = "; ".join(f"{r.layer}: {r.reason}" for r in structures.refusals[:5])
+    raise ValueError(
+        "Nothing in this model can be pruned. "
+        + (f"What is left alone, and why: {reasons}. " if reasons else "No layer was found. ")
+        + "See dp.inspect(model, example_inputs) for the whole list."
+    )
+
+
+def _check_held(
+    parameters: dict[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in held]
+    if missing:
+        raise ValueError(
+            f"The optimizer does not hold {len(missing)} of the {len(parameters)} parameters to "
+            f"prune (the first: {', '.join(missing[:3])}). Was it built for another copy of the "
+            "model? Build it from this model's parameters(), or freeze those parameters."
+        )
+
+
+def _curve(decay: str | Curve) -> Curve:
+    curve = CURVES.get(decay) if isinstance(decay, str) else decay
+    if curve is None or not callable(curve):
+        raise ValueError(f"decay is 'linear', 'cosine' or a function of progress, found {decay!r}.")
+    ends = curve(torch.tensor([0.0, 1.0])).tolist()
+    if ends != [1.0, 0.0]:
+        raise ValueError(f"decay must fall from 1 at progress 0 to 0 at progress 1, found {ends}.")
+    return curve
+
+
+def _register_hooks(pruner: DecayPruner) -> list[torch.utils.hooks.RemovableHandle]:
+    # The hooks must not keep a forgotten pruner alive, or its model could never be pruned again.
+    alive = weakref.ref(pruner)
+
+    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if (self := alive()) is not None:
+            self._before_step()
+
+    def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if (self := alive()) is not None:
+            self._after_step(optimizer)
+
+    hooks = []
+    for optimizer in pruner.optimizers:
+        hooks.append(optimizer.register_step_pre_hook(before))
+        hooks.append(optimizer.register_step_post_hook(after))
+    return hooks
+
