@@ -11,16 +11,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 import decayprune as dp
-from decayprune.recipes import data as datasets
-from decayprune.recipes import models, own, summary
-from decayprune.recipes.batches import seed_all, to_device
+from decayprune.recipes import subject, summary
 from decayprune.recipes.decaylog import DecayLog
 from decayprune.recipes.loop import Step, cosine, evaluate, train_steps
 from decayprune.recipes.runfolder import RunFolder
@@ -51,7 +47,6 @@ class Run:
         settings: Resolved.
         folder: Where everything is written.
         watch: Told of every phase and step.
-        command: How the run was started, for the report.
         save_every: Seconds between checkpoints.
         stop: Asked after each step; when true, the run saves and raises :class:`Interrupted`.
     """
@@ -62,17 +57,15 @@ class Run:
         folder: RunFolder,
         watch: Watch,
         *,
-        command: str = "decayprune prune",
         save_every: float = 30.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.settings, self.folder, self.watch, self.command = settings, folder, watch, command
+        self.settings, self.folder, self.watch = settings, folder, watch
         self._save_every, self._stop = save_every, stop
         torch.set_num_threads(settings.threads or 1)
-        self.device = torch.device(settings.device or "cpu")
-        self.data = self._data()
-        self.model = self._fresh()
-        self.example = to_device(self._example(1), self.device)
+        self.data = subject.read_data(settings)
+        self.model = subject.fresh_model(settings, self.data)
+        self.example = subject.example(settings, self.data, 1)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=settings.lr,
@@ -89,42 +82,6 @@ class Run:
         self.figures: dict[str, Any] = {"seconds": 0.0}
         self.pruner: dp.DecayPruner | None = None
         self._counted = self._saved = time.monotonic()
-
-    # ------------------------------------------------------------ what is trained on what
-
-    def _data(self) -> datasets.Data:
-        settings = self.settings
-        if settings.data:
-            return own.data(settings.data, settings.seed)
-        return datasets.load(
-            settings.dataset,
-            Path(settings.data_dir).expanduser(),
-            settings.batch_size or 1,
-            settings.seed,
-        )
-
-    def _fresh(self) -> nn.Module:
-        """The dense model as it is before the first step: the same at every call."""
-        seed_all(self.settings.seed)
-        name = self.settings.model or ""
-        if ":" in name:
-            return own.model(name).to(self.device)
-        if self.settings.data:
-            raise ValueError(
-                f"--data needs a model that fits it: --model pkg.mod:factory; found {name!r}."
-            )
-        data = self.data
-        model = models.build(name, data.in_channels, data.num_classes, data.image_size)
-        return model.to(self.device)
-
-    def _example(self, size: int) -> Any:
-        """The first test inputs, at most ``size`` of them."""
-        inputs = next(iter(self.data.test.epoch(0)))[0]
-        if isinstance(inputs, dict):
-            return {key: value[:size] for key, value in inputs.items()}
-        if isinstance(inputs, (tuple, list)):
-            return tuple(value[:size] for value in inputs)
-        return inputs[:size]
 
     # ------------------------------------------------------------ the line of phases
 
@@ -201,17 +158,15 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         accuracy = self._evaluate("accuracy after")
         self.watch.phase("measure and check", 2, 0)
-        dense = self._fresh()
-        batch = to_device(self._example(_LATENCY_BATCH), self.device)
+        dense = subject.fresh_model(self.settings, self.data)
+        batch = subject.example(self.settings, self.data, _LATENCY_BATCH)
         latency = dp.benchmark(dense, self.model, batch)
         self.watch.tick()
         dp.save(self.folder.path, self.model)
         summary.check_saved(self.folder.path, dense, self.model, batch)
         self.watch.tick()
         self._clock()
-        report = summary.report(
-            self.settings, self.command, self.figures | {"accuracy_after": accuracy}, latency
-        )
+        report = summary.report(self.settings, self.figures | {"accuracy_after": accuracy}, latency)
         self.folder.finish(report)
         return report
 

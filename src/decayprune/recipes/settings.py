@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -145,6 +146,26 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """The settings as flat plain scalars."""
         return asdict(self)
+
+    def command(self) -> str:
+        """The command line that gives these settings, defaults left out."""
+        default = Settings(
+            dataset=self.dataset, data=self.data, model=self.model if self.data else None
+        ).resolved()
+        words = ["decayprune", "prune"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            named = field.name in ("dataset", "data", "model") and value != field.default
+            if value is None or (value == getattr(default, field.name) and not named):
+                continue
+            if field.name == "dataset" and self.data:
+                continue
+            option = "--" + field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(option if value else "--no-" + option[2:])
+            else:
+                words += [option, str(value)]
+        return shlex.join(words)
 
     def pruning(self, epoch_steps: int) -> dict[str, Any]:
         """Arguments of :class:`decayprune.DecayPruner`.

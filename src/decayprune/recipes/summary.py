@@ -80,14 +80,11 @@ def check_saved(folder: Path, dense: nn.Module, compact: nn.Module, inputs: Any)
         )
 
 
-def report(
-    settings: Settings, command: str, figures: dict[str, Any], latency: Latency
-) -> dict[str, Any]:
+def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dict[str, Any]:
     """The object of ``report.json``.
 
     Args:
         settings: Of the run.
-        command: How it was started.
         figures: Gathered on the way.
         latency: Measured at the end.
     """
@@ -95,7 +92,7 @@ def report(
     return {
         "format": "decayprune-report",
         "version": 1,
-        "command": command,
+        "command": settings.command(),
         "settings": settings.to_json(),
         "versions": {
             "decayprune": version("decayprune"),

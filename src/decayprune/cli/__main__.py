@@ -1,0 +1,5 @@
+"""``python -m decayprune.cli``: the same as the command."""
+
+from decayprune.cli import main
+
+main()
