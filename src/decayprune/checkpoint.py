@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from decayprune.compaction import named_tensors
+from decayprune.cutting import named_tensors
 
 _FORMAT, _VERSION = "decayprune-structure", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
@@ -157,7 +158,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     """Integer attributes that a cut may have changed."""
     names = [n for kind, ns in _ATTRIBUTES.items() if isinstance(module, kind) for n in ns]
     names += [n for n in _HEADS if n in vars(module)]
-    found = {}
+    found: dict[str, int | list[int]] = {}
     for name in names:
         value = getattr(module, name, None)
         if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
@@ -180,7 +181,9 @@ def _read_structure(path: Path) -> dict[str, Any]:
             f"{path} is missing: expected a folder written by decayprune.save()."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); save the model again.") from None
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); save the model again."
+        ) from None
     if not isinstance(structure, dict) or structure.get("format") != _FORMAT:
         raise CheckpointError(f"{path} was not written by decayprune.save().")
     if structure.get("version") != _VERSION:
@@ -193,32 +196,43 @@ def _read_structure(path: Path) -> dict[str, Any]:
 
 
 def _check_fields(path: Path, structure: dict[str, Any]) -> None:
-    def wrong(what: str) -> CheckpointError:
-        return CheckpointError(f"{path} is damaged: {what}. Save the model again.")
+    for what in _problems(structure):
+        raise CheckpointError(f"{path} is damaged: {what}. Save the model again.")
 
-    for key in ("tensors", "tied", "modules"):
-        if not isinstance(structure.get(key), dict):
-            raise wrong(f"{key!r} is not an object")
-    for name, entry in structure["tensors"].items():
-        if not isinstance(entry, dict) or set(entry) != {"shape", "dtype"}:
-            raise wrong(f"the entry of tensor {name!r} is not a shape and a dtype")
-        if not isinstance(entry["shape"], list) or not all(_is_size(v) for v in entry["shape"]):
-            raise wrong(f"the shape of tensor {name!r} is not a list of sizes")
-        if not isinstance(entry["dtype"], str):
-            raise wrong(f"the dtype of tensor {name!r} is not a name")
+
+def _problems(structure: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the fields of a structure file, in words."""
+    absent = [k for k in ("tensors", "tied", "modules") if not isinstance(structure.get(k), dict)]
+    if absent:
+        yield f"{absent[0]!r} is not an object"
+        return
+    tensors = structure["tensors"]
+    for name, entry in tensors.items():
+        if not (isinstance(entry, dict) and set(entry) == {"shape", "dtype"}):
+            yield f"the entry of tensor {name!r} is not a shape and a dtype"
+        elif not (_is_size(entry["shape"], list) and isinstance(entry["dtype"], str)):
+            yield f"the shape or dtype of tensor {name!r} is none"
     for name, other in structure["tied"].items():
-        if name in structure["tensors"] or other not in structure["tensors"]:
-            raise wrong(f"tensor {name!r} is tied to nothing")
-    for name, entry in structure["modules"].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-            raise wrong(f"the entry of module {name!r} has no type")
-        for attribute, value in entry.items():
-            sizes = value if isinstance(value, list) else [value]
-            if attribute != "type" and not all(_is_size(v) for v in sizes):
-                raise wrong(f"{attribute!r} of module {name!r} is not a size")
+        if name in tensors or not isinstance(other, str) or other not in tensors:
+            yield f"tensor {name!r} is tied to nothing"
+    yield from _module_problems(structure["modules"])
 
 
-def _is_size(value: object) -> bool:
+def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
+    for name, entry in modules.items():
+        if not (isinstance(entry, dict) and isinstance(entry.get("type"), str)):
+            yield f"the entry of module {name!r} has no type"
+            continue
+        sizes = {attribute: value for attribute, value in entry.items() if attribute != "type"}
+        for attribute, value in sizes.items():
+            if not (_is_size(value) or _is_size(value, list)):
+                yield f"{attribute!r} of module {name!r} is not a size"
+
+
+def _is_size(value: object, kind: type = int) -> bool:
+    """Whether a value is one size, or (``kind=list``) a list of sizes."""
+    if kind is list:
+        return isinstance(value, list) and all(_is_size(item) for item in value)
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
 
 
@@ -268,18 +282,24 @@ def _fit(structure: dict[str, Any], model: nn.Module) -> list[tuple[nn.Module, s
             raise unfit(f"{name} is {saved} there and {own} here")
         if _dtype(tensors[name]) != entry["dtype"]:
             raise unfit(f"{name} is {entry['dtype']} there and {_dtype(tensors[name])} here")
+    return [
+        (module, attribute, tuple(value) if isinstance(value, list) else value)
+        for module, attribute, value in _attributes_to_set(structure, model, unfit)
+    ]
+
+
+def _attributes_to_set(
+    structure: dict[str, Any], model: nn.Module, unfit: Callable[[str], CheckpointError]
+) -> Iterator[tuple[nn.Module, str, Any]]:
     modules = dict(model.named_modules())
-    plan = []
     for name, entry in structure["modules"].items():
-        if name not in modules or type(modules[name]).__qualname__ != entry["type"]:
+        module = modules.get(name)
+        if module is None or type(module).__qualname__ != entry["type"]:
             raise unfit(f"module {name!r} is no {entry['type']} here")
-        known = _attributes(modules[name])
+        known = _attributes(module)
         for attribute, value in entry.items():
             if attribute == "type":
                 continue
-            if attribute not in known or isinstance(known[attribute], list) != isinstance(value, list):
+            if attribute not in known or type(known[attribute]) is not type(value):
                 raise unfit(f"module {name!r} has no attribute {attribute!r} here")
-            plan.append(
-                (modules[name], attribute, tuple(value) if isinstance(value, list) else value)
-            )
-    return plan
+            yield module, attribute, value

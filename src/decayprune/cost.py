@@ -8,7 +8,7 @@ asks this model again and again instead of summing savings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -36,7 +36,7 @@ class Budget:
     params: float | None = None
     structures: float | None = None
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if not self.bounds:
             raise ValueError("Budget() needs at least one bound, for example Budget(macs=0.5).")
         for name, bound in self.bounds.items():
@@ -152,10 +152,10 @@ class CostModel:
             kept: Structures that stay in each group, shape ``(G,)``.
             names: Which costs: fields of :class:`Budget`.
         """
-        value = {
+        value: dict[str, Callable[[Tensor], int]] = {
             "macs": self.macs,
             "params": self.params,
-            "structures": lambda k: int(k.sum()),
+            "structures": lambda kept: int(kept.sum()),
         }
         return {name: value[name](kept) / max(value[name](self.sizes), 1) for name in names}
 

@@ -72,5 +72,7 @@ def scale_factors(length: Tensor, target: Tensor, *, inflate: bool = True) -> Te
     Returns:
         Factors, shape ``(D,)``; 0 where the norm is 0 (it stays 0).
     """
-    factors = torch.where(length > 0, target / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)
+    factors = torch.where(
+        length > 0, target / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0
+    )
     return factors if inflate else factors.clamp(max=1)

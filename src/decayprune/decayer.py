@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decayprune import lifecycle, rectify as rules
+from decayprune import lifecycle
+from decayprune import rectify as rules
 from decayprune.decay import Curve, scale_factors, target_length
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
@@ -75,6 +76,7 @@ class Decayer:
         """Drop everything that belongs to one membership of the decaying set."""
         self._pick: ops.Pick | None = None  # carriers of the decaying structures
         self._pick_all: ops.Pick | None = None
+        self._measured: Tensor | None = None  # their lengths, if measured since the optimizer step
         self._before: ops.Values | None = None  # carriers before the optimizer step
         self._resistance: Tensor | None = None
 
@@ -101,14 +103,10 @@ class Decayer:
         pick = self._carrier_pick()
         if not pick.size:
             return
-        if self._before is None:
-            self.remember()
-        assert_before = self._before
-        if assert_before is None:
-            return
+        before = self._before or ops.gather(pick, self._parameters)
         grads = {name: self._gradient(name) for name in dict.fromkeys(pick.names)}
-        length = ops.dot(pick, assert_before, assert_before).sqrt()
-        along = ops.dot(pick, assert_before, ops.gather(pick, grads)) / grad_scale
+        length = ops.dot(pick, before, before).sqrt()
+        along = ops.dot(pick, before, ops.gather(pick, grads)) / grad_scale
         self._resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
 
     def _gradient(self, name: str) -> Tensor:
@@ -136,7 +134,7 @@ class Decayer:
         events += self._begin(step, selector, released=bool(events))
         events += self._shrink(step)
         self._pin()
-        self._before = self._resistance = None
+        self._before = self._resistance = self._measured = None
         return events
 
     # ------------------------------------------------------------ the parts of a step, in order
@@ -144,19 +142,20 @@ class Decayer:
     def _account(self, step: int) -> bool:
         """Statistics of the step just taken. False if something is not finite."""
         pick, ids = self._carrier_pick(), self.state.decaying
-        if not pick.size or self.rectify is None:
+        if not pick.size:
             return True
-        length = self._length(pick)
+        length = self._measured = self._length(pick)
         resistance = self._resistance
-        if resistance is None:
-            return True
-        if not bool((length + resistance).isfinite().all()):
+        if not bool((length if resistance is None else length + resistance).isfinite().all()):
             logger.warning(
                 "step %d: a gradient or weight of a decaying structure is not finite; the decay "
-                "waits for the next step", step + 1,
+                "waits for the next step",
+                step,
             )
-            self._before = self._resistance = None
+            self._before = self._resistance = self._measured = None
             return False
+        if resistance is None:
+            return True
         before = self.state.length[ids]
         scaled = self._length(self._all_pick()) if self._all else length
         target = self._target(ids, extra_age=1)
@@ -207,7 +206,8 @@ class Decayer:
         if picks.warmed is not None:
             logger.info(
                 "step %d: nothing else is left to pick; the cool-downs of %d structures end early",
-                step, picks.warmed.numel(),
+                step,
+                picks.warmed.numel(),
             )
         ids = picks.ids.sort().values
         if not ids.numel():
@@ -226,7 +226,8 @@ class Decayer:
             return []
         self.state = lifecycle.tick(self.state)
         pick = self._all_pick() if self._all else self._carrier_pick()
-        length, target = self._length(pick), self._target(ids)
+        known = None if self._all else self._measured
+        length, target = self._length(pick) if known is None else known, self._target(ids)
         factors = scale_factors(length, target, inflate=self._inflate)
         ops.scale_(pick, self._parameters, factors)
         carriers = self._length(self._carrier_pick()) if self._all else length * factors
@@ -311,7 +312,9 @@ class Decayer:
             for moments in by_key.values():
                 ops.zero_(pick, moments)
 
-    def _events(self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor) -> list[Event]:
+    def _events(
+        self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor
+    ) -> list[Event]:
         sums = self.state.statistics.at(ids)
         watched = kind != "decay" and self.rectify is not None
         figures = torch.stack([rules.c_rate(sums), rules.c_len(sums), sums.work], 1).tolist()

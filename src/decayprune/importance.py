@@ -67,7 +67,7 @@ def bn_scale(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tens
         ValueError: A group has no normaliser with a scale.
     """
     scales = tuple(
-        item for item in labelled(structures, ("affine",)) if item.name.endswith("weight")
+        item for item in labelled(structures, ["affine"]) if item.name.endswith("weight")
     )
     covered = torch.zeros(structures.num_structures + 1, dtype=torch.bool)
     for item in scales:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from decayprune.compaction import refuse_uncuttable
 from decayprune.cost import CostModel
+from decayprune.cutting import refuse_uncuttable
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.trace import trace
@@ -65,7 +65,8 @@ class Inspection:
             f"{self.structures.num_structures:,} prunable structures in {len(self.groups)} groups "
             f"(at the least {self.least_macs:.1%} of the MACs remain). {self.seconds:.2f} s",
             "",
-            f"{'group':{width}}  {'structures':>10}  {'MACs in it':>15}  {'parameters':>12}  layers",
+            f"{'group':{width}}  {'structures':>10}  {'MACs in it':>15}  {'parameters':>12}  "
+            "layers",
         ]
         for group in self.groups:
             others = ", ".join(group.layers[:3]) + (", ..." if len(group.layers) > 3 else "")

@@ -118,7 +118,9 @@ class LifecycleState:
         expected = like.state_dict()
         if set(state) != set(expected):
             odd = sorted(set(state) ^ set(expected))
-            raise ValueError(f"The pruner's state has other fields than expected: {', '.join(odd)}.")
+            raise ValueError(
+                f"The pruner's state has other fields than expected: {', '.join(odd)}."
+            )
         loaded = {}
         for name, tensor in expected.items():
             if state[name].shape != tensor.shape:

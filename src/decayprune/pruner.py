@@ -14,16 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from decayprune.compaction import CompactionReport, compact, refuse_uncuttable
+from decayprune import checks
+from decayprune.compaction import CompactionReport, compact
 from decayprune.cost import Budget, CostModel
-from decayprune.decay import CURVES, Curve
+from decayprune.cutting import refuse_uncuttable
+from decayprune.decay import Curve
 from decayprune.decayer import Decayer
-from decayprune.importance import IMPORTANCES, Importance, random
+from decayprune.importance import Importance
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
 from decayprune.selection import ImportanceSelector, Schedule, Scope
 from decayprune.structures.forward import ExampleInputs
-from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.trace import trace
 
 _FORMAT = 1
@@ -90,11 +91,11 @@ class DecayPruner:
         floor: float = 0.1,
         inflate: bool = True,
     ) -> None:
-        _check_free(model)
-        self.optimizers = _optimizers(optimizer)
+        checks.check_free(model, _pruners)
+        self.optimizers = checks.as_optimizers(optimizer)
         structures = trace(model, example_inputs, ignored_layers)
         structures = refuse_uncuttable(model, structures, example_inputs)
-        _check_prunable(structures)
+        checks.check_prunable(structures)
         self.model, self.structures, self.schedule = model, structures, schedule
         self._example_inputs = example_inputs
         self._parameters = {
@@ -102,14 +103,14 @@ class DecayPruner:
             for name, parameter in model.named_parameters()
             if name in {item.name for item in structures.slices}
         }
-        _check_held(self._parameters, self.optimizers)
+        checks.check_held(self._parameters, self.optimizers)
         self._homes = [
             (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], parameter)
             for name, parameter in self._parameters.items()
         ]
         self._shapes = [parameter.shape for parameter in self._parameters.values()]
 
-        self._seed = torch.initial_seed() % 2**63
+        self._importance, self._seed = importance, torch.initial_seed() % 2**63
         self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
         tournament = rectify is not None and rectify.rule == "tournament"
         self._selector = ImportanceSelector(
@@ -117,19 +118,17 @@ class DecayPruner:
             self.cost,
             budget,
             schedule,
-            self._importance(importance),
+            checks.as_importance(importance, self._seed),
             scope=scope,
             round_to=round_to,
             floor=floor,
             extra=rectify.extra if rectify is not None and tournament else 0.0,
         )
-        if slices not in ("carriers", "all"):
-            raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
         self._decayer = Decayer(
             structures,
             self._parameters,
             self.optimizers,
-            curve=_curve(decay),
+            curve=checks.as_curve(decay),
             decay_steps=schedule.decay_steps,
             slices=slices,
             rectify=rectify,
@@ -291,14 +290,16 @@ class DecayPruner:
                 "ignored_layers."
             )
         for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
+            saved = state["settings"].get(name)
+            if saved != value:
                 raise ValueError(
-                    f"This pruner state was saved with {name}={state['settings'].get(name)!r}, the "
-                    f"pruner was built with {value!r}. Build it with the settings it was saved with."
+                    f"This pruner state was saved with {name}={saved!r}, this pruner was built "
+                    f"with {value!r}. Build it as it was saved."
                 )
         self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
         self.steps, self.waited = int(state["steps"]), int(state["waited"])
         self._seed = int(state["seed"])
+        self._selector.importance = checks.as_importance(self._importance, self._seed)
         self.events = [Event(*row) for row in state["events"]]
         self._stepped.clear()
 
@@ -312,19 +313,6 @@ class DecayPruner:
         return schedule | budget | {f"rectify.{k}": v for k, v in rectify.items()}
 
     # ---------------------------------------------------------------- inside
-
-    def _importance(self, importance: str | Importance) -> Importance:
-        if callable(importance):
-            return importance
-        if importance == "random":
-            return lambda structures, parameters: random(self._seed)(structures, parameters)
-        if importance not in IMPORTANCES:
-            known = ", ".join(repr(name) for name in [*IMPORTANCES, "random"])
-            raise ValueError(
-                f"importance is one of {known}, or a function (structures, parameters) -> scores; "
-                f"found {importance!r}."
-            )
-        return IMPORTANCES[importance]
 
     def _before_step(self) -> None:
         if not self._stepped:
@@ -372,69 +360,6 @@ class DecayPruner:
                 )
 
 
-def _check_free(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-    other = _pruners.get(model)
-    if other is not None and other() is not None:
-        raise RuntimeError(
-            "Another pruner already works on this model. Let it finish with compact(), or call "
-            "its close() first."
-        )
-
-
-def _optimizers(
-    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-) -> list[torch.optim.Optimizer]:
-    given = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    for one in given:
-        if not isinstance(one, torch.optim.Optimizer):
-            raise TypeError(
-                "optimizer must be a torch.optim.Optimizer or a list of them, found "
-                f"{type(one).__name__}."
-            )
-        if isinstance(one, torch.optim.LBFGS):
-            raise ValueError(
-                "LBFGS takes many inner steps in one step() and keeps a history of flattened "
-                "gradients that cannot be cut along; use SGD, Adam or AdamW."
-            )
-    return given
-
-
-def _check_prunable(structures: StructureMap) -> None:
-    if structures.num_structures:
-        return
-    reasons = "; ".join(f"{r.layer}: {r.reason}" for r in structures.refusals[:5])
-    raise ValueError(
-        "Nothing in this model can be pruned. "
-        + (f"What is left alone, and why: {reasons}. " if reasons else "No layer was found. ")
-        + "See dp.inspect(model, example_inputs) for the whole list."
-    )
-
-
-def _check_held(
-    parameters: dict[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
-    held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
-    missing = [name for name, parameter in parameters.items() if id(parameter) not in held]
-    if missing:
-        raise ValueError(
-            f"The optimizer does not hold {len(missing)} of the {len(parameters)} parameters to "
-            f"prune (the first: {', '.join(missing[:3])}). Was it built for another copy of the "
-            "model? Build it from this model's parameters(), or freeze those parameters."
-        )
-
-
-def _curve(decay: str | Curve) -> Curve:
-    curve = CURVES.get(decay) if isinstance(decay, str) else decay
-    if curve is None or not callable(curve):
-        raise ValueError(f"decay is 'linear', 'cosine' or a function of progress, found {decay!r}.")
-    ends = curve(torch.tensor([0.0, 1.0])).tolist()
-    if ends != [1.0, 0.0]:
-        raise ValueError(f"decay must fall from 1 at progress 0 to 0 at progress 1, found {ends}.")
-    return curve
-
-
 def _register_hooks(pruner: DecayPruner) -> list[torch.utils.hooks.RemovableHandle]:
     # The hooks must not keep a forgotten pruner alive, or its model could never be pruned again.
     alive = weakref.ref(pruner)
@@ -452,4 +377,3 @@ def _register_hooks(pruner: DecayPruner) -> list[torch.utils.hooks.RemovableHand
         hooks.append(optimizer.register_step_pre_hook(before))
         hooks.append(optimizer.register_step_post_hook(after))
     return hooks
-

@@ -1,7 +1,7 @@
 """Self-rectifying: does training resist the decay of a structure, and is it to be released?
 
 With ``w`` the carrier slices of a structure, ``g`` the gradient of the task loss for them and
-``p = -<g, w> / ||w||`` (how fast descent would lengthen ``w``), three figures are kept over a decay:
+``p = -<g, w> / ||w||`` (how fast descent would lengthen ``w``), a decay keeps three figures:
 
 * ``c_rate = mean(p) / rms(p)`` in [-1, 1]: how *consistently* training resists;
 * ``c_len``: which part of the length that the decay took, training gave back;
@@ -52,7 +52,7 @@ class Rectify:
     judge_at: float = 0.5
     cool_down: float = 2.0
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if self.rule not in ("thresholds", "tournament"):
             raise ValueError(f"Rectify.rule is 'thresholds' or 'tournament', found {self.rule!r}.")
         ranges = {
@@ -74,7 +74,7 @@ class Rectify:
 class Statistics(NamedTuple):
     """Running sums over the decay of each structure, every field of shape ``(S,)``."""
 
-    count: Tensor
+    observed: Tensor
     """Optimizer steps observed."""
     resistance: Tensor
     """Sum of ``p``."""
@@ -127,7 +127,7 @@ def c_rate(statistics: Statistics) -> Tensor:
 
     0 where nothing was observed. Free of the scale of weights, loss and layer.
     """
-    rms = (statistics.resistance_squared * statistics.count).sqrt()
+    rms = (statistics.resistance_squared * statistics.observed).sqrt()
     return torch.where(rms > 0, statistics.resistance / rms.clamp(min=1e-38), 0.0).clamp(-1, 1)
 
 
@@ -148,10 +148,8 @@ def resisting(rectify: Rectify, statistics: Statistics, progress: Tensor) -> Ten
     Returns:
         Mask of the structures to release, bool, ``(D,)``.
     """
-    ripe = (progress >= rectify.warm_up) & (statistics.count > 0)
-    return (
-        ripe & (c_rate(statistics) > rectify.t_rate) & (c_len(statistics) > rectify.t_len)
-    )
+    ripe = (progress >= rectify.warm_up) & (statistics.observed > 0)
+    return ripe & (c_rate(statistics) > rectify.t_rate) & (c_len(statistics) > rectify.t_len)
 
 
 def contenders(
@@ -172,7 +170,7 @@ def contenders(
     """
     waiting = last_step < rectify.judge_at
     now = waiting & (progress >= rectify.judge_at) | (waiting & final)
-    now &= statistics.count > 0
+    now &= statistics.observed > 0
     positions = now.nonzero().flatten()
     order = torch.sort(statistics.work[positions], descending=True, stable=True).indices
     return positions[order]

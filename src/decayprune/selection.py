@@ -46,7 +46,7 @@ class Schedule:
     rounds: int = 1
     decay_steps: int
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if self.start < 0:
             raise ValueError(f"Schedule.start is a step, 0 or later; found {self.start}.")
         if self.stop < self.start:
@@ -177,7 +177,7 @@ class ImportanceSelector:
             raise ValueError(f"floor is a share of each layer in [0, 1), found {floor!r}.")
         self._structures, self._cost = structures, cost
         self._budget, self._schedule = budget, schedule
-        self._importance, self._scope, self._extra = importance, scope, extra
+        self.importance, self._scope, self._extra = importance, scope, extra
         self._families = [group.family or group.layer for group in structures.groups]
         width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
         # round_to counts channels; a structure may hold several (a head).
@@ -258,7 +258,9 @@ class ImportanceSelector:
             pool = oldest[: int(cooling.sum())]
 
             def enough(count: int) -> bool:
-                return self._commit(ranking, _with(eligible, pool[:count]), kept, limits) is not None
+                return (
+                    self._commit(ranking, _with(eligible, pool[:count]), kept, limits) is not None
+                )
 
             count = 1 + _last_true(lambda n: not enough(n), pool.numel())
             warmed = pool[:count]
@@ -269,7 +271,7 @@ class ImportanceSelector:
     def _fresh_scores(
         self, parameters: Mapping[str, Tensor], old: Tensor, refresh: Tensor
     ) -> Tensor:
-        new = self._importance(self._structures, parameters)
+        new = self.importance(self._structures, parameters)
         size = self._structures.num_structures
         if not isinstance(new, Tensor) or new.shape != (size,):
             found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__

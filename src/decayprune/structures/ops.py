@@ -286,7 +286,10 @@ def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
             (pick.position,), factors[pick.owner]
         )
         vectors = [tensors[name] for name in pick.vectors]
-        parts = [part.to(v.dtype) for part, v in zip(stretch.split(pick.sizes), vectors, strict=True)]
+        parts = [
+            part.to(v.dtype)
+            for part, v in zip(torch.split(stretch, list(pick.sizes)), vectors, strict=True)
+        ]
         torch._foreach_mul_(vectors, parts)
     for block in pick.blocks:
         tensor = tensors[block.name]

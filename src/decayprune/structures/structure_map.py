@@ -10,6 +10,7 @@ loops over structures. The map knows names and shapes only; it holds no model an
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -152,16 +153,14 @@ class StructureMap:
             digest.update(item.structure.numpy().tobytes())
         return digest.hexdigest()
 
-    def without(self, structures: Tensor, reason: str) -> StructureMap:
-        """The map with some whole groups taken out, their layers listed as refused.
+    def without(self, refused: Mapping[int, str]) -> StructureMap:
+        """The map with some groups taken out, their layers listed as refused.
 
         Args:
-            structures: Which structures to leave alone, bool, shape ``(S,)``; a group leaves
-                as a whole if any of its structures is marked.
-            reason: Said of each group in :attr:`refusals`.
+            refused: Reason for each group that is left alone, by its number.
         """
         hit = torch.zeros(len(self.groups), dtype=torch.bool)
-        hit[self.group_of[structures]] = True
+        hit[list(refused)] = True
         stays = ~hit[self.group_of]
         renumber = torch.full((self.num_structures + 1,), FIXED, dtype=torch.int64)
         renumber[:-1][stays] = torch.arange(int(stays.sum()))
@@ -174,10 +173,9 @@ class StructureMap:
                     Group(group.layer, start, stop, group.layers, group.family, group.width)
                 )
                 start = stop
-        refused = tuple(
-            Refusal(group.layer, group.size * group.width, reason)
-            for group, gone in zip(self.groups, hit.tolist(), strict=True)
-            if gone
+        reasons = tuple(
+            Refusal(self.groups[number].layer, self.groups[number].size * self.groups[number].width, why)
+            for number, why in sorted(refused.items())
         )
         slices = tuple(
             Slice(s.name, s.dim, s.role, renumber[s.structure], s.carrier & (renumber[s.structure] >= 0))
@@ -187,7 +185,7 @@ class StructureMap:
             num_structures=start,
             slices=tuple(s for s in slices if bool((s.structure >= 0).any())),
             groups=tuple(groups),
-            refusals=self.refusals + refused,
+            refusals=self.refusals + reasons,
             operators=tuple(
                 Operator(o.layer, o.constant, tuple(renumber[v] for v in o.labels))
                 for o in self.operators

@@ -1,0 +1,190 @@
+"""What the pruner costs per step on ResNet-50, as ratios to a plain optimizer step.
+
+Run ``python benchmarks/overhead.py [--write]``: one process, one thread, fp32. Every figure is the
+median of interleaved repetitions, divided by the median of ``SGD(momentum=0.9).step()`` measured in
+the same loop; building and cutting are divided by Torch-Pruning doing the same (extra
+``torch-pruning``). ``--write`` stores the figures with machine and versions in
+``benchmarks/results/overhead.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch_pruning as tp
+import torchvision
+from torch import nn
+
+import decayprune as dp
+from decayprune.compaction import compact
+from decayprune.structures.forward import outputs
+
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+BARS = {
+    "idle": 0.02,
+    "decay, carriers": 0.2,
+    "decay, all slices": 0.6,
+    "selection round": 1.5,
+    "state bytes / parameter bytes": 0.01,
+    "build / Torch-Pruning": 1.5,
+    "compact / (Torch-Pruning step + two forwards)": 2.0,
+}
+
+
+def model_with_gradients(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = torchvision.models.resnet50()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-3
+    return model
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+
+def pruner_of(model: nn.Module, **arguments: object) -> tuple[dp.DecayPruner, torch.optim.Optimizer]:
+    optimizer = optimizer_of(model)
+    settings = {
+        "budget": dp.Budget(structures=0.9),
+        "schedule": dp.Schedule(start=0, stop=10**6, rounds=1, decay_steps=10**6),
+        "rectify": dp.Rectify(rule="thresholds", t_rate=1.0),  # statistics, but no release
+    } | arguments
+    return dp.DecayPruner(model, optimizer, torch.randn(1, 3, 64, 64), **settings), optimizer
+
+
+def timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def per_step(repeats: int) -> dict[str, float]:
+    """Ratios of one pruner.step() in four phases, interleaved with plain optimizer steps."""
+    plain = optimizer_of(model_with_gradients())
+    late = dp.Schedule(start=10**6, stop=2 * 10**6, rounds=1, decay_steps=10)
+    cases = {
+        "idle": pruner_of(model_with_gradients(), schedule=late),
+        "decay, carriers": pruner_of(model_with_gradients()),
+        "decay, all slices": pruner_of(model_with_gradients(), slices="all"),
+    }
+    rounds = dp.Schedule(start=1, stop=10**6, rounds=10**6 - 1, decay_steps=10**6)
+    tiny = dp.Budget(structures=0.999999)  # every step is a round that ranks and takes nothing new
+    cases["selection round"] = pruner_of(
+        model_with_gradients(), schedule=rounds, budget=tiny, rectify=None
+    )
+    times: dict[str, list[float]] = {name: [] for name in (*cases, "plain")}
+    for repeat in range(repeats + 3):
+        measured = {"plain": timed(plain.step)}
+        for name, (pruner, optimizer) in cases.items():
+            optimizer.step()
+            measured[name] = timed(pruner.step)
+        # What rectifying adds around the step happens in the optimizer's pre-hook.
+        for name in ("decay, carriers", "decay, all slices"):
+            measured[name] += timed(cases[name][0]._decayer.remember)
+        if repeat >= 3:
+            for name, seconds in measured.items():
+                times[name].append(seconds)
+    assert cases["decay, carriers"][0].state.decaying.numel() > 1000
+    base = median(times.pop("plain"))
+    ratios = {name: median(values) / base for name, values in times.items()}
+    state = cases["decay, carriers"][0].state_dict()["state"]
+    model = cases["decay, carriers"][0].model
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    before = cases["decay, carriers"][0]._decayer._before
+    anchors = 0 if before is None else before.flat.numel() * 4
+    ratios["state bytes / parameter bytes"] = (
+        sum(v.numel() * v.element_size() for v in state.values()) + anchors
+    ) / held
+    return ratios | {"seconds of a plain step": base}
+
+
+def build_and_cut(repeats: int) -> dict[str, float]:
+    """Building the pruner and cutting, against Torch-Pruning, at 224 pixels."""
+    inputs = torch.randn(1, 3, 224, 224)
+    dense = model_with_gradients().eval()
+    rows: dict[str, list[float]] = {"ours": [], "theirs": [], "cut": [], "step": [], "forward": []}
+    for _ in range(repeats):
+        model = copy.deepcopy(dense)
+        optimizer = optimizer_of(model)
+        schedule = dp.Schedule(stop=10, decay_steps=1)
+        build: list[dp.DecayPruner] = []
+        rows["ours"].append(
+            timed(
+                lambda m=model, o=optimizer: build.append(
+                    dp.DecayPruner(m, o, inputs, budget=dp.Budget(macs=0.5), schedule=schedule)
+                )
+            )
+        )
+        optimizer.step()
+        pruner = build[0]
+        pruner.step()
+        gone = pruner.state.phase == 2
+        rows["cut"].append(
+            timed(
+                lambda p=pruner, m=model, g=gone, o=optimizer: compact(
+                    m, p.structures, g, example_inputs=inputs, optimizers=[o]
+                )
+            )
+        )
+        rows["forward"].append(timed(lambda m=dense: outputs(m, inputs)))
+        theirs = copy.deepcopy(dense)
+        kept: list[tp.pruner.BasePruner] = []
+        rows["theirs"].append(
+            timed(
+                lambda m=theirs: kept.append(
+                    tp.pruner.MetaPruner(
+                        m,
+                        inputs,
+                        importance=tp.importance.GroupMagnitudeImportance(p=2),
+                        global_pruning=True,
+                        pruning_ratio=0.3,
+                        ignored_layers=[m.fc],
+                    )
+                )
+            )
+        )
+        rows["step"].append(timed(kept[0].step))
+    middle = {name: median(values) for name, values in rows.items()}
+    return {
+        "build / Torch-Pruning": middle["ours"] / middle["theirs"],
+        "compact / (Torch-Pruning step + two forwards)": middle["cut"]
+        / (middle["step"] + 2 * middle["forward"]),
+        "seconds to build": middle["ours"],
+        "seconds to compact": middle["cut"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--write", action="store_true", help="store the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    figures = per_step(options.repeats) | build_and_cut(max(3, options.repeats // 6))
+    for name, value in figures.items():
+        bar = f"(bar {BARS[name]:g})" if name in BARS else ""
+        print(f"{name:48} {value:8.4f} {bar}")
+    if options.write:
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "torch_pruning": tp.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        }
+        document = {"machine": machine, "repeats": options.repeats, "bars": BARS, "figures": figures}
+        RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

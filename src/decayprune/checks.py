@@ -1,0 +1,96 @@
+"""What is asked of a user's arguments, in words: expected, found, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from decayprune.decay import CURVES, Curve
+from decayprune.importance import IMPORTANCES, Importance, random
+from decayprune.structures.structure_map import StructureMap
+
+
+def check_free(model: nn.Module, pruners: Mapping[nn.Module, Callable[[], object | None]]) -> None:
+    """Raise unless this is a model that no living pruner works on."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    if model in pruners and pruners[model]() is not None:
+        raise RuntimeError(
+            "Another pruner already works on this model. Let it finish with compact(), or call "
+            "its close() first."
+        )
+
+
+def as_optimizers(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> list[torch.optim.Optimizer]:
+    """One optimizer or several, as a list; raise for what cannot work."""
+    given = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for one in given:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer or a list of them, found "
+                f"{type(one).__name__}."
+            )
+        if isinstance(one, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS takes many inner steps in one step() and keeps a history of flattened "
+                "gradients that cannot be cut along; use SGD, Adam or AdamW."
+            )
+    return given
+
+
+def check_prunable(structures: StructureMap) -> None:
+    """Raise if there is no structure at all, and say why."""
+    if structures.num_structures:
+        return
+    reasons = "; ".join(f"{r.layer}: {r.reason}" for r in structures.refusals[:5])
+    raise ValueError(
+        "Nothing in this model can be pruned. "
+        + (f"What is left alone, and why: {reasons}. " if reasons else "No layer was found. ")
+        + "See dp.inspect(model, example_inputs) for the whole list."
+    )
+
+
+def check_held(
+    parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Raise if an optimizer step would not move what is to be pruned."""
+    held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in held]
+    if missing:
+        raise ValueError(
+            f"The optimizer does not hold {len(missing)} of the {len(parameters)} parameters to "
+            f"prune (the first: {', '.join(missing[:3])}). Was it built for another copy of the "
+            "model? Build it from this model's parameters(), or freeze those parameters."
+        )
+
+
+def as_curve(decay: str | Curve) -> Curve:
+    """The decay schedule behind a name, or the user's own; raise unless it falls from 1 to 0."""
+    curve = CURVES.get(decay) if isinstance(decay, str) else decay
+    if curve is None or not callable(curve):
+        raise ValueError(f"decay is 'linear', 'cosine' or a function of progress, found {decay!r}.")
+    ends = curve(torch.tensor([0.0, 1.0])).tolist()
+    if ends != [1.0, 0.0]:
+        raise ValueError(f"decay must fall from 1 at progress 0 to 0 at progress 1, found {ends}.")
+    return curve
+
+
+def as_importance(importance: str | Importance, seed: int) -> Importance:
+    """The function behind a name, or the user's own.
+
+    Raises:
+        ValueError: The name is not known.
+    """
+    if callable(importance):
+        return importance
+    known = IMPORTANCES | {"random": random(seed)}
+    if importance not in known:
+        raise ValueError(
+            f"importance is one of {', '.join(map(repr, known))}, or a function "
+            f"(structures, parameters) -> scores; found {importance!r}."
+        )
+    return known[importance]

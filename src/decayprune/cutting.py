@@ -1,0 +1,260 @@
+"""Cutting structures out of a model, putting them back, and telling whether it made a difference.
+
+A :class:`Cut` gives every tensor smaller data and can be undone; :func:`refuse_uncuttable` tries
+one structure of every group before any training begins, because no trace can see a width that a
+``forward()`` has written into it as a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.structures import ops
+from decayprune.structures.forward import ExampleInputs, outputs
+from decayprune.structures.structure_map import StructureMap
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
+_HALF_TOLERANCE = 2e-2
+
+
+class Cut:
+    """One physical cut of a model that can be undone until it is forgotten.
+
+    Args:
+        model: Cut in place.
+        structures: Its structures.
+        gone: Which of them leave, bool, shape ``(S,)``.
+        optimizers: Their state of cut parameters is sliced along.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structures: StructureMap,
+        gone: Tensor,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._cut: list[Tensor] = []
+        self.kept: dict[tuple[str, int], Tensor] = {}
+        stays = torch.cat([~gone.cpu(), torch.ones(1, dtype=torch.bool)])  # label -1: stays
+        tensors = named_tensors(model)
+        kept_of: dict[str, list[tuple[int, Tensor]]] = {}
+        for item in structures.slices:
+            keep = stays[item.structure]
+            if not bool(keep.all()):
+                index = keep.nonzero().flatten()
+                kept_of.setdefault(item.name, []).append((item.dim, index))
+                self.kept[item.name, item.dim] = index
+        try:
+            for name, cuts in kept_of.items():
+                self._cut_tensor(tensors[name], cuts, optimizers)
+            modules = dict(model.named_modules())
+            for module, attribute, labels, divisor in structures.attributes:
+                self._set(modules[module], attribute, int(stays[labels].sum()) // divisor)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _cut_tensor(
+        self,
+        tensor: Tensor,
+        cuts: Sequence[tuple[int, Tensor]],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        old, grad, shape = tensor.data, tensor.grad, tensor.shape
+
+        def smaller(value: Tensor) -> Tensor:
+            result = value.detach()
+            for dim, index in cuts:
+                result = result.index_select(dim, index.to(result.device))
+            last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+            if last and not value.is_contiguous():
+                result = result.contiguous(memory_format=torch.channels_last)
+            return result
+
+        def put_back() -> None:
+            tensor.grad = None
+            tensor.data = old
+            tensor.grad = grad
+
+        self._undo.append(put_back)
+        self._cut.append(tensor)
+        tensor.grad = None
+        tensor.data = smaller(old)
+        tensor.grad = None if grad is None else smaller(grad)
+        for optimizer in optimizers:
+            state = optimizer.state.get(tensor, {})
+            for key, value in list(state.items()):
+                if isinstance(value, Tensor) and value.shape == shape and value.dim():
+                    self._undo.append(_setter(state, key, value))
+                    state[key] = smaller(value)
+
+    def _set(self, module: nn.Module, attribute: str, value: int) -> None:
+        old = getattr(module, attribute)
+        if isinstance(old, tuple):  # LayerNorm.normalized_shape
+            new: Any = (*old[:-1], value)
+        else:
+            new = value
+        if new != old:
+            self._undo.append(lambda: setattr(module, attribute, old))
+            setattr(module, attribute, new)
+
+    def commit(self) -> None:
+        """Make the cut final: autograd forgets the old shapes."""
+        for tensor in self._cut:
+            if not isinstance(tensor, nn.Parameter):
+                continue
+            fresh, grad = nn.Parameter(tensor.data, tensor.requires_grad), tensor.grad
+            try:
+                # A graph that is still alive (the last loss, usually) keeps the parameter's
+                # gradient accumulator, and with it the old shape, alive. Swapping gives the same
+                # Python object a new one.
+                torch.utils.swap_tensors(tensor, fresh)  # type: ignore[no-untyped-call]
+            except RuntimeError:  # something else refers to the parameter; its data is cut anyway
+                continue
+            tensor.grad = grad
+        self._undo.clear()
+
+    def undo(self) -> None:
+        """Put everything back as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _setter(state: dict[Any, Any], key: Any, value: Any) -> Callable[[], None]:
+    def put_back() -> None:
+        state[key] = value
+
+    return put_back
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their qualified names."""
+    tensors: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    tensors.update(model.named_parameters(remove_duplicate=False))
+    return tensors
+
+
+# ---------------------------------------------------------------- the same outputs?
+
+
+def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[float, float]:
+    """Largest absolute difference, and the same relative to the largest value.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    error, relative = 0.0, 0.0
+    for a, b in zip(before, after, strict=True):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"an output changed its shape from {tuple(a.shape)} to {tuple(b.shape)}"
+            )
+        if not a.numel():
+            continue
+        distance = float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max())
+        largest = float(a.double().abs().max())
+        error = max(error, distance)
+        relative = max(relative, distance / largest if largest else distance)
+    return error, relative
+
+
+def tolerance_for(values: Sequence[Tensor]) -> float:
+    """Largest relative difference that rounding alone explains in these dtypes."""
+    return max((_TOLERANCE.get(v.dtype, _HALF_TOLERANCE) for v in values), default=_HALF_TOLERANCE)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+
+
+# ---------------------------------------------------------------- trial cuts
+
+
+def failure(
+    model: nn.Module,
+    structures: StructureMap,
+    gone: Tensor,
+    example_inputs: ExampleInputs,
+    before: Sequence[Tensor],
+    limit: float,
+) -> str | None:
+    """Cut, compare, put back; why it failed, or None."""
+    cut = Cut(model, structures, gone)
+    try:
+        relative = difference(before, outputs(model, example_inputs))[1]
+    except Exception as raised:  # any error of a cut forward() is a reason to refuse the cut
+        return f"forward() fails once a channel is removed ({first_line(raised)})"
+    finally:
+        cut.undo()
+    return None if relative <= limit else "removing a zeroed channel changes the model's output"
+
+
+def refuse_uncuttable(
+    model: nn.Module, structures: StructureMap, example_inputs: ExampleInputs
+) -> StructureMap:
+    """The map without the groups that cannot be cut: each is tried, one structure at a time.
+
+    A forward() may compute with a width that it hard-codes, which no trace can see. One structure
+    of every group is zeroed, the outputs noted, and the structure cut out; a group for which this
+    fails is refused with the reason. The model is put back exactly.
+
+    Args:
+        model: Put back bit for bit.
+        structures: Its structures.
+        example_inputs: What to run it on.
+    """
+    large = [group for group in structures.groups if group.size > 1]
+    trial = torch.zeros(structures.num_structures, dtype=torch.bool)
+    trial[[group.start for group in large]] = True
+    if not large:
+        return structures
+    tensors = named_tensors(model)
+    names = dict.fromkeys(item.name for item in structures.slices if item.role != "buffer")
+    ranks = {name: tensors[name].dim() for name in names}
+    device = next(iter(tensors.values())).device
+    locator = ops.Locator(ops.labelled(structures), structures.num_structures, ranks, device)
+    pick = locator.pick(trial.nonzero().flatten().to(device))
+    with torch.no_grad():
+        saved = {name: tensors[name].detach().clone() for name in dict.fromkeys(pick.names)}
+        try:
+            ops.zero_(pick, tensors)
+            before = outputs(model, example_inputs)
+            limit = tolerance_for(before)
+            failed = _search(model, structures, trial, example_inputs, before, limit)
+        finally:
+            for name, value in saved.items():
+                tensors[name].copy_(value)
+    return structures.without(dict(failed)) if failed else structures
+
+
+def _search(
+    model: nn.Module,
+    structures: StructureMap,
+    trial: Tensor,
+    example_inputs: ExampleInputs,
+    before: Sequence[Tensor],
+    limit: float,
+) -> list[tuple[int, str]]:
+    """(group, reason) of those that fail, by halving: cheap where nothing or little fails."""
+    reason = failure(model, structures, trial, example_inputs, before, limit)
+    if reason is None:
+        return []
+    members = trial.nonzero().flatten()
+    groups = structures.group_of[members]
+    if members.numel() == 1:
+        return [(int(groups[0]), reason)]
+    failed = []
+    for half in members.tensor_split(2):
+        mask = torch.zeros_like(trial)
+        mask[half] = True
+        failed += _search(model, structures, mask, example_inputs, before, limit)
+    # Each half works and both together do not: nobody is to blame alone, so all are refused.
+    return failed or [(int(group), reason) for group in groups]
