@@ -25,7 +25,8 @@ class Axis:
     def at(self, value: float) -> float:
         """Return where a value lies, 0 at the low end and 1 at the high end."""
         if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            low, high = math.log(self.low), math.log(self.high)
+            return (math.log(value) - low) / (high - low)
         return (value - self.low) / (self.high - self.low)
 
     def x(self, value: float) -> float:

@@ -74,7 +74,7 @@ def render(report: Report) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            verdict=text.verdict(report).replace(" %", "\u00a0%"),  # never parted at a line's end
+            verdict=text.typeset(text.verdict(report)),
             counts={kind: report.count(kind) for kind in ("decay", "release", "prune")},
             summary=summary,
             rows=text.rows(summary) if summary else [],
@@ -106,7 +106,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = text.figure
+    environment.filters.update(figure=text.figure, typeset=text.typeset)
     return environment
 
 
@@ -120,8 +120,8 @@ def _latency(summary: Summary) -> dict[str, float | str]:
         "ideal": ideal,
         "longest": max(before, after),
         "reached": f"{ideal / after:.2f}",
-        "speed": text.times(before / after),
-        "ideal_speed": text.times(before / ideal),
+        "speed": text.typeset(text.times(before / after)),
+        "ideal_speed": text.typeset(text.times(before / ideal)),
     }
 
 

@@ -168,7 +168,7 @@ def _loss_axis(points: list[_Point]) -> Axis:
     low, high = min(p.low for p in points), max(p.high for p in points)
     if low > 0:
         return Axis(low / 1.15, high * 1.15, log=True)
-    margin = 0.06 * (high - low) or 1.0
+    margin = 0.06 * (high - low) or max(1.0, abs(high))
     return Axis(low - margin, high + margin)
 
 
@@ -177,7 +177,9 @@ def _share_axis(points: list[_Point], reference: float | None) -> Axis:
     later = [p for p in points if p.phase != "train"] or points
     marks = [] if reference is None else [reference]
     low, high = min(marks + [p.low for p in later]), max(marks + [p.high for p in points])
-    low = min(low, high - 0.02)  # two points at least: noise must not fill the plot
+    low = min(
+        low, high - max(0.02, 1e-9 * high)
+    )  # two points at least: noise must not fill the plot
     margin = 0.08 * (high - low)
     return Axis(low - margin, high + margin)
 
@@ -203,8 +205,8 @@ def norms(report: Report) -> Norms | None:
     if not report.norms:
         return None
     x = step_axis([norm.step for norm in report.norms])
-    longest = max(max(norm.start, norm.length or 0.0) for norm in report.norms) or 1.0
-    y = Axis(0, 1.04 * longest)
+    longest = max(max(norm.start, norm.length or 0.0) for norm in report.norms)
+    y = Axis(0, 1.04 * max(longest, 1e-30))
     ends: dict[int, list[Event]] = defaultdict(list)
     for event in report.events:
         if event.kind != "decay":

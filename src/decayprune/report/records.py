@@ -14,7 +14,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
-_LARGEST_INT = 2**63 - 1
+_LARGEST_INT = 2**53  # up to here a float, which every plot computes in, is exact
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return _is_number(value) and value > 0  # type: ignore[operator]
+    return _is_number(value) and 1e-9 <= value <= 1e9  # type: ignore[operator]
 
 
 def _is_fraction(value: object) -> bool:
@@ -65,14 +65,14 @@ def _lists(holds: Callable[[object], bool]) -> Callable[[object], bool]:
 COUNT = Kind("a whole number >= 0", _is_count)
 POSITIVE_COUNT = Kind("a whole number > 0", lambda v: _is_count(v) and v != 0)
 NUMBER = Kind("a finite number", _is_number)
-POSITIVE = Kind("a finite number > 0", _is_positive)
+POSITIVE = Kind("a number from 1e-9 to 1e9", _is_positive)
 MAGNITUDE = Kind("a finite number >= 0", _is_magnitude)
 FRACTION = Kind("a fraction from 0 to 1", _is_fraction)
 TEXT = Kind("a text", lambda v: isinstance(v, str))
 STEPS = Kind("a list of steps (whole numbers >= 0)", _lists(_is_count))
 SCALARS = Kind("an object of texts, numbers, true, false or null", _maps_to(_is_scalar))
 TEXTS = Kind("an object of texts", _maps_to(lambda v: isinstance(v, str)))
-FRACTIONS = Kind("an object of numbers > 0", _maps_to(_is_positive))
+FRACTIONS = Kind("an object of numbers from 1e-9 to 1e9", _maps_to(_is_positive))
 PHASES = ("train", "prune", "finetune")
 PHASE = Kind("one of 'train', 'prune', 'finetune'", lambda v: v in PHASES)
 EVENT = Kind("one of 'decay', 'release', 'prune'", lambda v: v in ("decay", "release", "prune"))

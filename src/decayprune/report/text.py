@@ -1,11 +1,12 @@
 """Figures in words: the verdict, the text table, and how a number is written.
 
 The page and the terminal say the same things in the same words, so both take them from here. Every
-ratio names its direction, and a run that became slower or missed its budget is told so first.
+ratio names its direction, and a run that became slower or missed its budget is told so.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,12 +56,24 @@ def amount(number: float) -> str:
 
 def times(ratio: float) -> str:
     """Write a ratio as a factor, with more digits where it is close to one."""
-    return f"{ratio:.2f}\u00d7" if ratio < 1.2 else f"{ratio:.1f}\u00d7"
+    return f"{ratio:.2f}x" if ratio < 1.2 else f"{ratio:.1f}x"
 
 
 def figure(value: float | None) -> str:
     """Write a statistic in three significant digits, or a dash where there is none."""
     return "\u2013" if value is None else f"{value:.3g}"
+
+
+def typeset(plain: str) -> str:
+    r"""Give words that fit any terminal the signs of a printed page.
+
+    >>> typeset("1.7x faster, 97.2 % -> 97.0 %, -0.2 points") == (
+    ...     "1.7\u00d7 faster, 97.2\u00a0% \u2192 97.0\u00a0%, \u22120.2 points"
+    ... )
+    True
+    """
+    signs = plain.replace("->", "\u2192").replace(" %", "\u00a0%")
+    return re.sub(r"(?<=\d)x\b", "\u00d7", re.sub(r"(?<!\S)-(?=\d)", "\u2212", signs))
 
 
 def span(first: int, last: int) -> str:
@@ -90,7 +103,7 @@ def verdict(report: Report) -> str:
         compute = f"{named[0]} the compute ({percent(share)} of the MACs)"
     else:
         compute = f"{percent(share)} of the compute (MACs)"
-    accuracy = f"{percent(summary.accuracy_before)} \u2192 {percent(summary.accuracy_after)}"
+    accuracy = f"{percent(summary.accuracy_before)} -> {percent(summary.accuracy_after)}"
     missed = "".join(
         f"; the budget of {percent(limit)} of the {name} was missed"
         for name, limit, found in _budgets(summary)
