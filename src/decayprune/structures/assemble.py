@@ -55,6 +55,11 @@ def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
         tape.partition.fix(labels, f"mixed by {kind} `{layer}`")
     _make_rectangular(tape)
     component, why, reasons = tape.partition.solve()
+    for cut in tape.cuts.values():
+        whole = np.unique(component[cut.labels.numpy()])
+        if len(whole) == 1 and why[whole[0]] == -1:
+            tape.partition.fix(cut.labels, f"all of `{cut.name}` would leave together")
+    component, why, reasons = tape.partition.solve()
     carried = _carried(tape, component)
     for reason, lost in (("produced by no layer", _without_rows), ("nothing reads it", _unread)):
         reasons.append(reason)
@@ -125,7 +130,7 @@ def _make_rectangular(tape: Tape) -> None:
                 partition.unify(matrix, first, "lies beside a fixed width in a reshape")
             component = None
         elif not dims and bool((values >= 0).any()):
-            partition.fix(matrix, "a reshape leaves one index of the width")
+            partition.fix(matrix, "reshapes and chunks tie all of the width together")
 
 
 def _without_rows(tape: Tape, component: Array, carried: dict[Key, Array]) -> Array:
@@ -261,10 +266,10 @@ def _groups(tape: Tape, solution: _Solution) -> tuple[Group, ...]:
         structure = solution.structure[cut.labels]
         for group in np.unique(solution.group[structure[structure >= 0].numpy()]):
             members[group].append(cut)
-    starts = np.flatnonzero(np.diff(solution.group, prepend=-1))
-    stops = [*starts[1:], len(solution.group)]
+    starts = np.searchsorted(solution.group, np.arange(count))
+    stops = np.searchsorted(solution.group, np.arange(count), side="right")
     groups = []
-    for cuts, start, stop in zip(members, starts.tolist(), stops, strict=True):
+    for cuts, start, stop in zip(members, starts.tolist(), stops.tolist(), strict=True):
         rows = [cut for cut in cuts if cut.role == "row"]
         others = [cut for cut in cuts if cut.role != "row"]
         layers = tuple(dict.fromkeys(c.name.rpartition(".")[0] for c in [*rows, *others]))
@@ -295,12 +300,10 @@ def _refusals(tape: Tape, solution: _Solution) -> tuple[Refusal, ...]:
         for reason, width in zip(*np.unique(why[why >= 0], return_counts=True), strict=True):
             layer = cut.name.rpartition(".")[0]
             refused.append(Refusal(layer, int(width), solution.reasons[reason]))
-    known = {cut.name.rpartition(".")[0] for cut in tape.cuts.values()}
-    for name, module in tape.modules.items():
-        own = next(module.parameters(recurse=False), None)
-        if own is None or name in known or own.dim() == 0:
-            continue
-        reached = name in tape.reached
-        reason = f"no rule for {type(module).__name__}" if reached else "not reached by the inputs"
-        refused.append(Refusal(name, own.shape[0], reason))
+    refused += [Refusal(*item) for item in tape.refused]
+    for name in tape.unseen():
+        width = next(
+            (p.shape[0] for p in tape.modules[name].parameters(recurse=False) if p.dim()), 0
+        )
+        refused.append(Refusal(name, width, "not reached by the example inputs"))
     return tuple(refused)

@@ -170,12 +170,18 @@ def attention(call: Call) -> Any:
 def left_alone(call: Call) -> Any:
     """Composite calls and unknown operators: what goes in is fixed, what they compute is counted."""
     tape = call.tape
-    reason = _REASONS.get(call.name, f"unknown operator `{call.name}`")
-    tape.fix(call.tensors(), reason)
     with FlopCounterMode(display=False) as counter:
         out = call.run()
     if counter.get_total_flops():
         tape.operator(tape.owner(None), counter.get_total_flops() // 2)
+    if next(tensors_in(out), None) is None and call.name not in _READS_VALUES:
+        return out  # a shape, a device, a property
+    reason = _REASONS.get(call.name, f"unknown operator `{call.name}`")
+    tape.fix(call.tensors(), reason)
+    for value in call.tensors():
+        layer = tape.owner(value)
+        if id(value) in tape.parameter_ids and value.dim() > 1:
+            tape.refused.append((layer, value.shape[0], reason))
     return out
 
 
@@ -186,6 +192,8 @@ _REASONS = {
     "rnn_tanh": "read by a recurrent layer",
     "rnn_relu": "read by a recurrent layer",
 }
+
+_READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "index")
 
 CONTRACTIONS = {
     "matmul": matmul,

@@ -212,7 +212,8 @@ def _per_channel(
     tape.attribute(layer, "num_features", labels)
     has_affine = any(key is not None for key in keys)
     sources = tape.scaled_by(*keys) if has_affine else tape.unscaled(labels)
-    tape.put(out, along(labels, dim, out.shape), sources, has_affine or found.zero)
+    shifts = any(value is not None for value in buffers)  # by the running mean, in eval mode
+    tape.put(out, along(labels, dim, out.shape), sources, has_affine or (found.zero and not shifts))
 
 
 def layer_norm(call: Call) -> Tensor:

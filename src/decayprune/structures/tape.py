@@ -74,7 +74,8 @@ class Tape:
         operators: (module, constant, label vectors) of each counted operator.
         attributes: (module, attribute, labels, divisor).
         stack: Names of the modules that are running, outermost first.
-        reached: Names of all modules that have run.
+        seen: Identities of all tensors that were an argument of a torch function.
+        refused: (module, width, reason) of widths that never got labels.
     """
 
     model: nn.Module
@@ -88,7 +89,8 @@ class Tape:
     operators: list[tuple[str, int, tuple[Tensor, ...]]] = field(default_factory=list)
     attributes: list[tuple[str, str, Tensor, int]] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
-    reached: set[str] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
+    refused: list[tuple[str, int, str]] = field(default_factory=list)
     counting: bool = True
 
     def __post_init__(self) -> None:
@@ -157,6 +159,15 @@ class Tape:
         if name is None:
             return self.stack[-1] if self.stack else ""
         return name.rpartition(".")[0]
+
+    def holders(self) -> list[str]:
+        """Modules that hold parameters of their own, in the order of the model."""
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.parameters))
+
+    def unseen(self) -> list[str]:
+        """Modules of which no parameter took part in anything that ran."""
+        seen = {n.rpartition(".")[0] for n, p in self.parameters.items() if id(p) in self.seen}
+        return [name for name in self.holders() if name not in seen]
 
     def known(self, value: Tensor, dim: int) -> Tensor | None:
         """Labels that a dimension of a parameter already carries."""

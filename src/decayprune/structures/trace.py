@@ -28,7 +28,6 @@ from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tape import Tape
 
 _RULES = {**RULES, **MOVEMENT, **LAYERS, **CONTRACTIONS}
-_LEAVES_TORCH = {"item", "tolist", "numpy", "bool", "float", "int", "array", "index"}
 
 
 def trace(
@@ -61,14 +60,13 @@ def trace(
     with _undisturbed(model), _names_of_running_modules(tape), torch.no_grad():
         model.eval()
         _run(tape, args, kwargs)
-        unreached = [name for name in _with_parameters(tape) if name not in tape.reached]
-        if unreached:
+        if tape.unseen():
             _train_mode_without_statistics(model)
             tape.counting = False
             try:
                 _run(tape, args, kwargs)
             except ValueError:
-                tape.stack.clear()
+                pass  # what it would have reached is listed as not reached
     batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.dim()), 1)
     return assemble(tape, ignored, batch)
 
@@ -89,6 +87,7 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         name = canonical(func)
         call = Call(self.tape, func, name, args, kwargs or {})
+        self.tape.seen.update(id(value) for value in call.tensors())
         if name.startswith("get:") and name not in _RULES:
             return call.run()
         rule = _RULES.get(name)
@@ -99,15 +98,7 @@ class _Tracer(TorchFunctionMode):
         if _is_composite(func):
             with self:
                 return _body(func)(*args, **call.kwargs)
-        return self._unknown(call)
-
-    def _unknown(self, call: Call) -> Any:
-        out = call.run()
-        if call.name in _LEAVES_TORCH:
-            self.tape.fix(call.tensors(), f"read by Python through `{call.name}`")
-        elif next(tensors_in(out), None) is not None:
-            self.tape.fix(call.tensors(), f"unknown operator `{call.name}`")
-        return out
+        return left_alone(call)
 
 
 def _is_composite(func: Callable[..., Any]) -> bool:
@@ -131,7 +122,13 @@ def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with _Tracer(tape):
             outputs = tape.model(*args, **kwargs)
     except Exception as error:
-        raise ValueError(_did_not_run(tape, args, kwargs, error)) from error
+        where = tape.stack[-1] if tape.stack else ""
+        tape.stack.clear()
+        try:
+            tape.model(*args, **kwargs)
+        except Exception:  # the model's own error, not one of a rule
+            raise ValueError(_did_not_run(tape, args, kwargs, error, where)) from error
+        raise
     tape.fix(_outputs(outputs, set()), "the model's output")
 
 
@@ -161,7 +158,6 @@ def _names_of_running_modules(tape: Tape) -> Iterator[None]:
 
         def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
             tape.stack.append(name)
-            tape.reached.add(name)
 
         def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
             if tape.stack:
@@ -212,15 +208,6 @@ def _train_mode_without_statistics(model: nn.Module) -> None:
             module.eval()
 
 
-def _with_parameters(tape: Tape) -> list[str]:
-    """Modules that hold parameters of their own."""
-    return [
-        name
-        for name, m in tape.modules.items()
-        if next(m.parameters(recurse=False), None) is not None
-    ]
-
-
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
@@ -240,10 +227,10 @@ def _check_devices(model: nn.Module, inputs: Any) -> None:
             )
 
 
-def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception) -> str:
+def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: str) -> str:
     """What was passed, what the first layer expects, what went wrong."""
     given = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors_in((args, kwargs))]
-    first = next(iter(_with_parameters(tape)), None)
+    first = next(iter(tape.holders()), None)
     expects = ""
     if first is not None:
         weight = next(tape.modules[first].parameters(recurse=False))
@@ -251,7 +238,7 @@ def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception) -> str:
             f" Its first layer is `{first}`: {tape.modules[first]}, with parameters in "
             f"{weight.dtype} on {weight.device}."
         )
-    running = f" in `{tape.stack[-1]}`" if tape.stack and tape.stack[-1] else ""
+    running = f" in `{where}`" if where else ""
     return (
         f"The model does not run on example_inputs. Passed: {', '.join(given) or 'no tensor'}."
         f"{expects} It raised{running}: {type(error).__name__}: {error} "

@@ -1,0 +1,610 @@
+"""A small zoo: one model per pattern of coupling, each a function returning (model, inputs).
+
+Models are float64, seeded and small enough to reason about by hand. Normalisers get random
+statistics and affine parameters, so that nothing is accidentally neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Case = Callable[[], tuple[nn.Module, Any]]
+CASES: dict[str, Case] = {}
+
+
+def case(make: Callable[[], tuple[nn.Module, Any]]) -> Case:
+    """Register a case; seed it, make it float64, randomise its normalisers."""
+
+    def seeded() -> tuple[nn.Module, Any]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, inputs = make()
+            model.double().train()
+            for module in model.modules():
+                if isinstance(
+                    module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm
+                ):
+                    _randomise(module)
+            return model, inputs
+
+    seeded.__name__ = make.__name__
+    seeded.__doc__ = make.__doc__
+    CASES[make.__name__] = seeded
+    return seeded
+
+
+def _randomise(module: Any) -> None:
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean"):
+            if getattr(module, name, None) is not None:
+                getattr(module, name).normal_()
+        if getattr(module, "running_var", None) is not None:
+            module.running_var.uniform_(0.5, 2.0)
+
+
+def image(channels: int = 3, size: int = 8, batch: int = 2) -> Tensor:
+    return torch.randn(batch, channels, size, size, dtype=torch.float64)
+
+
+def conv_bn(i: int, o: int, k: int = 3, **kw: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **kw), nn.BatchNorm2d(o))
+
+
+class Lambda(nn.Module):
+    """A model whose forward is a function of its parts."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._forward = forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(self, *args, **kwargs)
+
+
+# ---- convolutions ----------------------------------------------------------------------------
+
+
+@case
+def chain() -> tuple[nn.Module, Any]:
+    """conv-bn-relu, conv (no norm)-relu, linear after pooling."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
+    ), image()
+
+
+@case
+def flatten() -> tuple[nn.Module, Any]:
+    """A linear layer reads a flattened 6 x 2 x 2 map."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(4),
+        nn.Flatten(),
+        nn.Linear(24, 7),
+        nn.ReLU(),
+        nn.Linear(7, 3),
+    ), image()
+
+
+@case
+def residual() -> tuple[nn.Module, Any]:
+    """Two producers meet in an add: one width."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        y = m.b(F.relu(m.a(x)))
+        return m.head(F.relu(x + y).mean((2, 3)))
+
+    return Lambda(
+        forward, stem=conv_bn(3, 6), a=conv_bn(6, 4), b=conv_bn(4, 6), head=nn.Linear(6, 3)
+    ), image()
+
+
+@case
+def preactivation() -> tuple[nn.Module, Any]:
+    """Every consumer has a norm of its own; the stream itself has none."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        x = x + m.b(F.relu(m.n2(m.a(F.relu(m.n1(x))))))
+        return m.head(F.relu(m.n3(x)).mean((2, 3)))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 6, 3, padding=1),
+        n1=nn.BatchNorm2d(6),
+        a=nn.Conv2d(6, 4, 3, padding=1),
+        n2=nn.BatchNorm2d(4),
+        b=nn.Conv2d(4, 6, 3, padding=1),
+        n3=nn.BatchNorm2d(6),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
+@case
+def concat() -> tuple[nn.Module, Any]:
+    """Two widths side by side, the second one read twice."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = m.a(x), m.b(x)
+        return m.head(F.relu(m.c(torch.cat([a, b, b], 1))).mean((2, 3)))
+
+    return Lambda(
+        forward,
+        a=conv_bn(3, 4),
+        b=nn.Conv2d(3, 6, 3, padding=1),
+        c=nn.Conv2d(16, 5, 1),
+        head=nn.Linear(5, 3),
+    ), image()
+
+
+@case
+def dense() -> tuple[nn.Module, Any]:
+    """A dense block: every layer reads all before it through a norm of its own."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        x = torch.cat([x, m.a(F.relu(m.n1(x)))], 1)
+        x = torch.cat([x, m.b(F.relu(m.n2(x)))], 1)
+        return m.head(F.relu(m.n3(x)).mean((2, 3)))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 4, 3),
+        n1=nn.BatchNorm2d(4),
+        a=nn.Conv2d(4, 3, 3, padding=1),
+        n2=nn.BatchNorm2d(7),
+        b=nn.Conv2d(7, 3, 3, padding=1),
+        n3=nn.BatchNorm2d(10),
+        head=nn.Linear(10, 3),
+    ), image()
+
+
+@case
+def split() -> tuple[nn.Module, Any]:
+    """chunk: both halves lose the same offsets."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = F.relu(m.stem(x)).chunk(2, 1)
+        return m.head(torch.cat([m.a(a), m.b(b)], 1).mean((2, 3)))
+
+    return Lambda(
+        forward,
+        stem=conv_bn(3, 8),
+        a=nn.Conv2d(4, 3, 3),
+        b=nn.Conv2d(4, 2, 3),
+        head=nn.Linear(5, 3),
+    ), image()
+
+
+@case
+def depthwise() -> tuple[nn.Module, Any]:
+    """An inverted residual: the depthwise convolution belongs to the width it filters."""
+    return nn.Sequential(
+        conv_bn(3, 6, 1),
+        nn.ReLU6(),
+        conv_bn(6, 6, groups=6),
+        nn.ReLU6(),
+        conv_bn(6, 4, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ), image()
+
+
+@case
+def depthwise_multiplier() -> tuple[nn.Module, Any]:
+    """Two filters per channel, with bias, no norm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 1),
+        nn.Conv2d(5, 10, 3, groups=5),
+        nn.ReLU(),
+        nn.Conv2d(10, 4, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 3),
+    ), image()
+
+
+@case
+def grouped() -> tuple[nn.Module, Any]:
+    """A convolution of two groups: each loses the same offsets, inputs and outputs."""
+    return nn.Sequential(
+        conv_bn(3, 6),
+        nn.ReLU(),
+        conv_bn(6, 8, groups=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ), image()
+
+
+@case
+def channel_shuffle() -> tuple[nn.Module, Any]:
+    """view, transpose, view: both halves lose the same offsets."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        b, c, h, w = x.shape
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return m.head(F.relu(m.a(x)).mean((2, 3)))
+
+    return Lambda(
+        forward, stem=conv_bn(3, 8), a=nn.Conv2d(8, 4, 3, groups=2), head=nn.Linear(4, 3)
+    ), image()
+
+
+@case
+def squeeze_excite() -> tuple[nn.Module, Any]:
+    """A gate of the same width, through a bottleneck."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.silu(m.stem(x))
+        gate = torch.sigmoid(m.up(F.relu(m.down(x.mean((2, 3), keepdim=True)))))
+        return m.head(m.out(gate * x).mean((2, 3)))
+
+    return Lambda(
+        forward,
+        stem=conv_bn(3, 6),
+        down=nn.Conv2d(6, 3, 1),
+        up=nn.Conv2d(3, 6, 1),
+        out=conv_bn(6, 4),
+        head=nn.Linear(4, 3),
+    ), image()
+
+
+@case
+def prelu() -> tuple[nn.Module, Any]:
+    """Slopes per channel."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.PReLU(6),
+        nn.Conv2d(6, 4, 3),
+        nn.PReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    ), image()
+
+
+@case
+def sigmoid() -> tuple[nn.Module, Any]:
+    """0 does not map to 0: only the consumer's columns scale the function."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.Sigmoid(),
+        nn.Conv2d(6, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    ), image()
+
+
+@case
+def no_affine() -> tuple[nn.Module, Any]:
+    """A norm without affine parameters hides the filter's length."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.BatchNorm2d(6, affine=False),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    ), image()
+
+
+@case
+def transposed() -> tuple[nn.Module, Any]:
+    """Up and down again, one transposed convolution in two groups."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, 2, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 2, 3),
+    ), image()
+
+
+@case
+def instance_norm() -> tuple[nn.Module, Any]:
+    """Norms that treat every channel by itself."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.InstanceNorm2d(6, affine=True),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.GroupNorm(4, 4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    ), image()
+
+
+@case
+def mixing_norms() -> tuple[nn.Module, Any]:
+    """Norms that mix channels: their widths stay, what lies between is free."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.gn(m.stem(x)).mean((2, 3))
+        return m.head(m.down(F.gelu(m.up(m.ln(x)))) + x)
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 6, 3),
+        gn=nn.GroupNorm(2, 6),
+        ln=nn.LayerNorm(6),
+        up=nn.Linear(6, 9),
+        down=nn.Linear(9, 6),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
+@case
+def layer_scale() -> tuple[nn.Module, Any]:
+    """A raw parameter per channel."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.head((x + m.gamma * m.a(x)).flatten(2).mean(2))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 6, 3, padding=1),
+        a=nn.Conv2d(6, 6, 3, padding=1),
+        gamma=nn.Parameter(torch.randn(6, 1, 1)),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
+@case
+def padded_shortcut() -> tuple[nn.Module, Any]:
+    """A shortcut widened by zeros: only what lies inside the padding can leave."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        y = m.a(x) + F.pad(x, (0, 0, 0, 0, 1, 1))
+        return m.head(F.relu(y).mean((2, 3)))
+
+    return Lambda(forward, stem=conv_bn(3, 4), a=conv_bn(4, 6), head=nn.Linear(6, 3)), image()
+
+
+@case
+def pixel_shuffle() -> tuple[nn.Module, Any]:
+    """Four channels make up one."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(3, 2, 3)
+    ), image()
+
+
+@case
+def conv_1d_and_3d() -> tuple[nn.Module, Any]:
+    """Other numbers of dimensions."""
+
+    def forward(m: Any, x: Tensor, v: Tensor) -> Tensor:
+        a = F.relu(m.b1(m.a1(x))).mean(2)
+        b = F.max_pool3d(F.relu(m.b3(m.a3(v))), 2).mean((2, 3, 4))
+        return m.head(torch.cat([a, b], 1))
+
+    return Lambda(
+        forward,
+        a1=nn.Conv1d(3, 5, 3),
+        b1=nn.BatchNorm1d(5),
+        a3=nn.Conv3d(2, 4, 3),
+        b3=nn.BatchNorm3d(4),
+        head=nn.Linear(9, 3),
+    ), (
+        torch.randn(2, 3, 9, dtype=torch.float64),
+        torch.randn(2, 2, 6, 6, 6, dtype=torch.float64),
+    )
+
+
+# ---- sharing, inputs, outputs ----------------------------------------------------------------
+
+
+@case
+def shared() -> tuple[nn.Module, Any]:
+    """One layer called twice."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = F.relu(m.a(x))
+        x = F.relu(m.a(x))
+        return m.head(x.mean((2, 3)))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 6, 3, padding=1),
+        a=nn.Conv2d(6, 6, 3, padding=1),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
+@case
+def tied() -> tuple[nn.Module, Any]:
+    """Input embedding and output layer are one parameter."""
+
+    def forward(m: Any, tokens: Tensor) -> Tensor:
+        x = m.embed(tokens)
+        return m.out(x + m.down(F.relu(m.up(x))))
+
+    model = Lambda(
+        forward,
+        embed=nn.Embedding(11, 6),
+        up=nn.Linear(6, 8),
+        down=nn.Linear(8, 6),
+        out=nn.Linear(6, 11, bias=False),
+    )
+    model.out.weight = model.embed.weight
+    return model, torch.arange(10).view(2, 5)
+
+
+@case
+def keywords() -> tuple[nn.Module, Any]:
+    """Keyword inputs, a dict as output; the width that is returned stays."""
+
+    def forward(m: Any, *, image: Tensor, scale: Tensor) -> dict[str, Any]:
+        x = F.relu(m.a(image)) * scale
+        return {"features": [m.b(x)], "logits": m.head(x.mean((2, 3)))}
+
+    return Lambda(forward, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 4, 3), head=nn.Linear(6, 3)), {
+        "image": image(),
+        "scale": torch.tensor(2.0, dtype=torch.float64),
+    }
+
+
+@case
+def auxiliary() -> tuple[nn.Module, Any]:
+    """A head that runs in train mode only."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = F.relu(m.stem(x))
+        y = m.head(F.relu(m.a(x)).mean((2, 3)))
+        return (y, m.aux(x.mean((2, 3)))) if m.training else y
+
+    return Lambda(
+        forward,
+        stem=conv_bn(3, 6),
+        a=conv_bn(6, 4),
+        head=nn.Linear(4, 3),
+        aux=nn.Linear(6, 3),
+    ), image()
+
+
+# ---- attention -------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Separate projections, heads by reshape; ``key_heads`` < ``heads``: grouped queries."""
+
+    def __init__(self, width: int, heads: int, key_heads: int, head_dim: int, sdpa: bool) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_dim, self.sdpa = heads, key_heads, head_dim, sdpa
+        self.q = nn.Linear(width, heads * head_dim)
+        self.k = nn.Linear(width, key_heads * head_dim)
+        self.v = nn.Linear(width, key_heads * head_dim)
+        self.out = nn.Linear(heads * head_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(b, n, self.key_heads, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(b, n, self.key_heads, self.head_dim).transpose(1, 2)
+        if self.key_heads != self.heads:
+            times = self.heads // self.key_heads
+            shape = (b, self.key_heads, times, n, self.head_dim)
+            k = k[:, :, None].expand(shape).reshape(b, self.heads, n, self.head_dim)
+            v = v[:, :, None].expand(shape).reshape(b, self.heads, n, self.head_dim)
+        if self.sdpa:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
+            y = scores.softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(b, n, -1))
+
+
+def _transformer(attention: nn.Module) -> tuple[nn.Module, Any]:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x + m.attention(m.n1(x))
+        x = x + m.down(F.gelu(m.up(m.n2(x))))
+        return m.head(x.mean(1))
+
+    return Lambda(
+        forward,
+        n1=nn.LayerNorm(8),
+        attention=attention,
+        n2=nn.LayerNorm(8),
+        up=nn.Linear(8, 10),
+        down=nn.Linear(10, 8),
+        head=nn.Linear(8, 3),
+    ), torch.randn(2, 5, 8, dtype=torch.float64)
+
+
+@case
+def attention_sdpa() -> tuple[nn.Module, Any]:
+    """Whole heads leave."""
+    return _transformer(Attention(8, 4, 4, 3, sdpa=True))
+
+
+@case
+def attention_matmul() -> tuple[nn.Module, Any]:
+    """The same written out."""
+    return _transformer(Attention(8, 4, 4, 3, sdpa=False))
+
+
+@case
+def attention_grouped() -> tuple[nn.Module, Any]:
+    """Two query heads to a key head leave with it."""
+    return _transformer(Attention(8, 4, 2, 3, sdpa=True))
+
+
+@case
+def attention_module() -> tuple[nn.Module, Any]:
+    """nn.TransformerEncoderLayer: heads fixed, feed-forward free."""
+    return nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)
+    ), torch.randn(2, 5, 8, dtype=torch.float64)
+
+
+@case
+def gated_mlp() -> tuple[nn.Module, Any]:
+    """SwiGLU: the ungated branch carries."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.down(F.silu(m.gate(x)) * m.up(x))
+
+    return Lambda(
+        forward, gate=nn.Linear(4, 6), up=nn.Linear(4, 6), down=nn.Linear(6, 3)
+    ), torch.randn(2, 4, dtype=torch.float64)
+
+
+@case
+def tokens() -> tuple[nn.Module, Any]:
+    """Patches, class token, positions, a norm-free mixer with batch norms."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1) + m.positions
+        x = m.norm(x.transpose(1, 2)).transpose(1, 2)
+        return m.head(x[:, 0])
+
+    return Lambda(
+        forward,
+        patch=nn.Conv2d(3, 6, 4, stride=4),
+        token=nn.Parameter(torch.randn(1, 1, 6)),
+        positions=nn.Parameter(torch.randn(1, 5, 6)),
+        norm=nn.BatchNorm1d(6),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
+@case
+def recurrent() -> tuple[nn.Module, Any]:
+    """What a recurrent layer reads and holds stays."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, _ = m.lstm(m.a(x))
+        return m.head(F.relu(m.b(y[:, -1])))
+
+    return Lambda(
+        forward,
+        a=nn.Linear(4, 6),
+        lstm=nn.LSTM(6, 5, batch_first=True),
+        b=nn.Linear(5, 7),
+        head=nn.Linear(7, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)

@@ -1,0 +1,401 @@
+"""The structures of every pattern of the zoo, by hand, and what cutting them does."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Lambda, image
+from reference.cut import cut, error, run, tensors, zeroed
+from torch import nn
+
+from decayprune.structures import FIXED, StructureMap, trace
+
+# (first layer, structures, indices per structure) of each group, and the layers left alone
+EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
+    "chain": ([("0", 6, 1), ("3", 5, 1)], ["7"]),
+    "flatten": ([("0", 6, 1), ("4", 7, 1)], ["6"]),
+    "residual": ([("stem.0", 6, 1), ("a.0", 4, 1)], ["head"]),
+    "preactivation": ([("stem", 6, 1), ("a", 4, 1)], ["head"]),
+    "concat": ([("a.0", 4, 1), ("b", 6, 1), ("c", 5, 1)], ["head"]),
+    "dense": ([("stem", 4, 1), ("a", 3, 1), ("b", 3, 1)], ["head"]),
+    "split": ([("stem.0", 4, 2), ("a", 3, 1), ("b", 2, 1)], ["head"]),
+    "depthwise": ([("0.0", 6, 1), ("4.0", 4, 1)], ["7"]),
+    "depthwise_multiplier": ([("0", 5, 1), ("3", 4, 1)], ["6"]),
+    "grouped": ([("0.0", 3, 2), ("2.0", 4, 2)], ["6"]),
+    # the shuffle ties i to i + 4, the grouped convolution 0 to 2, 4 to 6, 1 to 3, 5 to 7
+    "channel_shuffle": ([("stem.0", 2, 4), ("a", 2, 2)], ["head"]),
+    "squeeze_excite": ([("stem.0", 6, 1), ("down", 3, 1), ("out.0", 4, 1)], ["head"]),
+    "prelu": ([("0", 6, 1), ("2", 4, 1)], ["5"]),
+    "sigmoid": ([("0", 6, 1), ("2", 4, 1)], ["5"]),
+    "no_affine": ([("0", 6, 1), ("3", 4, 1)], ["5"]),
+    "transposed": ([("0", 6, 1), ("2", 2, 2), ("4", 3, 1)], ["6"]),
+    "instance_norm": ([("0", 6, 1), ("3", 4, 1)], ["7"]),
+    "mixing_norms": ([("up", 9, 1)], ["stem", "down", "head"]),
+    "layer_scale": ([("stem", 6, 1)], ["head"]),
+    "padded_shortcut": ([("stem.0", 4, 1)], ["a.0", "head"]),
+    "pixel_shuffle": ([("0", 3, 4)], ["3"]),
+    "conv_1d_and_3d": ([("a1", 5, 1), ("a3", 4, 1)], ["head"]),
+    "shared": ([("stem", 6, 1)], ["head"]),
+    "tied": ([("embed", 6, 1), ("up", 8, 1)], ["embed"]),
+    "keywords": ([("a", 6, 1)], ["b", "head"]),
+    "auxiliary": ([("stem.0", 6, 1), ("a.0", 4, 1)], ["head", "aux"]),
+    "attention_sdpa": ([("attention.q", 4, 3), ("up", 10, 1)], ["attention.out", "down", "head"]),
+    "attention_matmul": ([("attention.q", 4, 3), ("up", 10, 1)], ["attention.out", "down", "head"]),
+    "attention_grouped": (
+        [("attention.q", 2, 6), ("up", 10, 1)],
+        ["attention.out", "down", "head"],
+    ),
+    "attention_module": (
+        [("0.linear1", 12, 1)],
+        ["0.linear2", "1", "0.self_attn", "0.self_attn.out_proj"],
+    ),
+    "gated_mlp": ([("gate", 6, 1)], ["down"]),
+    "tokens": ([("patch", 6, 1)], ["head"]),
+    "recurrent": ([("b", 7, 1)], ["a", "head", "lstm", "lstm"]),
+}
+
+# per group: the (parameter, dim) whose scaling scales the function
+CARRIERS: dict[str, list[set[tuple[str, int]]]] = {
+    "chain": [{("1.weight", 0), ("1.bias", 0)}, {("3.weight", 0), ("3.bias", 0)}],
+    "residual": [
+        {("stem.1.weight", 0), ("stem.1.bias", 0), ("b.1.weight", 0), ("b.1.bias", 0)},
+        {("a.1.weight", 0), ("a.1.bias", 0)},
+    ],
+    "preactivation": [
+        {("n1.weight", 0), ("n1.bias", 0), ("n3.weight", 0), ("n3.bias", 0)},
+        {("n2.weight", 0), ("n2.bias", 0)},
+    ],
+    "concat": [
+        {("a.1.weight", 0), ("a.1.bias", 0)},
+        {("b.weight", 0), ("b.bias", 0)},
+        {("c.weight", 0), ("c.bias", 0)},
+    ],
+    "dense": [
+        {(f"n{i}.{leaf}", 0) for i in (1, 2, 3) for leaf in ("weight", "bias")},
+        {(f"n{i}.{leaf}", 0) for i in (2, 3) for leaf in ("weight", "bias")},
+        {("n3.weight", 0), ("n3.bias", 0)},
+    ],
+    "depthwise": [{("2.1.weight", 0), ("2.1.bias", 0)}, {("4.1.weight", 0), ("4.1.bias", 0)}],
+    "depthwise_multiplier": [
+        {("0.weight", 0), ("0.bias", 0), ("1.bias", 0)},
+        {("3.weight", 0), ("3.bias", 0)},
+    ],
+    "squeeze_excite": [
+        {("stem.1.weight", 0), ("stem.1.bias", 0)},
+        {("down.weight", 0), ("down.bias", 0)},
+        {("out.1.weight", 0), ("out.1.bias", 0)},
+    ],
+    "sigmoid": [{("2.weight", 1)}, {("2.weight", 0), ("2.bias", 0)}],
+    "no_affine": [{("3.weight", 1)}, {("3.weight", 0), ("3.bias", 0)}],
+    "layer_scale": [{("stem.weight", 0), ("stem.bias", 0), ("gamma", 0)}],
+    "gated_mlp": [{("up.weight", 0), ("up.bias", 0)}],
+    "attention_sdpa": [
+        {("attention.v.weight", 0), ("attention.v.bias", 0)},
+        {("up.weight", 0), ("up.bias", 0)},
+    ],
+    "tokens": [{("norm.weight", 0), ("norm.bias", 0)}],
+    "pixel_shuffle": [{("0.weight", 0), ("0.bias", 0)}],
+}
+
+
+def half_of(structures: StructureMap, seed: int = 0) -> set[int]:
+    """Half of each group, at random."""
+    draw = random.Random(seed)
+    removed: set[int] = set()
+    for group in structures.groups:
+        removed |= set(draw.sample(range(group.start, group.stop), group.size // 2))
+    return removed
+
+
+@pytest.fixture(params=CASES)
+def zoo(request: pytest.FixtureRequest) -> tuple[str, nn.Module, object, StructureMap]:
+    model, inputs = CASES[request.param]()
+    return request.param, model, inputs, trace(model, inputs)
+
+
+def test_groups_are_those_found_by_hand(zoo) -> None:
+    name, _, _, structures = zoo
+    groups, refused = EXPECTED[name]
+    assert [(g.layer, g.size, g.width) for g in structures.groups] == groups
+    assert sorted(r.layer for r in structures.refusals) == sorted(refused)
+
+
+def test_every_case_has_an_expectation() -> None:
+    assert set(EXPECTED) == set(CASES)
+
+
+def test_a_cut_equals_zeroing(zoo) -> None:
+    _, model, inputs, structures = zoo
+    removed = half_of(structures)
+    small = cut(model, structures, removed)
+    assert error(run(zeroed(model, structures, removed), inputs), run(small, inputs)) < 1e-10
+    count = sum(p.numel() for p in small.parameters())
+    assert count < sum(p.numel() for p in model.parameters())
+
+
+def test_zeros_pass_through_pinned_structures(zoo) -> None:
+    """Where an all-zero structure is pinned, rows and affine alone silence it."""
+    _, model, inputs, structures = zoo
+    removed = {s for s in half_of(structures) if not structures.unpinned[s]}
+    expected = run(zeroed(model, structures, removed), inputs)
+    found = run(zeroed(model, structures, removed, ("row", "affine")), inputs)
+    assert error(expected, found) < 1e-10
+
+
+def test_carriers_alone_silence_a_pinned_structure(zoo) -> None:
+    _, model, inputs, structures = zoo
+    removed = {s for s in half_of(structures) if not structures.unpinned[s]}
+    expected = run(zeroed(model, structures, removed), inputs)
+    found = run(zeroed(model, structures, removed, carriers_only=True), inputs)
+    assert error(expected, found) < 1e-10
+
+
+def test_every_structure_has_a_carrier(zoo) -> None:
+    structures = zoo[3]
+    carried = torch.zeros(structures.num_structures, dtype=torch.bool)
+    for item in structures.slices:
+        assert item.role != "buffer" or not item.carrier.any()
+        carried[item.structure[item.carrier]] = True
+    assert bool(carried.all())
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+def test_carriers_are_those_found_by_hand(name: str) -> None:
+    structures = trace(*CASES[name]())
+    for group, expected in zip(structures.groups, CARRIERS[name], strict=True):
+        found = set()
+        for item in structures.slices:
+            own = (item.structure >= group.start) & (item.structure < group.stop)
+            assert not (item.carrier & own).any() or bool((item.carrier == own)[own].all())
+            if (item.carrier & own).any():
+                found.add((item.name, item.dim))
+        assert found == expected, group.layer
+
+
+def test_the_map_is_consistent(zoo) -> None:
+    _, model, _, structures = zoo
+    keys = [(item.name, item.dim) for item in structures.slices]
+    assert len(set(keys)) == len(keys)
+    assert [g.start for g in structures.groups] == [0, *(g.stop for g in structures.groups)][:-1]
+    assert structures.index.numel() == structures.num_structures == structures.groups[-1].stop
+    known = tensors(model)
+    for item in structures.slices:
+        assert item.width == known[item.name].shape[item.dim]
+        assert int(item.structure.min()) >= FIXED
+    for group in structures.groups:
+        row = next(
+            s for s in structures.slices if s.role == "row" and (s.structure == group.start).any()
+        )
+        for s in range(group.start, group.stop):
+            assert int(row.structure[structures.index[s]]) == s
+        assert list(structures.index[group.start : group.stop]) == sorted(
+            structures.index[group.start : group.stop]
+        )
+
+
+def test_tracing_changes_nothing(zoo) -> None:
+    _, model, inputs, _ = zoo
+    modes = [m.training for m in model.modules()]
+    before = copy.deepcopy(tensors(model))
+    random_state = torch.get_rng_state()
+    trace(model, inputs)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in tensors(model).items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_tracing_twice_gives_the_same_map(zoo) -> None:
+    _, model, inputs, structures = zoo
+    assert trace(model, inputs).fingerprint == structures.fingerprint
+
+
+def test_what_maps_zero_elsewhere_is_unpinned() -> None:
+    structures = trace(*CASES["sigmoid"]())
+    assert structures.unpinned.tolist() == [True] * 6 + [False] * 4
+    assert not trace(*CASES["residual"]()).unpinned.any()
+
+
+def test_roles() -> None:
+    structures = trace(*CASES["depthwise"]())
+    roles = {(item.name, item.dim): item.role for item in structures.slices}
+    assert roles[("0.0.weight", 0)] == "row"
+    assert roles[("2.0.weight", 0)] == "affine"
+    assert roles[("2.1.weight", 0)] == "affine"
+    assert roles[("2.1.running_var", 0)] == "buffer"
+    assert roles[("4.0.weight", 1)] == "column"
+
+
+def test_isomorphic_groups_share_a_family() -> None:
+    structures = trace(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), torch.randn(2, 4))
+    families = [group.family for group in structures.groups]
+    assert len(set(families)) == 1
+    assert len({g.family for g in trace(*CASES["dense"]()).groups}) == 3
+
+
+# ---- reasons ---------------------------------------------------------------------------------
+
+
+def reason_of(structures: StructureMap, layer: str) -> str:
+    return next(r.reason for r in structures.refusals if r.layer == layer)
+
+
+def test_ignored_layers_by_name_glob_and_module() -> None:
+    model, inputs = CASES["residual"]()
+    for ignored in (["a"], ["a.0"], ["a*"], [model.a], [model.a[0]], "a"):
+        structures = trace(model, inputs, ignored)
+        assert [g.layer for g in structures.groups] == ["stem.0"]
+        assert reason_of(structures, "a.0") == "ignored"
+    assert [g.layer for g in trace(model, inputs, ["b"]).groups] == ["a.0"]  # b meets the stem
+
+
+def test_an_ignored_layer_that_matches_nothing_is_an_error() -> None:
+    model, inputs = CASES["residual"]()
+    with pytest.raises(ValueError, match=r"'steam'.*matches nothing.*Did you mean 'stem"):
+        trace(model, inputs, ["steam"])
+    with pytest.raises(ValueError, match="not part of it"):
+        trace(model, inputs, [nn.Linear(2, 2)])
+
+
+def test_a_frozen_parameter_fixes_its_structures() -> None:
+    model, inputs = CASES["residual"]()
+    model.a[1].bias.requires_grad_(False)
+    structures = trace(model, inputs)
+    assert [g.layer for g in structures.groups] == ["stem.0"]
+    assert "frozen: `a.1.bias`" in reason_of(structures, "a.0")
+
+
+def test_an_unknown_operator_is_named() -> None:
+    model = Lambda(
+        lambda m, x: m.b(torch.fft.fft(m.a(x)).real), a=nn.Linear(4, 6), b=nn.Linear(6, 3)
+    )
+    structures = trace(model, torch.randn(2, 4))
+    assert structures.num_structures == 0
+    assert reason_of(structures, "a") == "unknown operator `fft_fft`"
+
+
+def test_an_autograd_function_does_not_slip_through() -> None:
+    """A call that the protocol does not show yields a tensor without labels: all it meets stays."""
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+    model = Lambda(lambda m, x: m.b(Double.apply(m.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    structures = trace(model, torch.randn(2, 4))
+    removed = half_of(structures)
+    assert (
+        error(
+            run(zeroed(model, structures, removed), torch.ones(2, 4)),
+            run(cut(model, structures, removed), torch.ones(2, 4)),
+        )
+        < 1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda m, x: m.b(m.a(x).softmax(-1)), "softmax over the labelled dimension"),
+        (lambda m, x: m.b(m.a(x) + torch.ones(6)), "met a tensor of fixed width in add"),
+        (lambda m, x: m.b(torch.cat([m.a(x)[:, 1:], m.a(x)[:, :1]], 1)), "sliced at fixed places"),
+        (lambda m, x: m.b(m.a(x).roll(1, 1)), "roll along the width"),
+        (lambda m, x: m.b(torch.einsum("bi->bi", m.a(x))), "unknown operator `einsum`"),
+        (
+            lambda m, x: m.b(F.pad(m.a(x).unsqueeze(1), (1, 1), "circular")[..., 1:-1].squeeze(1)),
+            "padded by circular",
+        ),
+        (lambda m, x: m.b(x.new_zeros(2, 6).copy_(m.a(x))), "written in place"),
+        (lambda m, x: m.b(m.a(x) * float(m.a(x).sum().item())), "sum over the labelled dimension"),
+        (lambda m, x: m.b(torch.from_numpy(m.a(x).numpy())), "unknown operator `numpy`"),
+        (lambda m, x: m.b(m.a(x)[:, torch.randperm(6)]), "sliced at fixed places"),
+        (
+            lambda m, x: m.b(F.linear(m.a(x), m.b.weight[:, :6] * 2).repeat(1, 2)),
+            "weight that is computed",
+        ),
+    ],
+)
+def test_what_cannot_follow_a_cut_is_left_alone(forward, reason: str) -> None:
+    model = Lambda(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    structures = trace(model, torch.randn(2, 4))
+    assert structures.num_structures == 0
+    assert reason in reason_of(structures, "a")
+
+
+def test_in_place_writes_into_a_labelled_tensor() -> None:
+    def forward(m, x):
+        a, b = m.a(x), m.b(x)
+        a[:] = a + b
+        a.mul_(2)
+        a.copy_(a + b)
+        return m.head(a)
+
+    model = Lambda(forward, a=nn.Linear(4, 6), b=nn.Linear(4, 6), head=nn.Linear(6, 3)).double()
+    inputs = torch.randn(2, 4, dtype=torch.float64)
+    structures = trace(model, inputs)
+    assert [(g.layer, g.size, g.layers) for g in structures.groups] == [
+        ("a", 6, ("a", "b", "head"))
+    ]
+    removed = half_of(structures)
+    found = run(cut(model, structures, removed), inputs)
+    assert error(run(zeroed(model, structures, removed), inputs), found) < 1e-10
+
+
+def test_a_layer_nobody_calls_is_listed() -> None:
+    model, inputs = CASES["chain"]()
+    model.spare = nn.Linear(3, 2)
+    model.forward = lambda x: nn.Sequential(*list(model)[:-1])(x)
+    assert reason_of(trace(model, inputs), "spare") == "not reached by the example inputs"
+
+
+def test_a_width_nothing_reads_is_left_alone() -> None:
+    def forward(m, x):
+        m.a(x)
+        return m.head(x)
+
+    structures = trace(Lambda(forward, a=nn.Linear(4, 6), head=nn.Linear(4, 3)), torch.randn(2, 4))
+    assert reason_of(structures, "a") == "nothing reads it"
+
+
+def test_outputs_in_any_container_protect_themselves() -> None:
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Out:
+        hidden: list
+
+    model = Lambda(lambda m, x: Out([{"h": m.a(x)}]), a=nn.Linear(4, 6))
+    assert reason_of(trace(model, torch.randn(2, 4)), "a") == "the model's output"
+
+
+# ---- bad inputs ------------------------------------------------------------------------------
+
+
+def test_inputs_of_the_wrong_shape_or_dtype() -> None:
+    model, _ = CASES["chain"]()
+    with pytest.raises(
+        ValueError, match=r"\(2, 5\) torch.float64.*first layer is `0`: Conv2d\(3, 6"
+    ):
+        trace(model, torch.randn(2, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"torch.float32 on cpu.*in torch.float64"):
+        trace(model, image().float())
+    with pytest.raises(ValueError, match="use a dict for keyword arguments"):
+        trace(model, {"x": image()})
+
+
+def test_inputs_on_another_device() -> None:
+    model, _ = CASES["chain"]()
+    with pytest.raises(ValueError, match=r"model's device cpu, found a tensor on meta"):
+        trace(model, image().to("meta"))
+
+
+def test_a_failed_trace_restores_the_model() -> None:
+    model, _ = CASES["chain"]()
+    with pytest.raises(ValueError, match="does not run"):
+        trace(model, torch.randn(2, 5))
+    assert all(m.training and not m._forward_hooks for m in model.modules())
