@@ -177,9 +177,8 @@ def _share_axis(points: list[_Point], reference: float | None) -> Axis:
     later = [p for p in points if p.phase != "train"] or points
     marks = [] if reference is None else [reference]
     low, high = min(marks + [p.low for p in later]), max(marks + [p.high for p in points])
-    low = min(
-        low, high - max(0.02, 1e-9 * high)
-    )  # two points at least: noise must not fill the plot
+    # Two points at least: noise must not fill the plot.
+    low = min(low, high - max(0.02, 1e-9 * high))
     margin = 0.08 * (high - low)
     return Axis(low - margin, high + margin)
 
