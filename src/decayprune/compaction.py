@@ -8,7 +8,7 @@ of the cut model are compared with those before; on a mismatch everything is put
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from decayprune.cost import CostModel
 from decayprune.cutting import Cut, difference, failure, first_line, named_tensors, tolerance_for
 from decayprune.structures import ops
 from decayprune.structures.forward import ExampleInputs, outputs
-from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.structure_map import Role, StructureMap
 
 
 class CompactionError(RuntimeError):
@@ -83,6 +83,7 @@ def compact(
     example_inputs: ExampleInputs,
     optimizers: Sequence[torch.optim.Optimizer] = (),
     tolerance: float | None = None,
+    roles: Collection[Role] = ops.WEIGHTS,
 ) -> CompactionReport:
     """Remove structures that are zero, in place, and check that no output changed.
 
@@ -94,12 +95,14 @@ def compact(
         optimizers: Their state is sliced along.
         tolerance: Largest error relative to the largest output; by default 1e-4 in float32,
             1e-9 in float64, 2e-2 in half precision.
+        roles: Slices that must be exact zeros; a method whose structures do not hold the
+            consumers' columns leaves those out (the outputs are compared all the same).
 
     Raises:
         CompactionError: A structure is not zero, or the outputs changed; the model is uncut.
     """
     gone = gone.cpu()
-    _check_zero(model, structures, gone)
+    _check_zero(model, structures, gone, roles)
     _check_state(model, structures, optimizers)
     before = outputs(model, example_inputs)
     cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
@@ -140,9 +143,11 @@ def compact(
     )
 
 
-def _check_zero(model: nn.Module, structures: StructureMap, gone: Tensor) -> None:
+def _check_zero(
+    model: nn.Module, structures: StructureMap, gone: Tensor, roles: Collection[Role]
+) -> None:
     tensors = named_tensors(model)
-    slices = ops.labelled(structures)
+    slices = ops.labelled(structures, roles)
     left = ops.sum_products(slices, structures.num_structures, tensors).cpu()
     alive = (gone & (left != 0)).nonzero().flatten()
     if alive.numel():

@@ -7,7 +7,7 @@ one structure of every group before any training begins, because no trace can se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from decayprune.structures import ops
 from decayprune.structures.forward import ExampleInputs, outputs
-from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.structure_map import Role, StructureMap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
 _HALF_TOLERANCE = 2e-2
@@ -198,7 +198,10 @@ def failure(
 
 
 def refuse_uncuttable(
-    model: nn.Module, structures: StructureMap, example_inputs: ExampleInputs
+    model: nn.Module,
+    structures: StructureMap,
+    example_inputs: ExampleInputs,
+    roles: Collection[Role] = ops.WEIGHTS,
 ) -> StructureMap:
     """The map without the groups that cannot be cut: each is tried, one structure at a time.
 
@@ -210,6 +213,7 @@ def refuse_uncuttable(
         model: Put back bit for bit.
         structures: Its structures.
         example_inputs: What to run it on.
+        roles: Slices that are zero once a structure is pruned.
     """
     large = [group for group in structures.groups if group.size > 1]
     trial = torch.zeros(structures.num_structures, dtype=torch.bool)
@@ -220,7 +224,7 @@ def refuse_uncuttable(
     names = dict.fromkeys(item.name for item in structures.slices if item.role != "buffer")
     ranks = {name: tensors[name].dim() for name in names}
     device = next(iter(tensors.values())).device
-    locator = ops.Locator(ops.labelled(structures), structures.num_structures, ranks, device)
+    locator = ops.Locator(ops.labelled(structures, roles), structures.num_structures, ranks, device)
     pick = locator.pick(trial.nonzero().flatten().to(device))
     with torch.no_grad():
         saved = {name: tensors[name].detach().clone() for name in dict.fromkeys(pick.names)}

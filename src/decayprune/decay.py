@@ -60,6 +60,24 @@ def target_length(start: Tensor, age: Tensor, span: Tensor, curve: Curve) -> Ten
     return torch.where(age >= span, 0.0, start * curve(progress))
 
 
+def step_factors(age: Tensor, span: Tensor, curve: Curve) -> Tensor:
+    """What one step of a decay multiplies a structure with if its norm is *not* held to a schedule.
+
+    ``phi(k / N) / phi((k - 1) / N)``, as HESSO does: whatever the gradient did to the norm stays.
+
+    Args:
+        age: Optimizer steps since the pick, this one included, from 1, shape ``(D,)``.
+        span: ``N``, shape ``(D,)``.
+        curve: The schedule ``phi``.
+
+    Returns:
+        Factors, shape ``(D,)``; exactly 0 where ``age >= span``.
+    """
+    # Ages are whole numbers of at most 2**24, so float64 holds them and their shares to the ulp.
+    after, before = curve(age.double() / span), curve((age.double() - 1) / span)
+    return torch.where(age >= span, 0.0, after / before.clamp(min=1e-300))
+
+
 def scale_factors(length: Tensor, target: Tensor, *, inflate: bool = True) -> Tensor:
     """What to multiply each structure with, so that its norm becomes the target.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from decayprune import lifecycle
 from decayprune import rectify as rules
-from decayprune.decay import Curve, scale_factors, target_length
+from decayprune.decay import Curve, scale_factors, step_factors, target_length
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
 from decayprune.selection import Selector
@@ -42,6 +42,10 @@ class Decayer:
         rectify: When to release; None never releases and needs no gradients.
         last_release: Step before which structures may be released.
         inflate: Lengthen structures that training shrank faster than the schedule.
+        hold: Hold norms to the schedule; False multiplies by its step ratio only.
+        pin: Zero the carriers of every pruned structure again after each step. For maps without
+            the consumers' columns: whose gradient would revive a structure, and whose carriers at
+            zero leave no gradient for the rest of it.
     """
 
     def __init__(
@@ -56,11 +60,14 @@ class Decayer:
         rectify: Rectify | None = None,
         last_release: int = 0,
         inflate: bool = True,
+        hold: bool = True,
+        pin: bool = False,
     ) -> None:
         self.structures, self.rectify = structures, rectify
         self.decay_steps, self._last_release = decay_steps, last_release
         self._parameters, self._optimizers = dict(parameters), list(optimizers)
         self._curve, self._inflate, self._all = curve, inflate, slices == "all"
+        self._hold, self._pins = hold, pin
         device = next(iter(self._parameters.values())).device
         ranks = {name: p.dim() for name, p in self._parameters.items()}
         size = structures.num_structures
@@ -79,6 +86,7 @@ class Decayer:
         self._measured: Tensor | None = None  # their lengths, if measured since the optimizer step
         self._before: ops.Values | None = None  # carriers before the optimizer step
         self._resistance: Tensor | None = None
+        self._pinned: ops.Pick | None = None  # carriers of the pruned structures
 
     def load(self, state: LifecycleState) -> None:
         """Continue from a saved state."""
@@ -158,8 +166,7 @@ class Decayer:
             return True
         before = self.state.length[ids]
         scaled = self._length(self._all_pick()) if self._all else length
-        target = self._target(ids, extra_age=1)
-        taken = before - length * scale_factors(scaled, target, inflate=self._inflate)
+        taken = before - length * self._factors(ids, scaled, self.state.age[ids] + 1)
         statistics = rules.observe(
             self.state.statistics,
             ids,
@@ -227,8 +234,8 @@ class Decayer:
         self.state = lifecycle.tick(self.state)
         pick = self._all_pick() if self._all else self._carrier_pick()
         known = None if self._all else self._measured
-        length, target = self._length(pick) if known is None else known, self._target(ids)
-        factors = scale_factors(length, target, inflate=self._inflate)
+        length = self._length(pick) if known is None else known
+        factors = self._factors(ids, length, self.state.age[ids])
         ops.scale_(pick, self._parameters, factors)
         carriers = self._length(self._carrier_pick()) if self._all else length * factors
         self.state = replace(self.state, length=self.state.length.index_copy(0, ids, carriers))
@@ -248,6 +255,11 @@ class Decayer:
 
     def _pin(self) -> None:
         """Zero again what training may revive: all-zero slices that are no fixed point."""
+        if self._pins:
+            if self._pinned is None:
+                pruned = self.state.phase == lifecycle.PRUNED
+                self._pinned = self._carriers.pick(pruned.nonzero().flatten())
+            ops.zero_(self._pinned, self._parameters)
         revived = ((self.state.phase == lifecycle.PRUNED) & self._unpinned).nonzero().flatten()
         if revived.numel():
             self._zero(revived)
@@ -268,11 +280,13 @@ class Decayer:
         values = ops.gather(pick, self._parameters)
         return ops.dot(pick, values, values).sqrt()
 
-    def _target(self, ids: Tensor, extra_age: int = 0) -> Tensor:
-        state = self.state
-        return target_length(
-            state.start_length[ids], state.age[ids] + extra_age, state.span[ids], self._curve
-        )
+    def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:
+        """What takes decaying structures from their length now to where they are at that age."""
+        span = self.state.span[ids]
+        if not self._hold:
+            return step_factors(age, span, self._curve).to(length.dtype)
+        target = target_length(self.state.start_length[ids], age, span, self._curve)
+        return scale_factors(length, target, inflate=self._inflate)
 
     def _weight_decay_shrinkage(self, pick: ops.Pick) -> Tensor | float:
         """Length that weight decay alone took in this step, shape ``(D,)``."""
