@@ -238,7 +238,8 @@ class Decayer:
         factors = self._factors(ids, length, self.state.age[ids])
         ops.scale_(pick, self._parameters, factors)
         carriers = self._length(self._carrier_pick()) if self._all else length * factors
-        self.state = replace(self.state, length=self.state.length.index_copy(0, ids, carriers))
+        lengths = self.state.length.index_copy(0, ids, carriers.to(self.state.length.dtype))
+        self.state = replace(self.state, length=lengths)
 
         # A structure that is too short for its dtype has nothing left to decay.
         over = (self.state.age[ids] >= self.state.span[ids]) | (
