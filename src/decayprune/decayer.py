@@ -64,7 +64,7 @@ class Decayer:
         pin: bool = False,
     ) -> None:
         self.structures, self.rectify = structures, rectify
-        self.decay_steps, self._last_release = decay_steps, last_release
+        self.decay_steps, self.last_release = decay_steps, last_release
         self._parameters, self._optimizers = dict(parameters), list(optimizers)
         self._curve, self._inflate, self._all = curve, inflate, slices == "all"
         self._hold, self._pins = hold, pin
@@ -179,7 +179,7 @@ class Decayer:
 
     def _release(self, step: int, selector: Selector) -> list[Event]:
         ids = self.state.decaying
-        if self.rectify is None or step >= self._last_release or not ids.numel():
+        if self.rectify is None or step >= self.last_release or not ids.numel():
             return []
         age, span = self.state.age[ids], self.state.span[ids]
         sums = self.state.statistics.at(ids)
@@ -191,10 +191,11 @@ class Decayer:
                 sums,
                 age / span,
                 (age - 1) / span,
-                final=step == self._last_release - 1,
+                final=step == self.last_release - 1,
             )
             candidates = ids[order]
-            leaving = candidates[: selector.spare(self.state, step, candidates)]
+            allowed = selector.spare(self.state, step, candidates)
+            leaving = candidates[:allowed] if isinstance(allowed, int) else allowed
         if not leaving.numel():
             return []
         events = self._events("release", step, leaving)

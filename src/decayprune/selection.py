@@ -123,8 +123,8 @@ class Selector(Protocol):
             released: Whether something was released at this step and has to be replaced.
         """
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
-        """How many of these decaying structures may be released, from the front.
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int | Tensor:
+        """Which of these decaying structures may be released: how many from the front, or which.
 
         Args:
             state: Where every structure stands.
