@@ -86,7 +86,12 @@ class Schedule:
 
     def rounds_begun(self, step: int) -> int:
         """How many rounds have selected once ``step`` is over."""
-        return sum(self.begins(i) <= step for i in range(self.rounds))
+        if step < max(1, self.start):
+            return 0
+        span = self.stop - self.start
+        # Round i has begun when i * span // rounds <= step - start.
+        begun = ((step - self.start + 1) * self.rounds - 1) // span + 1 if span else self.rounds
+        return min(self.rounds, begun)
 
 
 class Picks(NamedTuple):
@@ -254,7 +259,8 @@ class ImportanceSelector:
         chosen = self._commit(ranking, eligible, kept, limits, extra)
         warmed = None
         if chosen is None:  # the pool is empty: override cool-downs, the oldest first
-            oldest = torch.argsort(state.cool_until.cpu() + torch.where(cooling, 0, 1 << 30))
+            until = state.cool_until.cpu() + torch.where(cooling, 0, 1 << 30)
+            oldest = torch.sort(until, stable=True).indices
             pool = oldest[: int(cooling.sum())]
 
             def enough(count: int) -> bool:
