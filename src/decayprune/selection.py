@@ -300,7 +300,7 @@ class ImportanceSelector:
         pool_of_group = torch.tensor([names.index(f) for f in self._families])
         pool = group_of if self._scope == "local" else pool_of_group[group_of]
         # Rank within the pool as a share of it: a common threshold takes the same share of each.
-        position = _rank_within(relative, pool)
+        position = rank_within(relative, pool)
         return (position + 0.5) / torch.bincount(pool)[pool]
 
     def _commit(
@@ -315,7 +315,7 @@ class ImportanceSelector:
         order = torch.sort(ranking, stable=True).indices
         order = order[eligible[order]]
         groups = self._structures.group_of[order]
-        place = _rank_within(torch.arange(order.numel()), groups)
+        place = rank_within(torch.arange(order.numel()), groups)
         room = (kept - self._floor).clamp(min=0)
         free = place < room[groups]
         order, groups, place = order[free], groups[free], place[free]
@@ -345,7 +345,7 @@ class ImportanceSelector:
         return torch.minimum(kept - left, pool).clamp(min=0)
 
 
-def _rank_within(values: Tensor, pool: Tensor) -> Tensor:
+def rank_within(values: Tensor, pool: Tensor) -> Tensor:
     """Position of each value among those of its pool, ascending, ties in order."""
     order = torch.sort(values, stable=True).indices
     order = order[torch.sort(pool[order], stable=True).indices]
