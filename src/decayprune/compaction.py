@@ -106,7 +106,7 @@ def compact(
     _check_state(model, structures, optimizers)
     before = outputs(model, example_inputs)
     cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
-    cut = Cut(model, structures, gone, optimizers)
+    cut = Cut(model, structures, gone, optimizers, gradients=True)
     try:
         after = outputs(model, example_inputs)
         error, relative = difference(before, after)

@@ -29,6 +29,8 @@ class Cut:
         structures: Its structures.
         gone: Which of them leave, bool, shape ``(S,)``.
         optimizers: Their state of cut parameters is sliced along.
+        gradients: Slice gradients along too; otherwise they are dropped (an undo brings them
+            back).
     """
 
     def __init__(
@@ -37,9 +39,12 @@ class Cut:
         structures: StructureMap,
         gone: Tensor,
         optimizers: Sequence[torch.optim.Optimizer] = (),
+        *,
+        gradients: bool = False,
     ) -> None:
         self._undo: list[Callable[[], None]] = []
         self._cut: list[Tensor] = []
+        self._gradients = gradients
         self.kept: dict[tuple[str, int], Tensor] = {}
         stays = torch.cat([~gone.cpu(), torch.ones(1, dtype=torch.bool)])  # label -1: stays
         tensors = named_tensors(model)
@@ -71,7 +76,7 @@ class Cut:
         def smaller(value: Tensor) -> Tensor:
             result = value.detach()
             for dim, index in cuts:
-                result = result.index_select(dim, index.to(result.device))
+                result = _select(result, dim, index.to(result.device))
             last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
             if last and not value.is_contiguous():
                 result = result.contiguous(memory_format=torch.channels_last)
@@ -86,7 +91,8 @@ class Cut:
         self._cut.append(tensor)
         tensor.grad = None
         tensor.data = smaller(old)
-        tensor.grad = None if grad is None else smaller(grad)
+        if grad is not None and self._gradients:
+            tensor.grad = smaller(grad)
         for optimizer in optimizers:
             state = optimizer.state.get(tensor, {})
             for key, value in list(state.items()):
@@ -124,6 +130,13 @@ class Cut:
         """Put everything back as it was."""
         while self._undo:
             self._undo.pop()()
+
+
+def _select(value: Tensor, dim: int, index: Tensor) -> Tensor:
+    first, count = int(index[0]), index.numel()
+    if int(index[-1]) - first + 1 == count:  # a stretch: copying it is many times faster
+        return value.narrow(dim, first, count).clone(memory_format=torch.contiguous_format)
+    return value.index_select(dim, index)
 
 
 def _setter(state: dict[Any, Any], key: Any, value: Any) -> Callable[[], None]:
@@ -227,15 +240,14 @@ def refuse_uncuttable(
     locator = ops.Locator(ops.labelled(structures, roles), structures.num_structures, ranks, device)
     pick = locator.pick(trial.nonzero().flatten().to(device))
     with torch.no_grad():
-        saved = {name: tensors[name].detach().clone() for name in dict.fromkeys(pick.names)}
+        saved = ops.gather(pick, tensors)
         try:
             ops.zero_(pick, tensors)
             before = outputs(model, example_inputs)
             limit = tolerance_for(before)
             failed = _search(model, structures, trial, example_inputs, before, limit)
         finally:
-            for name, value in saved.items():
-                tensors[name].copy_(value)
+            ops.scatter_(pick, tensors, saved)
     return structures.without(dict(failed)) if failed else structures
 
 

@@ -83,7 +83,7 @@ class Decayer:
         """Drop everything that belongs to one membership of the decaying set."""
         self._pick: ops.Pick | None = None  # carriers of the decaying structures
         self._pick_all: ops.Pick | None = None
-        self._measured: Tensor | None = None  # their lengths, if measured since the optimizer step
+        self._now: ops.Values | None = None  # what is scaled, if read since the optimizer step
         self._before: ops.Values | None = None  # carriers before the optimizer step
         self._resistance: Tensor | None = None
         self._pinned: ops.Pick | None = None  # carriers of the pruned structures
@@ -142,7 +142,7 @@ class Decayer:
         events += self._begin(step, selector, released=bool(events))
         events += self._shrink(step)
         self._pin()
-        self._before = self._resistance = self._measured = None
+        self._before = self._resistance = self._now = None
         return events
 
     # ------------------------------------------------------------ the parts of a step, in order
@@ -152,7 +152,7 @@ class Decayer:
         pick, ids = self._carrier_pick(), self.state.decaying
         if not pick.size:
             return True
-        length = self._measured = self._length(pick)
+        length = self._length(pick) if self._all else self._scaled_length()[1]
         resistance = self._resistance
         if not bool((length if resistance is None else length + resistance).isfinite().all()):
             logger.warning(
@@ -160,12 +160,12 @@ class Decayer:
                 "waits for the next step",
                 step,
             )
-            self._before = self._resistance = self._measured = None
+            self._before = self._resistance = self._now = None
             return False
         if resistance is None:
             return True
         before = self.state.length[ids]
-        scaled = self._length(self._all_pick()) if self._all else length
+        scaled = self._scaled_length()[1] if self._all else length
         taken = before - length * self._factors(ids, scaled, self.state.age[ids] + 1)
         statistics = rules.observe(
             self.state.statistics,
@@ -233,11 +233,9 @@ class Decayer:
         if not ids.numel():
             return []
         self.state = lifecycle.tick(self.state)
-        pick = self._all_pick() if self._all else self._carrier_pick()
-        known = None if self._all else self._measured
-        length = self._length(pick) if known is None else known
+        pick, length = self._scaled_length()
         factors = self._factors(ids, length, self.state.age[ids])
-        ops.scale_(pick, self._parameters, factors)
+        ops.scale_(pick, self._parameters, factors, self._now)
         carriers = self._length(self._carrier_pick()) if self._all else length * factors
         lengths = self.state.length.index_copy(0, ids, carriers.to(self.state.length.dtype))
         self.state = replace(self.state, length=lengths)
@@ -277,6 +275,13 @@ class Decayer:
         if self._pick_all is None:
             self._pick_all = self._every.pick(self.state.decaying)
         return self._pick_all
+
+    def _scaled_length(self) -> tuple[ops.Pick, Tensor]:
+        """Slices that the decay scales, and their norms now, read once per step."""
+        pick = self._all_pick() if self._all else self._carrier_pick()
+        if self._now is None:
+            self._now = ops.gather(pick, self._parameters)
+        return pick, ops.dot(pick, self._now, self._now).sqrt()
 
     def _length(self, pick: ops.Pick) -> Tensor:
         values = ops.gather(pick, self._parameters)

@@ -3,8 +3,8 @@
 Everything comes in and goes out as one value per structure; nothing here loops over structures.
 Two ways to walk: :func:`sum_products` reads every slice of every structure once, in blocks that
 fit a CPU cache (a selection round); a :class:`Pick` touches only the slices of a few structures
-(every step of a decay). Parameters come in by name; only :func:`scale_` and :func:`zero_` change
-them.
+(every step of a decay). Parameters come in by name; only functions whose name ends in an
+underscore change them.
 """
 
 from __future__ import annotations
@@ -271,7 +271,9 @@ def scaled(pick: Pick, values: Values, factors: Tensor) -> Values:
 
 
 @torch.no_grad()
-def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
+def scale_(
+    pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor, values: Values | None = None
+) -> None:
     """Multiply the slices of each picked structure, in place, by its factor.
 
     An element that is a row of one and a column of another picked structure takes both factors.
@@ -280,25 +282,55 @@ def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
         pick: Which slices.
         tensors: Parameters by name.
         factors: Shape ``(D,)``.
+        values: What :func:`gather` would return now, to save reading strided columns again.
     """
     if pick.vectors:
         stretch = factors.new_ones(sum(pick.sizes)).index_put_(
             (pick.position,), factors[pick.owner]
         )
         vectors = [tensors[name] for name in pick.vectors]
-        parts = [
-            part.to(v.dtype)
-            for part, v in zip(torch.split(stretch, list(pick.sizes)), vectors, strict=True)
-        ]
-        torch._foreach_mul_(vectors, parts)
-    for block in pick.blocks:
+        parts = torch.split(stretch, list(pick.sizes))
+        torch._foreach_mul_(vectors, [p.to(v.dtype) for p, v in zip(parts, vectors, strict=True)])
+    known = [None] * len(pick.blocks) if values is None else values.blocks
+    # Columns first: their values were read before any row was scaled.
+    for block, value in sorted(
+        zip(pick.blocks, known, strict=True), key=lambda pair: pair[0].dim == 0
+    ):
+        _scale_block_(block, tensors[block.name], factors, value)
+
+
+def _scale_block_(block: Block, tensor: Tensor, factors: Tensor, value: Tensor | None) -> None:
+    shape = [1] * tensor.dim()
+    shape[block.dim] = -1
+    factor = factors[block.owner].to(tensor.dtype)
+    if block.dim == 1 and tensor.stride(1) == 1:
+        # Single floats in every cache line: multiplying the whole tensor is faster.
+        whole = factor.new_ones(tensor.shape[1]).index_copy_(0, block.index, factor)
+        tensor.mul_(whole.view(shape))
+        return
+    if value is None or block.dim == 0:
+        value = tensor.index_select(block.dim, block.index)
+    tensor.index_copy_(block.dim, block.index, value.to(tensor.dtype) * factor.view(shape))
+
+
+@torch.no_grad()
+def scatter_(pick: Pick, tensors: Mapping[str, Tensor], values: Values) -> None:
+    """Write copies of the picked slices back, exactly as :func:`gather` took them.
+
+    Args:
+        pick: Which slices.
+        tensors: Parameters by name.
+        values: What was gathered.
+    """
+    offset = 0
+    for name, size in zip(pick.vectors, pick.sizes, strict=True):
+        inside = (pick.position >= offset) & (pick.position < offset + size)
+        tensor = tensors[name]
+        tensor[pick.position[inside] - offset] = values.flat[inside].to(tensor.dtype)
+        offset += size
+    for block, value in zip(pick.blocks, values.blocks, strict=True):
         tensor = tensors[block.name]
-        shape = [1] * tensor.dim()
-        shape[block.dim] = -1
-        factor = factors[block.owner].to(tensor.dtype).view(shape)
-        tensor.index_copy_(
-            block.dim, block.index, tensor.index_select(block.dim, block.index).mul_(factor)
-        )
+        tensor.index_copy_(block.dim, block.index, value.to(tensor.dtype))
 
 
 @torch.no_grad()
