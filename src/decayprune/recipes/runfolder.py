@@ -6,11 +6,10 @@ it; it remembers how long each log was, and going on from it cuts the logs back 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,16 +136,15 @@ class RunFolder:
         """
         path = self.path / (_BEFORE_CUT if before_cut else _CHECKPOINT)
         try:
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            raw = io.BytesIO(path.read_bytes())
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} is missing: there is nothing to resume.") from error
+        try:
+            content = torch.load(raw, weights_only=True, map_location="cpu")
             if content["format"] != "decayprune-checkpoint" or content["version"] != 1:
                 raise KeyError("version")
             state, sizes = dict(content["state"]), dict(content["logs"])
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} is missing: there is nothing to resume.") from error
-        except (
-            RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:  # fmt: skip
+        except Exception as error:  # a damaged archive makes torch raise almost anything
             raise ValueError(
                 f"{path} should be a checkpoint of this version of decayprune; it is damaged or "
                 f"another file ({type(error).__name__}). Start the run anew in another --out."

@@ -154,16 +154,17 @@ class Settings:
         ).resolved()
         words = ["decayprune", "prune"]
         for field in fields(self):
-            value = getattr(self, field.name)
-            named = field.name in ("dataset", "data", "model") and value != field.default
-            if value is None or (value == getattr(default, field.name) and not named):
-                continue
-            if field.name == "dataset" and self.data:
-                continue
-            option = "--" + field.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(option if value else "--no-" + option[2:])
+            name, value = field.name, getattr(self, field.name)
+            if name == "dataset":
+                said = not self.data and value != field.default
+            elif name in ("data", "model") and self.data:
+                said = True
             else:
+                said = value is not None and value != getattr(default, name)
+            option = "--" + name.replace("_", "-")
+            if said and isinstance(value, bool):
+                words.append(option if value else "--no-" + option[2:])
+            elif said:
                 words += [option, str(value)]
         return shlex.join(words)
 
