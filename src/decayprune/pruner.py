@@ -143,7 +143,6 @@ class DecayPruner:
         self._attached = False
         self._report: CompactionReport | None = None
         self._stepped: set[int] = set()
-        self._grad_scale = 1.0
         self._hooks = _register_hooks(self)
         _pruners[model] = weakref.ref(self)
 
@@ -319,13 +318,11 @@ class DecayPruner:
             self._decayer.remember()
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Under GradScaler a fused optimizer is called even where it must skip, and its gradients
-        # are still scaled (the scaler hands it both as attributes).
+        # Under GradScaler a fused optimizer is called even where it must skip. Where it steps, it
+        # leaves its gradients unscaled.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
-        scale = getattr(optimizer, "grad_scale", None)
-        self._grad_scale = 1.0 if scale is None else float(scale)
         self._stepped.add(id(optimizer))
         if self._attached and len(self._stepped) == len(self.optimizers):
             self._follow()
@@ -335,7 +332,7 @@ class DecayPruner:
         self._check_model()
         if self._needs_gradients:
             self._check_gradients()
-        events = self._decayer.step(self.steps + 1, self._selector, self._grad_scale)
+        events = self._decayer.step(self.steps + 1, self._selector)
         if events is None:
             self.waited += 1
             return
