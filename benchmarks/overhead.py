@@ -113,7 +113,7 @@ def build_and_cut(repeats: int) -> dict[str, float]:
     dense = model_with_gradients().eval()
     rows: dict[str, list[float]] = {"ours": [], "theirs": [], "cut": [], "step": [], "forward": []}
     for _ in range(repeats):
-        model = copy.deepcopy(dense)
+        model = model_with_gradients().eval()
         optimizer = optimizer_of(model)
         schedule = dp.Schedule(stop=10, decay_steps=1)
         build: list[dp.DecayPruner] = []
