@@ -1,0 +1,396 @@
+"""DHSPG, the optimizer of OTOv2: one partition, an adaptive penalty, and half-space projection.
+
+At one step all structures are split into those to keep and those to lose. The latter are pulled
+towards zero by a penalty that grows where the loss pulls the other way, and a structure whose step
+would leave the half-space in front of it is projected to zero. Here the projection only *enrols*
+a structure: it decays over ``decay_steps`` steps (1: as published), and may be released.
+
+Source: Chen et al., OTOv2, arXiv 2303.06862; formulas as in its published code.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.cost import Budget
+from decayprune.hosts.directions import Variant
+from decayprune.hosts.oto import NEVER, ZeroInvariantOptimizer
+from decayprune.hosts.sums import Products
+from decayprune.lifecycle import ACTIVE, Event, LifecycleState
+from decayprune.rectify import Rectify
+from decayprune.selection import Picks, rank_within
+from decayprune.structures.forward import ExampleInputs
+
+_GUARD = 1e-8
+
+
+class Penalty(NamedTuple):
+    """Strength of the penalty: ``lmbda``, up to ``hat`` times as much where training resists."""
+
+    lmbda: float
+    amplify: float
+    hat: float
+
+
+PENALTIES: dict[str, Penalty] = {
+    "sgd": Penalty(1e-3, 2, 10),
+    "adam": Penalty(1e-2, 20, 1e3),
+    "adamw": Penalty(1e-2, 20, 1e3),
+}
+"""The published defaults."""
+
+
+def saliency(products: Products, numel: Tensor) -> Tensor:
+    """How redundant each structure is: half direction, half size; the highest go.
+
+    ``cos(x, d)`` is high where the step shrinks the structure already; the other half is the
+    inverse of its mean norm. Each is divided by its L2 norm over all structures.
+
+    Args:
+        products: Inner products of weights and directions.
+        numel: Weights per structure, shape ``(S,)``.
+    """
+    norm, length = products.xx.sqrt(), products.dd.sqrt()
+    cosine = products.xd / (norm.clamp(min=_GUARD) * length.clamp(min=_GUARD))
+    inverse = 1 / (norm / numel + 1e-6)
+    halves = [torch.nn.functional.normalize(half, dim=0) for half in (cosine, inverse)]
+    return 0.5 * halves[0] + 0.5 * halves[1]
+
+
+def partition(order: Tensor, group_of: Tensor, sizes: Tensor, divisible: int) -> Tensor:
+    """Which structures are penalised, with the number kept in each group rounded.
+
+    Args:
+        order: The most redundant structures, those that should go, the first in front.
+        group_of: Group of each structure, shape ``(S,)``.
+        sizes: Structures in each group, shape ``(G,)``.
+        divisible: Keep a multiple of it in each group, at least one multiple.
+
+    Returns:
+        How many of each group are penalised, shape ``(G,)``: its most redundant ones.
+    """
+    kept = sizes - torch.bincount(group_of[order], minlength=sizes.numel())
+    rounded = (kept / divisible).round().clamp(min=1).long() * divisible
+    return torch.where(sizes <= divisible, 0, (sizes - rounded).clamp(min=0))
+
+
+def strengths(products: Products, penalty: Penalty) -> Tensor:
+    """Penalty coefficient of each structure, shape ``(S,)``.
+
+    Where descent would lengthen ``x`` (``<x, d> < 0``) it is raised above the least value that
+    still shrinks ``x``, but stays below the largest one that is still a descent direction.
+
+    Args:
+        products: Inner products of weights and directions.
+        penalty: Base strength and limits.
+    """
+    xd, norm = products.xd, products.xx.sqrt()
+    resisting = xd < 0
+    safe = torch.where(resisting, xd, -1.0)
+    lowest = -safe / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    highest = -products.dd * norm / safe
+    raised = (penalty.amplify * lowest).clamp(penalty.lmbda, penalty.lmbda * penalty.hat)
+    raised = torch.where(raised >= highest, (lowest + highest) / 2, raised)
+    return torch.where(resisting, raised, penalty.lmbda)
+
+
+class DHSPG(ZeroInvariantOptimizer):
+    """Trains and prunes at once (OTOv2), from scratch or from a checkpoint.
+
+    Example::
+
+        optimizer = DHSPG(model, inputs, lr=0.1, target_group_sparsity=0.7, epsilon=0.95,
+                          start_step=1000, decay_steps=100, rectify=Rectify())
+        for inputs, targets in loader:
+            criterion(model(inputs), targets).backward()
+            optimizer.step(); optimizer.zero_grad()
+        report = optimizer.compact()
+
+    Args:
+        model: The bare module, trained in place.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        lr: Learning rate.
+        variant: ``"sgd"`` (heavy ball with ``momentum``), ``"adam"`` or ``"adamw"``.
+        momentum: Of SGD.
+        dampening: Of SGD's momentum.
+        betas: Of Adam and AdamW.
+        weight_decay: None: 1e-2 for AdamW, else 0.
+        lmbda: Strength of the penalty; None: 1e-3 for SGD, else 1e-2.
+        lmbda_amplify: How far above the least effective strength; None: 2 for SGD, else 20.
+        hat_lmbda_coeff: Largest strength in multiples of ``lmbda``; None: 10 for SGD, else 1000.
+        epsilon: Half-space: a structure is caught when ``<x_new, x> < epsilon * ||x||^2``.
+        target_group_sparsity: Share of the structures to prune.
+        tolerance_group_sparsity: How many more than that are penalised, as a share of all.
+        start_step: Optimizer steps before the partition.
+        warm_up_steps: Steps before which the penalty keeps its base strength and nothing is
+            caught.
+        group_divisible: Keep a multiple of it in each group.
+        stop_step: Step at which whatever the target still lacks is enrolled, and from which
+            nothing is released. None, as published: no guarantee when the target is met.
+        budget: What remains at the end, instead of ``target_group_sparsity``.
+        decay_steps: Steps over which a caught structure decays; 1 is the published projection.
+        rectify: When a decaying structure is released; None: never.
+        slices: Shrink the ``"carriers"`` of a decaying structure or ``"all"`` its slices.
+        ignored_layers: Names, globs or modules whose output widths are left alone.
+        params: What to train, as for any torch optimizer; None: all parameters of the model.
+
+    Raises:
+        ValueError: The target cannot be reached, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: ExampleInputs,
+        lr: float,
+        *,
+        variant: Variant = "sgd",
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float | None = None,
+        lmbda: float | None = None,
+        lmbda_amplify: float | None = None,
+        hat_lmbda_coeff: float | None = None,
+        epsilon: float = 0.0,
+        target_group_sparsity: float = 0.5,
+        tolerance_group_sparsity: float = 0.05,
+        start_step: int = 0,
+        warm_up_steps: int = 0,
+        group_divisible: int = 1,
+        stop_step: int | None = None,
+        budget: Budget | None = None,
+        decay_steps: int = 1,
+        rectify: Rectify | None = None,
+        slices: Literal["carriers", "all"] = "carriers",
+        ignored_layers: Iterable[str | nn.Module] = (),
+        params: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            example_inputs,
+            lr,
+            variant=variant,
+            base={
+                "momentum": momentum,
+                "dampening": dampening,
+                "betas": betas,
+                "weight_decay": weight_decay,
+            },
+            params=params,
+            ignored_layers=ignored_layers,
+            group_divisible=group_divisible,
+            leave_small=False,
+            budget=budget,
+            target=target_group_sparsity,
+            decay_steps=decay_steps,
+            rectify=rectify,
+            last_release=NEVER if stop_step is None else stop_step,
+            slices=slices,
+            hold=True,
+        )
+        _check(epsilon, tolerance_group_sparsity, start_step, stop_step)
+        usual = PENALTIES[variant]
+        self.penalty = Penalty(
+            usual.lmbda if lmbda is None else lmbda,
+            usual.amplify if lmbda_amplify is None else lmbda_amplify,
+            usual.hat if hat_lmbda_coeff is None else hat_lmbda_coeff,
+        )
+        self.epsilon, self.tolerance = epsilon, tolerance_group_sparsity
+        self.start_step, self.warm_up_steps, self.stop_step = start_step, warm_up_steps, stop_step
+        size = self.structures.num_structures
+        # The target is met when at least this share is zero, so it rounds up.
+        self._quota = math.ceil(target_group_sparsity * size - 1e-9)
+        every = torch.arange(size)
+        most = partition(every, self.structures.group_of, self.cost.sizes, group_divisible)
+        self._floor = self.cost.sizes - most
+        self._check_reachable(self._floor)
+        device = self.lifecycle.phase.device
+        self._penalised = torch.zeros(size, dtype=torch.bool, device=device)
+        self._partitioned = self._met = False
+        self._judged: list[float] = []
+        self._hits: Tensor | None = None
+        self._nearness: Tensor | None = None
+
+    def _enough(self, kept: Tensor) -> bool:
+        if self.budget is not None:
+            return self.cost.meets(self.budget, kept)
+        return int((self.cost.sizes - kept).sum()) >= self._quota
+
+    # ---------------------------------------------------------------- before the weights move
+
+    def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
+        self._hits = self._nearness = None
+        due = not self._partitioned and step > self.start_step
+        if not due and (self._met or not self._partitioned):
+            return
+        rates = self._rates()
+        products = self._sums.products(self._parameters, direction, rates)
+        if due:
+            self._partition(products)
+        self._penalise(products, step, rates)
+
+    def _partition(self, products: Products) -> None:
+        score = saliency(products, self._sums.numel)
+        order = torch.sort(score, descending=True, stable=True).indices.cpu()
+        group_of, sizes = self.structures.group_of, self.cost.sizes
+        place = torch.empty_like(order)  # among its group, the most redundant first
+        place[order] = rank_within(torch.arange(order.numel()), group_of[order])
+
+        def counts(number: int) -> Tensor:
+            return partition(order[:number], group_of, sizes, self.group_divisible)
+
+        total = order.numel()
+        need = bisect_left(range(total), True, key=lambda n: self._enough(sizes - counts(n)))
+        if self.budget is None:
+            wanted = int(total * min(self.target + self.tolerance, 0.999))
+        else:
+            wanted = min(need + int(total * self.tolerance), int(total * 0.999))
+        chosen = place < counts(max(need, wanted))[group_of]
+        self._penalised = chosen.to(self._penalised.device)
+        state = self._decayer.state
+        # Scores of a lifecycle are lowest for what goes first.
+        self._decayer.state = replace(state, score=-score.to(state.score))
+        self._partitioned = True
+
+    def _penalise(
+        self, products: Products, step: int, rates: Mapping[str, tuple[float, float]]
+    ) -> None:
+        active = self._penalised & (self.lifecycle.phase == ACTIVE)
+        norm = products.xx.sqrt()
+        warm = step >= self.warm_up_steps
+        strength = strengths(products, self.penalty) if warm else self.penalty.lmbda
+        share = torch.where(active & (norm > 0), strength / (norm + _GUARD), 0.0)
+        self._sums.shrink_(self._parameters, share, rates)
+        if not warm:
+            return
+        # <x_new, x> needs no pass over the weights: x_new is a combination of x and d.
+        along = products.xx - products.moved_xd - products.decayed_xx - share * products.moved_xx
+        caught = active & ((along < self.epsilon * products.xx) | (products.xx == 0))
+        self._hits = caught.nonzero().flatten()
+        self._nearness = along / products.xx.clamp(min=torch.finfo(norm.dtype).tiny)
+
+    # ---------------------------------------------------------------- who decays, who returns
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """What the half-space test caught; at ``stop_step`` also what is still missing."""
+        warmed = self._replace_released(state, step) if released else None
+        ids = self._hits
+        if ids is None:
+            return None if warmed is None else Picks(state.decaying[:0], warmed=warmed)
+        if self.stop_step is not None and step >= self.stop_step:
+            ids = self._with_missing(state, ids)
+        return Picks(ids, warmed=warmed)
+
+    def _with_missing(self, state: LifecycleState, ids: Tensor) -> Tensor:
+        """The caught ones and, nearest to being caught first, as many more as the target lacks."""
+        rest = self._penalised & (state.phase == ACTIVE)
+        rest[ids] = False
+        nearness = state.score if self._nearness is None else self._nearness
+        pool = rest.nonzero().flatten()
+        pool = pool[torch.sort(nearness[pool], stable=True).indices]
+        gone = state.committed.clone()
+        gone[ids] = True
+
+        def enough(count: int) -> bool:
+            return self._enough(self.cost.keep_counts(gone.index_fill(0, pool[:count], True).cpu()))
+
+        return torch.cat([ids, pool[: bisect_left(range(pool.numel()), True, key=enough)]])
+
+    def _replace_released(self, state: LifecycleState, step: int) -> Tensor | None:
+        """Move released structures out of the penalised set and the next best ones in.
+
+        Returns:
+            Structures whose cool-down was cut short because nothing else was left, or None.
+        """
+        cooling, penalised = state.cooling(step).cpu(), self._penalised.cpu()
+        leaving = int((penalised & cooling).sum())
+        penalised &= ~cooling
+        going = penalised | state.committed.cpu()
+        # Fresh ones by score; then those that cool down, the longest out of the game first.
+        rank = torch.where(cooling, state.cool_until.cpu().double(), state.score.cpu().double())
+        order = torch.sort(rank, stable=True).indices
+        order = torch.cat([order[~(cooling | going)[order]], order[(cooling & ~going)[order]]])
+        groups = self.structures.group_of[order]
+        room = (self.cost.keep_counts(going) - self._floor).clamp(min=0)
+        order = order[rank_within(torch.arange(order.numel()), groups) < room[groups]]
+
+        def enough(count: int) -> bool:
+            return self._enough(self.cost.keep_counts(going.index_fill(0, order[:count], True)))
+
+        fresh = int((~cooling[order]).sum())
+        need = bisect_left(range(order.numel()), True, key=enough)
+        chosen = order[: max(min(leaving, fresh), need)]
+        self._penalised = penalised.index_fill(0, chosen, True).to(self._penalised.device)
+        warmed = chosen[cooling[chosen]]
+        return warmed if warmed.numel() else None
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
+        """The tournament, as a stream: those among the costliest of all judged so far.
+
+        Structures are caught one by one, not in rounds, so each is compared with every structure
+        judged before it; ``extra / (1 + extra)`` of all are released, and replaced.
+        """
+        if self.rectify is None or not ids.numel():
+            return 0
+        works = state.statistics.work[ids].tolist()
+        self._judged += works
+        share = self.rectify.extra / (1 + self.rectify.extra)
+        best = sorted(self._judged, reverse=True)[: int(len(self._judged) * share)]
+        return sum(work >= best[-1] for work in works) if best else 0
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether the structures that decay or are pruned meet the target."""
+        return self._partitioned and self._enough(self.cost.keep_counts(state.committed.cpu()))
+
+    # ---------------------------------------------------------------- bookkeeping
+
+    def _moved(self, events: list[Event]) -> None:
+        if events:
+            self._met = self.done(self.lifecycle, self.steps)
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {
+            "epsilon": self.epsilon,
+            "tolerance_group_sparsity": self.tolerance,
+            "start_step": self.start_step,
+            "stop_step": self.stop_step,
+            "penalty": list(self.penalty),
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "penalised": self._penalised.clone(),
+            "partitioned": self._partitioned,
+            "judged": list(self._judged),
+        }
+
+    def _load_own(self, own: Mapping[str, Any]) -> None:
+        self._penalised = own["penalised"].to(self._penalised.device).clone()
+        self._partitioned, self._judged = bool(own["partitioned"]), list(own["judged"])
+        self._met = self.done(self.lifecycle, self.steps)
+
+
+def _check(epsilon: float, tolerance: float, start: int, stop: int | None) -> None:
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon lies in [0, 1), found {epsilon!r}.")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance_group_sparsity lies in [0, 1), found {tolerance!r}.")
+    if start < 0 or (stop is not None and stop <= start):
+        raise ValueError(
+            f"start_step is 0 or later and stop_step comes after it; found {start} and {stop}."
+        )

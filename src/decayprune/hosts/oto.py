@@ -1,0 +1,408 @@
+"""What DHSPG and HESSO share: zero-invariant groups, the base optimizer step, the host's surface.
+
+Both are optimizers that prune while they train (Only Train Once). Their structures are
+*zero-invariant groups*: the rows, biases and norm affine of a channel, not the columns of its
+consumers; with all of them zero the channel is silent, so the consumers' columns do not matter.
+The base class turns gradients into a direction (SGD, Adam, AdamW), lets the host look at weights
+and directions, steps, and hands over to a :class:`~decayprune.decayer.Decayer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from decayprune import checks
+from decayprune.compaction import CompactionReport, compact
+from decayprune.cost import Budget, CostModel
+from decayprune.cutting import refuse_uncuttable
+from decayprune.decay import linear
+from decayprune.decayer import Decayer
+from decayprune.hosts.directions import Variant, defaults_of, directions
+from decayprune.hosts.sums import StructureSums
+from decayprune.lifecycle import Event, LifecycleState
+from decayprune.rectify import Rectify
+from decayprune.selection import Picks
+from decayprune.structures.forward import ExampleInputs
+from decayprune.structures.structure_map import Role, StructureMap
+from decayprune.structures.trace import trace
+
+_FORMAT = 1
+ROLES: tuple[Role, ...] = ("row", "affine")
+"""Slices of a zero-invariant group."""
+NEVER = 2**31 - 1
+"""A step that no run reaches."""
+
+
+class ZeroInvariantOptimizer(torch.optim.Optimizer):
+    """An optimizer that prunes zero-invariant groups while it trains.
+
+    Args:
+        model: The bare module, trained in place.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        lr: Learning rate.
+        variant: ``"sgd"``, ``"adam"`` or ``"adamw"``.
+        base: Hyper-parameters of the base step, as in :func:`directions.defaults_of`.
+        params: What to train, as for any torch optimizer; None: all parameters of the model.
+        ignored_layers: Names, globs or modules whose output widths are left alone.
+        group_divisible: Each width keeps a multiple of it.
+        leave_small: Leave widths that are no larger than it out of all counts.
+        budget: What remains at the end, instead of ``target``.
+        target: Share of the structures to prune.
+        decay_steps: ``N`` of smooth pruning.
+        rectify: When a decaying structure is released.
+        last_release: Step from which nothing is released.
+        slices: Which slices shrink while a structure decays.
+        hold: Hold norms to the schedule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: ExampleInputs,
+        lr: float,
+        *,
+        variant: Variant,
+        base: Mapping[str, Any],
+        params: Iterable[Any] | None,
+        ignored_layers: Iterable[str | nn.Module],
+        group_divisible: int,
+        leave_small: bool,
+        budget: Budget | None,
+        target: float,
+        decay_steps: int,
+        rectify: Rectify | None,
+        last_release: int,
+        slices: Literal["carriers", "all"],
+        hold: bool,
+    ) -> None:
+        _check_numbers(lr, group_divisible, decay_steps, target)
+        if slices not in ("carriers", "all"):
+            raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
+        super().__init__(
+            model.parameters() if params is None else params, defaults_of(variant, lr, **base)
+        )
+        structures = trace(model, example_inputs, ignored_layers)
+        structures = structures.without(
+            left_alone(structures, group_divisible if leave_small else 0)
+        )
+        structures = refuse_uncuttable(model, structures, example_inputs, ROLES)
+        checks.check_prunable(structures)
+        self.model, self.structures, self.variant = model, structures, variant
+        self.budget, self.rectify, self.group_divisible = budget, rectify, group_divisible
+        self.decay_steps, self.target = decay_steps, target
+        self._example_inputs = example_inputs
+        # The consumers' columns are no part of a zero-invariant group.
+        own = replace(structures, slices=tuple(s for s in structures.slices if s.role in ROLES))
+        names = {item.name for item in own.slices}
+        self._parameters = {n: p for n, p in model.named_parameters() if n in names}
+        checks.check_held(self._parameters, [self])
+        self._sums = StructureSums(own, self._parameters)
+        self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
+        self._decayer = Decayer(
+            own,
+            self._parameters,
+            [self],
+            curve=linear,
+            decay_steps=decay_steps,
+            slices=slices,
+            rectify=rectify,
+            last_release=last_release,
+            hold=hold,
+            pin=True,
+        )
+        self.steps, self.waited = 0, 0
+        self.events: list[Event] = []
+        self._report: CompactionReport | None = None
+        self._observed = False
+
+    # ---------------------------------------------------------------- what a host decides
+
+    def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
+        """See weights and directions before the update; penalise."""
+        raise NotImplementedError
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """Structures that start to decay at this step (see :class:`Selector`)."""
+        raise NotImplementedError
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
+        """How many of ``ids``, from the front, may be released (see :class:`Selector`)."""
+        raise NotImplementedError
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether nothing more is to be selected (see :class:`Selector`)."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- what a user reads
+
+    @property
+    def lifecycle(self) -> LifecycleState:
+        """Where every structure stands (``state`` is the optimizer's own)."""
+        return self._decayer.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the target is met and nothing decays any more."""
+        decaying = bool((self.lifecycle.phase == 1).any())
+        return not decaying and self.done(self.lifecycle, self.steps)
+
+    def remaining(self) -> dict[str, float]:
+        """MACs, parameters and structures that remain, commitments counted, as fractions."""
+        return self.cost.fractions(self._kept(), ["macs", "params", "structures"])
+
+    def _rates(self) -> dict[str, tuple[float, float]]:
+        """Learning rate and decoupled weight decay of every parameter, by name."""
+        rates = {}
+        for group in self.param_groups:
+            decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
+            rates.update({id(p): (float(group["lr"]), float(decay)) for p in group["params"]})
+        return {name: rates[id(p)] for name, p in self._parameters.items()}
+
+    def _enough(self, kept: Tensor) -> bool:
+        """Whether the final target holds with so many structures kept in each group."""
+        raise NotImplementedError
+
+    def _check_reachable(self, floor: Tensor) -> None:
+        if self._enough(floor):
+            return
+        wanted = f"target_group_sparsity={self.target}" if self.budget is None else str(self.budget)
+        left = self.cost.fractions(floor, ["macs", "params", "structures"])
+        reachable = ", ".join(f"{name} {share:.3g}" for name, share in left.items())
+        raise ValueError(
+            f"{wanted} cannot be reached. With every width at its floor (group_divisible="
+            f"{self.group_divisible}) the model keeps {reachable}. Ask for less, lower "
+            "group_divisible, or pass fewer ignored_layers; dp.inspect(model, example_inputs) "
+            "says which widths are left alone and why."
+        )
+
+    def _kept(self) -> Tensor:
+        return self.cost.keep_counts(self.lifecycle.committed.cpu())
+
+    # ---------------------------------------------------------------- what a loop calls
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One optimizer step, and what pruning does with it.
+
+        Args:
+            closure: Computes the loss and its gradients again, as for any torch optimizer.
+
+        Raises:
+            RuntimeError: No parameter has a gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_gradients()
+        if self._report is not None:
+            self._update(directions(self.param_groups, self.state))
+            return loss
+        self._decayer.remember()
+        if self.rectify is not None and not self._observed:
+            self._decayer.observe()
+        direction = directions(self.param_groups, self.state)
+        named = {n: direction.get(p) for n, p in self._parameters.items()}
+        self._look(
+            self.steps + 1,
+            {
+                n: torch.zeros_like(self._parameters[n]) if d is None else d
+                for n, d in named.items()
+            },
+        )
+        self._update(direction)
+        events = self._decayer.step(self.steps + 1, self)
+        self._observed = False
+        if events is None:
+            self.waited += 1
+        else:
+            self.steps += 1
+            self.events += events
+            self._moved(events)
+        return loss
+
+    def _moved(self, events: list[Event]) -> None:
+        """Something started to decay, was released, or is gone."""
+
+    def _update(self, direction: Mapping[nn.Parameter, Tensor]) -> None:
+        for group in self.param_groups:
+            moving = [p for p in group["params"] if p in direction]
+            if not moving:
+                continue
+            if group["decoupled_weight_decay"]:
+                torch._foreach_mul_(moving, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(moving, [direction[p] for p in moving], alpha=-group["lr"])
+
+    def observe(self) -> None:
+        """Read gradients now, before clipping or a sparsity term changes them.
+
+        Optional; call it after ``backward()`` (and ``scaler.unscale_()``). Without it the
+        gradients are read in :meth:`step`.
+
+        Raises:
+            RuntimeError: There are no gradients.
+        """
+        if self._report is not None or self.rectify is None:
+            return
+        self._check_gradients()
+        self._decayer.remember()
+        self._decayer.observe()
+        self._observed = True
+
+    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+        """Remove the pruned structures from the model, in place, once the host has finished.
+
+        The optimizer stays bound and goes on as its plain base.
+
+        Args:
+            tolerance: Largest error relative to the largest output; None for the dtype's default.
+
+        Raises:
+            RuntimeError: Structures still decay, or the target is not met yet.
+            CompactionError: Outputs would change; the model was left uncut.
+        """
+        if self._report is not None:
+            return self._report
+        if not self.finished:
+            raise RuntimeError(
+                f"compact() before {type(self).__name__} has finished: at step {self.steps} "
+                f"{self.lifecycle.decaying.numel()} structures decay and "
+                f"{self.remaining()['structures']:.1%} of all remain. Train until finished is True."
+            )
+        self._report = compact(
+            self.model,
+            self.structures,
+            self.lifecycle.phase == 2,
+            example_inputs=self._example_inputs,
+            optimizers=[self],
+            tolerance=tolerance,
+            roles=ROLES,
+        )
+        return self._report
+
+    def _check_gradients(self) -> None:
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError(
+                f"{type(self).__name__} needs gradients, and every .grad is None: was zero_grad() "
+                "called first? The order is: loss.backward(); optimizer.step(); "
+                "optimizer.zero_grad()"
+            )
+
+    # ---------------------------------------------------------------- save and resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state and the pruning's, as tensors, strings and numbers."""
+        pruning = {
+            "format": _FORMAT,
+            "host": type(self).__name__,
+            "fingerprint": self.structures.fingerprint,
+            "settings": self._settings(),
+            "steps": self.steps,
+            "waited": self.waited,
+            "lifecycle": self.lifecycle.state_dict(),
+            "events": [list(vars(event).values()) for event in self.events],
+            "own": self._own_state(),
+        }
+        return {**super().state_dict(), "pruning": pruning}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, bit for bit.
+
+        Raises:
+            ValueError: It belongs to another optimizer, model, or other settings.
+        """
+        saved = state_dict.get("pruning", {})
+        if saved.get("format") != _FORMAT or saved.get("host") != type(self).__name__:
+            raise ValueError(
+                f"Expected the state of a {type(self).__name__} in format {_FORMAT}, found "
+                f"{saved.get('host', 'a plain optimizer')!r} in format {saved.get('format')!r}."
+            )
+        if saved["fingerprint"] != self.structures.fingerprint:
+            raise ValueError(
+                "This state was saved for another model: the structures differ. Build the same "
+                "model and pass the same ignored_layers."
+            )
+        for name, value in self._settings().items():
+            if saved["settings"].get(name) != value:
+                raise ValueError(
+                    f"This state was saved with {name}={saved['settings'].get(name)!r}, the host "
+                    f"was built with {value!r}. Build it with the settings it was saved with."
+                )
+        super().load_state_dict(state_dict)
+        self._decayer.load(LifecycleState.from_state_dict(saved["lifecycle"], like=self.lifecycle))
+        self.steps, self.waited = int(saved["steps"]), int(saved["waited"])
+        self.events = [Event(*row) for row in saved["events"]]
+        self._load_own(saved["own"])
+
+    def _settings(self) -> dict[str, Any]:
+        budget = {} if self.budget is None else vars(self.budget)
+        rectify = {} if self.rectify is None else vars(self.rectify)
+        return {
+            "variant": self.variant,
+            "target_group_sparsity": self.target,
+            "decay_steps": self.decay_steps,
+            "group_divisible": self.group_divisible,
+            **{f"budget.{name}": value for name, value in budget.items()},
+            **{f"rectify.{name}": value for name, value in rectify.items()},
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_own(self, own: Mapping[str, Any]) -> None:
+        pass
+
+
+def left_alone(structures: StructureMap, small: int) -> dict[int, str]:
+    """Groups that are no zero-invariant groups, or too small, by number, with the reason.
+
+    Args:
+        structures: What can be cut.
+        small: Groups of at most so many structures are left alone.
+    """
+    reasons = {}
+    heard = structures.unpinned.clone()
+    for item in structures.slices:
+        if item.role == "column":
+            heard[item.structure[item.carrier]] = True
+    for number, group in enumerate(structures.groups):
+        if bool(heard[group.start : group.stop].any()):
+            reasons[number] = (
+                "not zero-invariant: with its rows and norm affine at zero a channel still "
+                "reaches its consumers (an activation that maps 0 elsewhere, or a norm without "
+                "scale and shift)"
+            )
+        elif group.size <= small:
+            reasons[number] = f"no wider than group_divisible={small}"
+    return reasons
+
+
+def _check_numbers(lr: float, group_divisible: int, decay_steps: int, target: float) -> None:
+    if not lr >= 0:
+        raise ValueError(f"lr is 0 or more, found {lr!r}.")
+    if group_divisible < 1:
+        raise ValueError(
+            f"group_divisible is a number of structures from 1, found {group_divisible!r}."
+        )
+    if decay_steps < 1:
+        raise ValueError(f"decay_steps is at least 1 (an abrupt cut), found {decay_steps!r}.")
+    if not 0 < target < 1:
+        raise ValueError(f"target_group_sparsity lies between 0 and 1, found {target!r}.")
