@@ -15,9 +15,13 @@ _ALIASES = {
     "true_divide": "div",
     "divide": "div",
     "floordiv": "div",
+    "floor_divide": "div",
+    "rtruediv": "reciprocal",
+    "rdiv": "reciprocal",
+    "rfloordiv": "reciprocal",
+    "rpow": "reciprocal",
     "multiply": "mul",
     "subtract": "sub",
-    "matmul": "matmul",
     "invert": "neg",
     "negative": "neg",
     "absolute": "abs",
@@ -79,7 +83,11 @@ def canonical(func: Callable[..., Any]) -> str:
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
         for prefix in ("r", "i"):
-            if name[:1] == prefix and _ALIASES.get(name[1:], name[1:]) in _REFLECTED:
+            if (
+                name not in _ALIASES
+                and name[:1] == prefix
+                and _ALIASES.get(name[1:], name[1:]) in _REFLECTED
+            ):
                 name = name[1:]
                 break
     name = name.strip("_")

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from decayprune.structures.calls import Call, tensors_in
 from decayprune.structures.labels import along, core, varying
 from decayprune.structures.rules_layers import times_parameter
-from decayprune.structures.rules import along_dim
 from decayprune.structures.tape import Mark, Tape
 
+_SIZES = ("dim", "size", "width", "hidden", "channels", "features")
 _HEADS = "attention reads a whole head"
 
 
@@ -69,6 +69,7 @@ def _by_head(
     dims = varying(joined)
     if len(dims) == 1:
         vector = core(joined).reshape(-1)
+        tape.heads.append(vector)
         for constant in macs:
             tape.operator(tape.owner(None), constant // vector.numel(), vector)
         _head_attributes(tape, vector, operands, labels)
@@ -83,23 +84,24 @@ def _head_attributes(
 ) -> None:
     """Integers that the running module may compute its shapes from.
 
-    Candidates are the attributes equal to the number of heads, of key heads, or to the width of
-    all heads together. A wrong candidate shows itself when the cut model runs.
+    Candidates are attributes equal to the number of heads or of key heads, and those called a
+    dim, size or width that are equal to the width of all heads together. A wrong candidate shows
+    itself when the cut model runs.
     """
     layer = tape.stack[-1] if tape.stack else ""
     width = operands[-1].shape[-1]
-    vectors = [heads, heads.repeat_interleave(width)]
-    for value in labels:
-        dims = varying(value)
-        if len(dims) == 1:
-            distinct = torch.unique_consecutive(core(value).reshape(-1))
-            vectors += [distinct, distinct.repeat_interleave(width)]
+    vary = [core(value).reshape(-1) for value in labels if len(varying(value)) == 1]
+    counts = [heads, *(torch.unique_consecutive(value) for value in vary)]
     seen = {(module, name) for module, name, *_ in tape.attributes}
-    for vector in vectors:
-        for name, value in vars(tape.modules[layer]).items():
-            if type(value) is int and value == vector.numel() and (layer, name) not in seen:
-                seen.add((layer, name))
+    for name, value in vars(tape.modules[layer]).items():
+        if type(value) is not int or (layer, name) in seen:
+            continue
+        names_a_size = any(word in name for word in _SIZES)
+        vectors = [v.repeat_interleave(width) for v in counts] if names_a_size else counts
+        for vector in vectors:
+            if value == vector.numel():
                 tape.attributes.append((layer, name, vector, 1))
+                break
 
 
 def _by_pair(
@@ -168,7 +170,7 @@ def attention(call: Call) -> Any:
 
 
 def left_alone(call: Call) -> Any:
-    """Composite calls and unknown operators: what goes in is fixed, what they compute is counted."""
+    """Composite and unknown operators: what goes in is fixed, what they compute is counted."""
     tape = call.tape
     with FlopCounterMode(display=False) as counter:
         out = call.run()
@@ -201,5 +203,5 @@ CONTRACTIONS = {
     "mm": matmul,
     "scaled_dot_product_attention": attention,
     **dict.fromkeys(_REASONS, left_alone),
-    "einsum": left_alone,
+    **dict.fromkeys(("einsum", "baddbmm", "addbmm", "bilinear"), left_alone),
 }

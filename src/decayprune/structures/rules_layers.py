@@ -11,11 +11,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-
 from torch import Tensor
 
 from decayprune.structures.calls import Call
-from decayprune.structures.labels import along, core, varying
+from decayprune.structures.labels import along, varying
 from decayprune.structures.tape import Key, Tape
 
 _ALONG_CHANNELS = "varies along a second dimension where a layer reads channels"
@@ -32,7 +31,7 @@ def _handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
     return labels
 
 
-def convolution(call: Call) -> Tensor:
+def convolution(call: Call) -> Any:
     """conv1d, conv2d, conv3d."""
     tape, out = call.tape, call.run()
     x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
@@ -106,7 +105,7 @@ def _depthwise(
     return out
 
 
-def transposed_convolution(call: Call) -> Tensor:
+def transposed_convolution(call: Call) -> Any:
     """conv_transpose1d, 2d, 3d: the weight is (in, out / groups, ...)."""
     tape, out = call.tape, call.run()
     x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
@@ -128,14 +127,14 @@ def transposed_convolution(call: Call) -> Tensor:
     return out
 
 
-def linear(call: Call) -> Tensor:
+def linear(call: Call) -> Any:
     """linear: the weight is (out, in)."""
     x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
     return _affine_map(call.tape, x, weight, bias, 0, call.run(), call)
 
 
-def addmm(call: Call) -> Tensor:
-    """addmm(bias, x, weight) with a parameter as weight (in, out), as GPT-2's Conv1D does it."""
+def addmm(call: Call) -> Any:
+    """A bias plus x times a parameter (in, out), as GPT-2's Conv1D does it."""
     bias, x, weight = call.arg(0, "input"), call.arg(1, "mat1"), call.arg(2, "mat2")
     tape = call.tape
     plain = call.kwargs.get("beta", 1) == 1 and call.kwargs.get("alpha", 1) == 1
@@ -147,7 +146,7 @@ def addmm(call: Call) -> Tensor:
     return _affine_map(tape, x, weight, bias, 1, call.run(), call)
 
 
-def times_parameter(call: Call) -> Tensor:
+def times_parameter(call: Call) -> Any:
     """``x @ weight`` with a parameter as weight (in, out)."""
     x, weight = call.args
     return _affine_map(call.tape, x, weight, None, 1, call.run(), call)
@@ -162,16 +161,17 @@ def _affine_map(
     layer = tape.owner(weight)
     for name, counted in (("out_features", labels), ("in_features", into)):
         tape.attribute(layer, name, counted)
-    tape.attribute(layer, "nf", labels) if row == 1 else None
+    tape.attribute(layer, "nf", labels)  # what GPT-2's Conv1D calls it
     tape.operator(layer, x.numel() // x.shape[-1], labels, into)
     tape.produce(out, -1, labels, _sources(tape, weight, row, bias))
     return out
 
 
-def embedding(call: Call) -> Tensor:
+def embedding(call: Call) -> Any:
     """embedding: each column of the table is an output channel."""
     tape, out = call.tape, call.run()
     weight = call.arg(1, "weight")
+    tape.fix([call.arg(0, "input")], "used as an index")
     labels = _handed_out(tape, weight, 1)
     key = tape.cut(weight, 1, "row", labels)
     tape.attribute(tape.owner(weight), "embedding_dim", labels)
@@ -179,7 +179,7 @@ def embedding(call: Call) -> Tensor:
     return out
 
 
-def batch_norm(call: Call) -> Tensor:
+def batch_norm(call: Call) -> Any:
     """batch_norm and instance_norm: every channel by itself."""
     tape, out = call.tape, call.run()
     x = call.arg(0, "input")
@@ -216,7 +216,7 @@ def _per_channel(
     tape.put(out, along(labels, dim, out.shape), sources, has_affine or (found.zero and not shifts))
 
 
-def layer_norm(call: Call) -> Tensor:
+def layer_norm(call: Call) -> Any:
     """layer_norm and rms_norm over the last dimensions: mixes the channels it normalises."""
     tape, out = call.tape, call.run()
     x, shape = call.arg(0, "input"), call.arg(1, "normalized_shape")
@@ -236,7 +236,7 @@ def layer_norm(call: Call) -> Tensor:
     return out
 
 
-def group_norm(call: Call) -> Tensor:
+def group_norm(call: Call) -> Any:
     """group_norm: like a batch norm with one channel per group, mixing with more."""
     tape, out = call.tape, call.run()
     x, groups = call.arg(0, "input"), call.arg(1, "num_groups")
@@ -276,7 +276,7 @@ def _mixing(
     tape.put(out, along(labels, dim, out.shape), sources, has_affine)
 
 
-def prelu(call: Call) -> Tensor:
+def prelu(call: Call) -> Any:
     """prelu: one slope, or one per channel."""
     tape, out = call.tape, call.run()
     x, weight = call.arg(0, "input"), call.arg(1, "weight")

@@ -19,8 +19,8 @@ from decayprune.structures.tape import Mark, Tape
 RESHAPES = "reshape view flatten unflatten view_as ravel reshape_as"
 FREE = (
     "permute transpose t get:T get:mT get:H movedim squeeze unsqueeze expand expand_as repeat tile "
-    "broadcast_to repeat_interleave adjoint pixel_unshuffle channel_shuffle unfold atleast_1d "
-    "atleast_2d atleast_3d triu tril diagonal"
+    "broadcast_to repeat_interleave adjoint pixel_unshuffle channel_shuffle atleast_1d "
+    "atleast_2d atleast_3d"
 )
 
 
@@ -55,18 +55,17 @@ def free(call: Call) -> Any:
     out, (x, found) = call.run(), _source(call)
     if found is None:
         return out
-    rest = tuple(a.new_empty(a.shape) if isinstance(a, Tensor) else a for a in call.args[1:])
-    return _spread(call, out, call.func(found.labels, *rest, **_without_input(call)), found)
-
-
-def _without_input(call: Call) -> dict[str, Any]:
-    return {k: v for k, v in call.kwargs.items() if v is not call.args[0]} if call.args else {}
+    kwargs = {k: v for k, v in call.kwargs.items() if v is not x}
+    return _spread(call, out, call.func(found.labels, *call.args[1:], **kwargs), found)
 
 
 def reshape(call: Call) -> Any:
     """view, flatten ...: remembered where it spreads a width over several dimensions."""
     out, (_, found) = call.run(), _source(call)
     if found is None:
+        return out
+    if out.numel() != found.labels.numel():  # view(dtype): other elements
+        call.tape.partition.fix(found.labels, "reinterpreted as another dtype")
         return out
     labels = compress(found.labels.reshape(out.shape))
     if len(varying(labels)) > 1:
@@ -76,7 +75,7 @@ def reshape(call: Call) -> Any:
 
 
 def join(call: Call) -> Any:
-    """cat and stack: widths follow each other; across another dimension they are unified."""
+    """Cat and stack: widths follow each other; across another dimension they are unified."""
     tape, out = call.tape, call.run()
     parts = call.arg(0, "tensors")
     marks = [_raw(tape, part) for part in parts]
@@ -134,14 +133,17 @@ def divide(call: Call) -> Any:
 def _equal_parts(tape: Tape, labels: Tensor, dim: int, sizes: list[int], name: str) -> Tensor:
     if sizes[0] == 1 or len(set(sizes)) > 1:
         return tape.partition.collapse(labels, dim, f"{name} at fixed places of the width")
-    parts = core(labels).unflatten(dim, (len(sizes), sizes[0]))
+    slim = core(labels)
+    shape = (*slim.shape[:dim], len(sizes), sizes[0], *slim.shape[dim + 1 :])
+    parts = slim.reshape(shape)
     first = parts.narrow(dim, 0, 1).expand(parts.shape)
     tape.partition.unify(parts, first, f"{name} beside a fixed width")
-    layer = tape.stack[-1] if tape.stack else ""
-    vector = core(labels, [dim]).reshape(-1)[: sizes[0]]
-    for attribute, value in vars(tape.modules[layer]).items():
-        if type(value) is int and value == sizes[0]:
-            tape.attribute(layer, attribute, vector.contiguous())
+    if name.startswith("split"):  # sizes were given: by an attribute of the module, maybe
+        layer = tape.stack[-1] if tape.stack else ""
+        vector = core(labels, [dim]).reshape(-1)[: sizes[0]].contiguous()
+        for attribute, value in vars(tape.modules[layer]).items():
+            if type(value) is int and value == sizes[0]:
+                tape.attribute(layer, attribute, vector)
     return labels
 
 
@@ -161,7 +163,7 @@ def glu(call: Call) -> Any:
 
 def pick(call: Call) -> Any:
     """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    tape, out, (_, found) = call.tape, call.run(), _source(call)
     if found is None:
         return out
     index = call.args[1]
@@ -266,6 +268,37 @@ def pixel_shuffle(call: Call) -> Any:
     return out
 
 
+def unfold(call: Call) -> Any:
+    """F.unfold: each channel becomes as many as its window has places; x.unfold: windows."""
+    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    if found is None:
+        return out
+    if out.dim() == x.dim() + 1:  # x.unfold(dimension, size, step)
+        dim = call.arg(1, "dimension") % x.dim()
+        labels = tape.partition.collapse(found.labels, dim, "unfold along the width")
+        labels = labels.unsqueeze(-1)
+        tape.put(out, labels.narrow(dim, 0, 1).expand(out.shape), found.sources, found.zero)
+        return out
+    channels = tape.channels(x, -3, "unfold across a width")
+    vector = channels.repeat_interleave(out.shape[-2] // channels.numel())
+    tape.put(out, along(vector, out.dim() - 2, out.shape), found.sources, found.zero)
+    return out
+
+
+def fold(call: Call) -> Any:
+    """F.fold: the inverse of F.unfold; the places of a window leave together."""
+    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    if found is None:
+        return out
+    channels = out.shape[-3]
+    slim = tape.channels(x, -2, "fold across a width").reshape(channels, -1)
+    tied = slim[:, :1].expand(slim.shape)
+    tape.partition.unify(slim, tied, "fold beside a fixed width")
+    vector = slim[:, 0].contiguous()
+    tape.put(out, along(vector, out.dim() - 3, out.shape), found.sources, found.zero)
+    return out
+
+
 def assign(call: Call) -> Any:
     """x[...] = y and copy_: the written part and what is written leave together."""
     tape, target = call.tape, call.args[0]
@@ -302,4 +335,6 @@ MOVEMENT = {
     "glu": glu,
     "pad": pad,
     "pixel_shuffle": pixel_shuffle,
+    "unfold": unfold,
+    "fold": fold,
 }

@@ -70,6 +70,7 @@ class Tape:
         consumptions: Where labelled channels are summed over.
         mixed: Labels whose values a normaliser mixes, and the module that does it.
         matrices: Labels that a reshape spread over two or more dimensions.
+        heads: Labels of which an attention reads one per head.
         unpinned: Labels whose all-zero structure reaches a consumer as something else than 0.
         operators: (module, constant, label vectors) of each counted operator.
         attributes: (module, attribute, labels, divisor).
@@ -85,6 +86,7 @@ class Tape:
     consumptions: list[Consumption] = field(default_factory=list)
     mixed: list[tuple[Tensor, str]] = field(default_factory=list)
     matrices: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
     unpinned: list[Tensor] = field(default_factory=list)
     operators: list[tuple[str, int, tuple[Tensor, ...]]] = field(default_factory=list)
     attributes: list[tuple[str, str, Tensor, int]] = field(default_factory=list)

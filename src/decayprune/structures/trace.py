@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from decayprune.structures.assemble import assemble
 from decayprune.structures.calls import Call, canonical, tensors_in
+from decayprune.structures.forward import arguments
 from decayprune.structures.rules import RULES
 from decayprune.structures.rules_attention import CONTRACTIONS, left_alone
 from decayprune.structures.rules_layers import LAYERS
@@ -55,7 +56,7 @@ def trace(
     """
     tape = Tape(model)
     ignored = _ignored(tape, ignored_layers)
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = arguments(example_inputs)
     _check_devices(model, (args, kwargs))
     with _undisturbed(model), _names_of_running_modules(tape), torch.no_grad():
         model.eval()
@@ -63,10 +64,8 @@ def trace(
         if tape.unseen():
             _train_mode_without_statistics(model)
             tape.counting = False
-            try:
+            with suppress(ValueError):  # what it would have reached is listed as not reached
                 _run(tape, args, kwargs)
-            except ValueError:
-                pass  # what it would have reached is listed as not reached
     batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.dim()), 1)
     return assemble(tape, ignored, batch)
 
@@ -107,12 +106,11 @@ def _is_composite(func: Callable[..., Any]) -> bool:
 
 def _body(func: Callable[..., Any]) -> Callable[..., Any]:
     """A copy of a function of ``torch.nn.functional`` that does not dispatch on itself again."""
-    assert_type = FunctionType
-    scope = dict(func.__globals__)  # type: ignore[attr-defined]
+    scope = dict(func.__globals__)
     for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
         scope[name] = lambda *args: False
-    copy = assert_type(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)  # type: ignore[attr-defined]
-    copy.__kwdefaults__ = func.__kwdefaults__  # type: ignore[attr-defined]
+    copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
 
@@ -196,8 +194,9 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
                 for module, held, values in buffers:
                     module._buffers.update(held)
                     for name, value in values.items():
-                        if not torch.equal(held[name], value):
-                            held[name].copy_(value)
+                        now = held[name]
+                        if now is not None and not torch.equal(now, value):
+                            now.copy_(value)
 
 
 def _train_mode_without_statistics(model: nn.Module) -> None:
@@ -208,22 +207,14 @@ def _train_mode_without_statistics(model: nn.Module) -> None:
             module.eval()
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
 def _check_devices(model: nn.Module, inputs: Any) -> None:
     """Raise where the inputs lie on another device than the (only) one of the model."""
     own = {p.device for p in model.parameters()}
     for value in tensors_in(inputs):
         if len(own) == 1 and value.device not in own:
             raise ValueError(
-                f"Expected example_inputs on the model's device {next(iter(own))}, found a tensor on "
-                f"{value.device}. Move them: example_inputs.to({str(next(iter(own)))!r})."
+                f"Expected example_inputs on the model's device {next(iter(own))}, found a tensor "
+                f"on {value.device}. Move them: example_inputs.to({str(next(iter(own)))!r})."
             )
 
 
@@ -267,7 +258,8 @@ def _ignored(tape: Tape, layers: Iterable[str | nn.Module]) -> set[str]:
             near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.4)
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
             raise ValueError(
-                f"Expected a name or glob of a layer in ignored_layers, found {layer!r}, which matches nothing.{hint}"
+                f"Expected a name or glob of a layer in ignored_layers, found {layer!r}, "
+                f"which matches nothing.{hint}"
             )
         found.update(
             n for n in names for hit in hits if n == hit or n.startswith(f"{hit}.") or hit == ""

@@ -8,11 +8,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Lambda, image
-from reference.cut import cut, error, run, tensors, zeroed
 from torch import nn
 
+from cases import CASES, Lambda, image
 from decayprune.structures import FIXED, StructureMap, trace
+from reference.cut import cut, error, run, tensors, zeroed
 
 # (first layer, structures, indices per structure) of each group, and the layers left alone
 EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES
-from reference.cut import cut, gone, run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cases import CASES
 from decayprune.structures import StructureMap, trace
+from reference.cut import cut, gone, run
 
 
 def counted(model: nn.Module, inputs: object) -> int:
