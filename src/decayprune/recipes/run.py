@@ -91,6 +91,8 @@ class Run:
         Returns:
             The report.
         """
+        # What the pruner would refuse should be known before hours of dense training.
+        self._new_pruner().close()
         self.folder.begin(self.settings.to_json())
         self._save()
         return self._go()

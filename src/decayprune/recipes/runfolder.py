@@ -72,13 +72,19 @@ class RunFolder:
         """Make the folder, clear what an earlier run left in it, and keep the settings.
 
         Raises:
-            OSError: The folder cannot be made or written.
+            ValueError: The folder cannot be made or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        # The report goes first: what follows is no longer a finished run.
-        for name in (_REPORT, _SETTINGS, _CHECKPOINT, _BEFORE_CUT, "report.html", *LOGS):
-            (self.path / name).unlink(missing_ok=True)
-        self.write_json(_SETTINGS, settings)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # The report goes first: what follows is no longer a finished run.
+            for name in (_REPORT, _SETTINGS, _CHECKPOINT, _BEFORE_CUT, "report.html", *LOGS):
+                (self.path / name).unlink(missing_ok=True)
+            self.write_json(_SETTINGS, settings)
+        except OSError as error:
+            raise ValueError(
+                f"--out expects a folder that can be made and written; {self.path} cannot "
+                f"({error.strerror}). Name another one."
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """The settings of the run that began here.
