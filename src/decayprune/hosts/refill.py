@@ -1,0 +1,61 @@
+"""Replacing what was released, and releasing what a target can spare.
+
+A host has an order of candidates and a test that says whether its target holds at some widths.
+Both functions walk the order and change one width at a time, so that a target is met within one
+structure whatever was released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Met = Callable[[Tensor], bool]
+"""Structures kept in each group, shape ``(G,)`` -> whether the target holds."""
+
+
+def refill(order: Tensor, kept: Tensor, floor: Tensor, group_of: Tensor, met: Met) -> Tensor:
+    """The shortest part of an order that has to leave until a target holds.
+
+    Args:
+        order: Candidates, the first to leave in front, shape ``(n,)``.
+        kept: Structures kept in each group now, shape ``(G,)``.
+        floor: How many have to stay in each group, shape ``(G,)``; candidates of a group at its
+            floor are passed over.
+        group_of: Group of each structure, shape ``(S,)``.
+        met: The target.
+
+    Returns:
+        Those that leave; all that may if the target cannot be met.
+    """
+    kept, chosen = kept.clone(), []
+    for structure in order.tolist():
+        if met(kept):
+            break
+        group = int(group_of[structure])
+        if kept[group] > floor[group]:
+            kept[group] -= 1
+            chosen.append(structure)
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def affordable(order: Tensor, kept: Tensor, group_of: Tensor, met: Met) -> Tensor:
+    """Which candidates may come back with a target still met, the first in front.
+
+    Args:
+        order: Candidates, shape ``(n,)``.
+        kept: Structures kept in each group without them, shape ``(G,)``.
+        group_of: Group of each structure, shape ``(S,)``.
+        met: The target.
+    """
+    kept, chosen = kept.clone(), []
+    for structure in order.tolist():
+        group = int(group_of[structure])
+        kept[group] += 1
+        if met(kept):
+            chosen.append(structure)
+        else:
+            kept[group] -= 1
+    return torch.tensor(chosen, dtype=torch.int64)
