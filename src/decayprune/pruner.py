@@ -137,6 +137,15 @@ class DecayPruner:
         )
         self._needs_gradients = rectify is not None or importance == "taylor"
         self.budget, self.rectify = budget, rectify
+        self._options = {
+            "importance": importance if isinstance(importance, str) else "a function",
+            "round_to": round_to,
+            "scope": scope,
+            "slices": slices,
+            "decay": decay if isinstance(decay, str) else "a function",
+            "floor": floor,
+            "inflate": inflate,
+        }
         self.steps = 0
         self.waited = 0
         self.events: list[Event] = []
@@ -280,6 +289,11 @@ class DecayPruner:
             raise ValueError(
                 f"Expected a decayprune pruner state of format {_FORMAT}, found {found!r}."
             )
+        if missing := sorted(set(self.state_dict()) - set(state)):
+            raise ValueError(
+                f"This pruner state is damaged: {', '.join(missing)} is missing. Load one that "
+                "state_dict() returned."
+            )
         if state["fingerprint"] != self.structures.fingerprint:
             ours, theirs = self._signature(), state["slices"]
             differs = next((a for a, b in zip(ours, theirs, strict=False) if a != b), None)
@@ -288,8 +302,9 @@ class DecayPruner:
                 f"{differs or 'the number of layers'}. Build the same model and pass the same "
                 "ignored_layers."
             )
-        for name, value in self._settings().items():
-            saved = state["settings"].get(name)
+        settings = self._settings()
+        for name in {**settings, **state["settings"]}:
+            saved, value = state["settings"].get(name), settings.get(name)
             if saved != value:
                 raise ValueError(
                     f"This pruner state was saved with {name}={saved!r}, this pruner was built "
@@ -309,7 +324,7 @@ class DecayPruner:
         schedule = {f"schedule.{k}": v for k, v in vars(self.schedule).items()}
         budget = {f"budget.{k}": v for k, v in vars(self.budget).items()}
         rectify = {} if self.rectify is None else vars(self.rectify)
-        return schedule | budget | {f"rectify.{k}": v for k, v in rectify.items()}
+        return schedule | budget | {f"rectify.{k}": v for k, v in rectify.items()} | self._options
 
     # ---------------------------------------------------------------- inside
 
