@@ -43,7 +43,6 @@ class Cut:
         gradients: bool = False,
     ) -> None:
         self._undo: list[Callable[[], None]] = []
-        self._cut: list[Tensor] = []
         self._gradients = gradients
         self.kept: dict[tuple[str, int], Tensor] = {}
         stays = torch.cat([~gone.cpu(), torch.ones(1, dtype=torch.bool)])  # label -1: stays
@@ -84,13 +83,12 @@ class Cut:
 
         def put_back() -> None:
             tensor.grad = None
-            tensor.data = old
+            _give(tensor, old)
             tensor.grad = grad
 
         self._undo.append(put_back)
-        self._cut.append(tensor)
         tensor.grad = None
-        tensor.data = smaller(old)
+        _give(tensor, smaller(old))
         if grad is not None and self._gradients:
             tensor.grad = smaller(grad)
         for optimizer in optimizers:
@@ -111,19 +109,7 @@ class Cut:
             setattr(module, attribute, new)
 
     def commit(self) -> None:
-        """Make the cut final: autograd forgets the old shapes."""
-        for tensor in self._cut:
-            if not isinstance(tensor, nn.Parameter):
-                continue
-            fresh, grad = nn.Parameter(tensor.data, tensor.requires_grad), tensor.grad
-            try:
-                # A graph that is still alive (the last loss, usually) keeps the parameter's
-                # gradient accumulator, and with it the old shape, alive. Swapping gives the same
-                # Python object a new one.
-                torch.utils.swap_tensors(tensor, fresh)  # type: ignore[no-untyped-call]
-            except RuntimeError:  # something else refers to the parameter; its data is cut anyway
-                continue
-            tensor.grad = grad
+        """Make the cut final."""
         self._undo.clear()
 
     def undo(self) -> None:
@@ -137,6 +123,15 @@ def _select(value: Tensor, dim: int, index: Tensor) -> Tensor:
     if int(index[-1]) - first + 1 == count:  # a stretch: copying it is many times faster
         return value.narrow(dim, first, count).clone(memory_format=torch.contiguous_format)
     return value.index_select(dim, index)
+
+
+def _give(tensor: Tensor, data: Tensor) -> None:
+    """Give a tensor data of another shape, which autograd then knows, too."""
+    # A graph that is still alive (the last loss, usually) keeps the parameter's gradient
+    # accumulator, and with it the old shape, alive. Torch drops it where the dtype changes.
+    other = torch.float32 if data.dtype == torch.float16 else torch.float16
+    tensor.data = torch.empty(0, dtype=other, device=data.device)
+    tensor.data = data
 
 
 def _setter(state: dict[Any, Any], key: Any, value: Any) -> Callable[[], None]:
