@@ -165,9 +165,9 @@ class TestForeignStates:
         ids=str,
     )
     def test_other_settings(self, change: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="was saved with .*Build it as it was saved"):
+        with pytest.raises(ValueError, match=r"was saved with .*Build it as it was saved"):
             self.load(self.state(**change))
-        with pytest.raises(ValueError, match="was saved with .*Build it as it was saved"):
+        with pytest.raises(ValueError, match=r"was saved with .*Build it as it was saved"):
             self.load(self.state(), **change)
 
     def test_missing_and_damaged_fields(self) -> None:
