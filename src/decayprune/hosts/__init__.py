@@ -6,6 +6,9 @@ surface: ``finished``, ``events``, ``structures``, ``remaining()``, ``observe()`
 """
 
 from decayprune.hosts.dhspg import DHSPG
+from decayprune.hosts.gate_decorator import GateDecorator
 from decayprune.hosts.hesso import HESSO
+from decayprune.hosts.ticks import TickTock
+from decayprune.hosts.torch_pruning import TorchPruningHost
 
-__all__ = ["DHSPG", "HESSO"]
+__all__ = ["DHSPG", "HESSO", "GateDecorator", "TickTock", "TorchPruningHost"]

@@ -138,7 +138,7 @@ def remove(pruner: Any, structures: StructureMap, roots: dict[int, Root], gone: 
         roots: Where to take hold of each group, by its number.
         gone: Which structures leave, bool, shape ``(S,)``.
     """
-    for number in structures.group_of[gone].unique().tolist():
+    for number in sorted(set(structures.group_of[gone].tolist())):
         root = roots[number]
         module = pruner.model.get_submodule(root.layer)
         labels = channel_labels(structures, module, root.layer, root.out)

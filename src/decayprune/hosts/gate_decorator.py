@@ -1,0 +1,393 @@
+"""Gate Decorator: gates on batch norms, scored in ticks, closed a few at a time.
+
+The host puts a gate into every batch norm that carries a prunable width, trains by ticks and tocks
+(:mod:`decayprune.hosts.ticks`) and closes the gates with the lowest Taylor score until the budget
+holds. Closing is abrupt with ``decay_steps=1``, as published; with more steps ``|g|`` decays.
+
+Source: You et al., Gate Decorator: Global Filter Pruning Method for Accelerating Deep Convolutional
+Neural Networks, NeurIPS 2019, arXiv 1909.08174. Departures: docs/hosts/gate-decorator.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
+from decayprune.compaction import CompactionReport, compact
+from decayprune.cost import Budget, CostModel
+from decayprune.cutting import refuse_uncuttable
+from decayprune.decay import Curve
+from decayprune.decayer import Decayer
+from decayprune.hosts import gates
+from decayprune.hosts.gate_selection import NEVER, GateSelector
+from decayprune.hosts.stepping import StepWatch, grad_scale
+from decayprune.hosts.ticks import TickTock, least_open, triangle
+from decayprune.lifecycle import ACTIVE, Event, LifecycleState
+from decayprune.rectify import Rectify
+from decayprune.structures.forward import ExampleInputs
+from decayprune.structures.trace import trace
+
+_FORMAT = 1
+_Rates = list[list[float]]
+
+
+class GateDecorator:
+    """Prunes by gates on batch norms, in ticks and tocks.
+
+    Example::
+
+        host = GateDecorator(model, optimizer, inputs, budget=Budget(macs=0.5),
+                             schedule=TickTock(tick_steps=391, tock_steps=3910))
+        for x, y in loader:
+            criterion(model(x), y).backward()
+            optimizer.step(); host.step(); optimizer.zero_grad()
+        report = host.compact()  # the gates melt into the batch norms, then the channels leave
+
+    Args:
+        model: Trained already, as a rule. Its batch norms are gated in place and put back by
+            :meth:`compact`.
+        optimizer: Holds the model's parameters. Its learning rates are the host's until it has
+            finished.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        budget: What remains in the end.
+        schedule: Lengths of ticks and tocks, and how much a tick closes.
+        decay_steps: ``N``; 1 closes a gate at once, as published.
+        rectify: When a closing gate is released; None for smooth pruning alone.
+        sparsity: Weight of the L1 penalty on gates during tocks.
+        tick_lr: Learning rate of ticks; None leaves the loop's own.
+        tock_lr: Lowest and highest learning rate of tocks; None leaves the loop's own.
+        minimal: Share of each width that stays in any case.
+        decay: ``"linear"``, ``"cosine"``, or a function of progress.
+        ignored_layers: Names, globs or modules whose output widths are left alone.
+
+    Attributes:
+        structures: What is pruned; groups that no gate can hold are among its refusals.
+        events: What happened, in order.
+        steps: Optimizer steps followed.
+        waited: Steps that did not count because a gradient was not finite.
+
+    Raises:
+        ValueError: No width ends in batch norms, the budget cannot be reached, or an argument is
+            out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        example_inputs: ExampleInputs,
+        *,
+        budget: Budget,
+        schedule: TickTock,
+        decay_steps: int = 1,
+        rectify: Rectify | None = None,
+        sparsity: float = 1e-3,
+        tick_lr: float | None = 1e-3,
+        tock_lr: tuple[float, float] | None = (1e-3, 1e-2),
+        minimal: float = 0.1,
+        decay: str | Curve = "linear",
+        ignored_layers: Sequence[str | nn.Module] = (),
+    ) -> None:
+        if decay_steps < 1:
+            raise ValueError(f"decay_steps is at least 1 (at once), found {decay_steps}.")
+        if not 0 <= minimal < 1:
+            raise ValueError(f"minimal is a share of each width in [0, 1), found {minimal}.")
+        curve = as_curve(decay)
+        self.model, self.optimizers = model, as_optimizers(optimizer)
+        structures = refuse_uncuttable(
+            model, trace(model, example_inputs, ignored_layers), example_inputs
+        )
+        self.structures, self._norms = gates.gateable(model, structures)
+        check_prunable(self.structures)
+        self._example_inputs = example_inputs
+        self.budget, self.schedule, self.rectify = budget, schedule, rectify
+        self.decay_steps, self._sparsity = decay_steps, sparsity
+        self._tick_lr, self._tock_lr = tick_lr, tock_lr
+
+        names = {item.name for item in self.structures.slices}
+        self._parameters = {n: p for n, p in model.named_parameters() if n in names}
+        check_held(self._parameters, self.optimizers)
+        self.cost = CostModel(self.structures, {n: p.shape for n, p in model.named_parameters()})
+        least = least_open(self.cost.sizes, minimal)
+        self._check_reachable(least)
+        self._homes, count = self._find_gates()
+        self._selector = GateSelector(
+            self.structures, self.cost, budget, schedule, rectify, count, least, decay_steps
+        )
+        gates.gate(model, self._norms)
+        self._forget_moments()
+        self._frozen = [
+            p
+            for m in model.modules()
+            if isinstance(m, nn.modules.conv._ConvNd)
+            for p in m.parameters(recurse=False)
+        ]
+        self._decayer = Decayer(
+            self.structures,
+            self._parameters,
+            self.optimizers,
+            curve=curve,
+            decay_steps=decay_steps,
+            rectify=rectify,
+            last_release=NEVER,
+        )
+        self.events: list[Event] = []
+        self.steps = self.waited = 0
+        self._noted: Tensor | None = None  # scores of a step not counted yet
+        self._rates: _Rates | None = None
+        self._report: CompactionReport | None = None
+        self._watch = StepWatch(self.optimizers, self._before_step)
+
+    # ---------------------------------------------------------------- what a user reads
+
+    @property
+    def state(self) -> LifecycleState:
+        """Where every structure stands (tensors of shape ``(S,)``)."""
+        return self._decayer.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is met and nothing decays any more."""
+        return self._selector.done(self.state, self.steps) and not bool(self.state.decaying.numel())
+
+    def remaining(self) -> dict[str, float]:
+        """MACs, parameters and structures that remain, commitments counted, as fractions."""
+        kept = self.cost.keep_counts(self.state.committed.cpu())
+        return self.cost.fractions(kept, ["macs", "params", "structures"])
+
+    # ---------------------------------------------------------------- what a loop calls
+
+    def observe(self) -> None:
+        """Read gradients now, before clipping changes them.
+
+        Optional; call it after ``backward()`` (and ``scaler.unscale_()``). Without it they are
+        read when the optimizer steps.
+        """
+        if self._report is None and not self.finished:
+            self._observe(1.0)
+
+    def step(self) -> None:
+        """Follow one optimizer step: release, close gates at the end of a tick, shrink, zero.
+
+        Call it after ``optimizer.step()``. Where no step was taken (accumulation, a step that
+        GradScaler skipped) nothing happens.
+
+        Raises:
+            RuntimeError: There are no gradients, or the model was changed by others.
+        """
+        scale = self._watch.taken()
+        noted, self._noted = self._noted, None
+        if scale is None or self._report is not None or self.finished:
+            return
+        self._check_model()
+        if noted is None:
+            raise RuntimeError(
+                "The optimizer stepped, and no gate had a gradient. The order is: loss.backward(); "
+                "optimizer.step(); host.step(); optimizer.zero_grad()"
+            )
+        before = self._selector.score
+        self._selector.collect(self.steps + 1, noted.cpu())
+        events = self._decayer.step(self.steps + 1, self._selector, scale)
+        if events is None:
+            self._selector.score = before
+            self.waited += 1
+            return
+        self._decayer.last_release = self._selector.last_release
+        self.steps += 1
+        self.events += events
+        if self.finished:
+            self._give_back_rates()
+
+    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+        """Melt the gates into their batch norms and remove what is closed, in place.
+
+        Args:
+            tolerance: Largest error relative to the largest output; None for the dtype's default.
+
+        Raises:
+            RuntimeError: The host has not finished.
+            CompactionError: Outputs would change; the model was left uncut (its gates melted).
+        """
+        if self._report is not None:
+            return self._report
+        if not self.finished:
+            raise RuntimeError(
+                f"compact() before the host has finished: {self.state.decaying.numel()} gates "
+                f"close at step {self.steps}, and {self.remaining()['macs']:.1%} of the MACs "
+                "remain. Train until host.finished is True."
+            )
+        gates.melt(self.model, self._norms)
+        self._forget_moments()
+        self._report = compact(
+            self.model,
+            self.structures,
+            self.state.phase == 2,
+            example_inputs=self._example_inputs,
+            optimizers=self.optimizers,
+            tolerance=tolerance,
+        )
+        self._watch.close()
+        return self._report
+
+    # ---------------------------------------------------------------- before the optimizer steps
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
+        if self._report is not None or self.finished:
+            return
+        if first:
+            self._decayer.remember()
+            if self._noted is None:
+                self._observe(grad_scale(optimizer))
+            self._shape_gradients(grad_scale(optimizer))
+        self._set_rate(optimizer)
+
+    def _observe(self, scale: float) -> None:
+        """Note score and resistance while gradients are those of the task alone."""
+        if self.rectify is not None:
+            self._decayer.observe(scale)
+        grads = [gate.grad for gate, _ in self._homes]
+        if all(grad is None for grad in grads):
+            return
+        size = self.structures.num_structures
+        total = torch.zeros(size + 1, device=self.state.phase.device)
+        for (gate, labels), grad in zip(self._homes, grads, strict=True):
+            if grad is not None:
+                part = (gate.detach() * grad).abs() / scale
+                total.index_add_(0, labels, part.to(total.dtype))
+        self._noted = total[:size]
+
+    @torch.no_grad()
+    def _shape_gradients(self, scale: float) -> None:
+        """Ticks train no convolutions; tocks pull open gates towards zero."""
+        phase = self.schedule.phase(self.steps + 1)
+        if phase.tick:
+            # Hiding the gradient freezes a parameter, momentum and weight decay included, and
+            # leaves requires_grad alone, which DistributedDataParallel must not see changing.
+            for parameter in self._frozen:
+                parameter.grad = None
+            return
+        if not self._sparsity:
+            return
+        pulled = torch.cat([self.state.phase == ACTIVE, self.state.phase.new_zeros(1).bool()])
+        for gate, labels in self._homes:
+            if gate.grad is not None:
+                gate.grad += scale * self._sparsity * gate.sign() * pulled[labels]
+
+    def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        phase = self.schedule.phase(self.steps + 1)
+        if self._rates is None:
+            self._rates = [[g["lr"] for g in one.param_groups] for one in self.optimizers]
+        rate = self._tick_lr
+        if not phase.tick:
+            rate = None if self._tock_lr is None else triangle(phase, *self._tock_lr)
+        if rate is None:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def _give_back_rates(self) -> None:
+        if self._rates is None or (self._tick_lr is None and self._tock_lr is None):
+            return
+        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    # ---------------------------------------------------------------- save and resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, as tensors, strings and numbers.
+
+        Save it with the model (gates and all) and the optimizer, after :meth:`step`.
+        """
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.structures.fingerprint,
+            "settings": self._settings(),
+            "steps": self.steps,
+            "waited": self.waited,
+            "selector": self._selector.state_dict(),
+            "rates": self._rates,
+            "state": self.state.state_dict(),
+            "events": [list(vars(event).values()) for event in self.events],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, bit for bit.
+
+        Raises:
+            ValueError: It belongs to another model, or to other settings.
+        """
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"Expected the state of a GateDecorator of format {_FORMAT}.")
+        if state["fingerprint"] != self.structures.fingerprint:
+            raise ValueError("This state was saved for another model: the structures differ.")
+        for name, value in self._settings().items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"This state was saved with {name}={state['settings'].get(name)!r}, the host "
+                    f"was built with {value!r}. Build it with the settings it was saved with."
+                )
+        self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
+        self._selector.load_state_dict(state["selector"])
+        self._decayer.last_release = self._selector.last_release
+        self.steps, self.waited = int(state["steps"]), int(state["waited"])
+        self._rates = state["rates"]
+        self.events = [Event(*row) for row in state["events"]]
+        self._noted = None
+        self._watch.forget()
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"decay_steps": self.decay_steps, "sparsity": self._sparsity}
+        for name, part in (
+            ("budget", self.budget),
+            ("schedule", self.schedule),
+            ("rectify", self.rectify),
+        ):
+            settings |= {} if part is None else {f"{name}.{k}": v for k, v in vars(part).items()}
+        return settings
+
+    # ---------------------------------------------------------------- inside
+
+    def _find_gates(self) -> tuple[list[tuple[nn.Parameter, Tensor]], Tensor]:
+        """Gates with the structure of each channel (``S``: none); how many each structure has."""
+        size = self.structures.num_structures
+        count = torch.zeros(size + 1, dtype=torch.int64)
+        homes = []
+        for item in self.structures.slices:
+            if bool(item.carrier.any()):
+                labels = torch.where(item.carrier, item.structure, size)
+                count += torch.bincount(labels, minlength=size + 1)
+                gate = self._parameters[item.name]
+                homes.append((gate, labels.to(gate.device)))
+        return homes, count[:size]
+
+    def _forget_moments(self) -> None:
+        """Drop optimizer state of gates and inner biases: it belongs to other coordinates."""
+        for name in self._norms:
+            norm = self.model.get_submodule(name)
+            for optimizer in self.optimizers:
+                for parameter in norm.parameters(recurse=False):
+                    optimizer.state.pop(parameter, None)
+
+    def _check_reachable(self, least: Tensor) -> None:
+        if self.cost.meets(self.budget, least):
+            return
+        lowest = self.cost.fractions(least, list(self.budget.bounds))
+        raise ValueError(
+            f"The budget {self.budget.bounds} cannot be reached: with every gated width at its "
+            f"minimum the model keeps {lowest}. Raise the budget, lower minimal, or see "
+            f"structures.refusals for the {len(self.structures.refusals)} widths without a gate."
+        )
+
+    def _check_model(self) -> None:
+        now = dict(self.model.named_parameters())
+        for name, parameter in self._parameters.items():
+            if now.get(name) is not parameter:
+                raise RuntimeError(
+                    f"{name} was replaced since the host was built. Change the model before "
+                    "building the host, or build a new one."
+                )

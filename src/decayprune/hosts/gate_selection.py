@@ -1,0 +1,172 @@
+"""Which gates close: at the end of every tick, and in place of what was released.
+
+The Selector of :class:`~decayprune.hosts.gate_decorator.GateDecorator`. A tick closes what the
+published procedure closes; whatever is released later is replaced at once, so that what the ticks
+have reached stays reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decayprune.cost import Budget, CostModel
+from decayprune.hosts.refill import affordable, refill
+from decayprune.hosts.ticks import TickTock, closing
+from decayprune.lifecycle import ACTIVE, LifecycleState
+from decayprune.rectify import Rectify
+from decayprune.selection import Picks
+from decayprune.structures.structure_map import StructureMap
+
+NEVER = 2**31 - 1
+
+
+class GateSelector:
+    """Closes gates tick by tick until a budget holds.
+
+    Args:
+        structures: What can be pruned.
+        cost: What remains costs.
+        budget: Upper bounds on it.
+        schedule: When ticks end, and how much each closes.
+        rectify: Its tournament enrols more than a tick closes.
+        gates: How many gates each structure has, shape ``(S,)``.
+        least: Structures of each group that stay in any case, shape ``(G,)``.
+        decay_steps: How long a gate takes to close.
+
+    Attributes:
+        score: Sum of ``|g * dL/dg|`` over the tick so far, shape ``(S,)``.
+        planned: Structures kept in each group according to the ticks so far, shape ``(G,)``.
+        last_release: Step before which gates may be released: the last ones to close still may,
+            what replaces them may not, or there would be no end.
+    """
+
+    def __init__(
+        self,
+        structures: StructureMap,
+        cost: CostModel,
+        budget: Budget,
+        schedule: TickTock,
+        rectify: Rectify | None,
+        gates: Tensor,
+        least: Tensor,
+        decay_steps: int,
+    ) -> None:
+        self._structures, self._cost, self._budget = structures, cost, budget
+        self._schedule, self._rectify = schedule, rectify
+        self._gates, self._least, self._decay_steps = gates, least, decay_steps
+        self.score = torch.zeros(structures.num_structures)
+        self.planned = cost.sizes
+        self.last_release = NEVER
+
+    def collect(self, step: int, noted: Tensor) -> None:
+        """Add the scores of one optimizer step to those of its tick.
+
+        Args:
+            step: The optimizer step.
+            noted: ``|g * dL/dg|`` summed over a structure's gates, shape ``(S,)``.
+        """
+        phase = self._schedule.phase(step)
+        if phase.tick:
+            self.score = noted if phase.position == 0 else self.score + noted
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """What a tick closes at its end; replacements where something was released."""
+        phase = self._schedule.phase(step)
+        if phase.tick and phase.last and not self.done(state, step):
+            return self._close(state, step)
+        if not released:
+            return None
+        ids, warmed = self._refill(state, step)
+        return Picks(ids.to(state.phase.device), warmed=warmed)
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Which of ``ids`` may be released with what the ticks have reached still reached."""
+        groups = self._structures.group_of
+        return affordable(ids.cpu(), self._kept(state), groups, self._met).to(ids.device)
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether the budget holds with all commitments."""
+        return self._cost.meets(self._budget, self._kept(state))
+
+    def _kept(self, state: LifecycleState) -> Tensor:
+        return self._cost.keep_counts(state.committed.cpu())
+
+    def _met(self, kept: Tensor) -> bool:
+        if self._cost.meets(self._budget, kept):
+            return True
+        return self._cost.macs(kept) <= self._cost.macs(self.planned) and not self._cost.meets(
+            self._budget, self.planned
+        )
+
+    def _close(self, state: LifecycleState, step: int) -> Picks:
+        first, warmed = self._refill(state, step)  # what was released in this very step
+        alive = (state.phase == ACTIVE).cpu().index_fill(0, first, False)
+        eligible = alive & ~state.cooling(step).cpu()
+        score = torch.where(eligible, self.score.to(state.score.dtype), state.score.cpu())
+        groups = self._structures.group_of
+        chosen = closing(
+            score, alive, eligible, self._gates, groups, self._least, self._schedule.share
+        )
+        chosen = torch.cat([first, chosen])
+        gone = torch.bincount(groups[chosen], minlength=self._cost.sizes.numel())
+        self.planned = self._kept(state) - gone
+        if self._cost.meets(self._budget, self.planned):
+            self.last_release = step + self._decay_steps
+        extra = self._extra(eligible.index_fill(0, chosen, False), score, chosen.numel())
+        return Picks(torch.cat([chosen, extra]).to(state.phase.device), score, warmed)
+
+    def _extra(self, eligible: Tensor, score: Tensor, needed: int) -> Tensor:
+        """What a tournament enrols beyond what a tick closes."""
+        rule = self._rectify
+        # Where a decay is over before it can be judged, nothing more would come back.
+        if (
+            rule is None
+            or rule.rule != "tournament"
+            or (self._decay_steps - 1) / self._decay_steps < rule.judge_at
+        ):
+            return torch.zeros(0, dtype=torch.int64)
+        left = eligible.nonzero().flatten()
+        left = left[torch.sort(score[left], stable=True).indices]
+        planned, wanted = self.planned, math.ceil(rule.extra * needed)
+
+        def enough(kept: Tensor) -> bool:
+            return int((planned - kept).sum()) >= wanted
+
+        return refill(left, planned, self._least, self._structures.group_of, enough)
+
+    def _refill(self, state: LifecycleState, step: int) -> tuple[Tensor, Tensor | None]:
+        """Replacements for what was released: the lowest scores, then the longest released."""
+        free, cool = (state.phase == ACTIVE).cpu(), state.cool_until.cpu()
+        ready = (free & (cool < step)).nonzero().flatten()
+        ready = ready[torch.sort(state.score.cpu()[ready], stable=True).indices]
+        waiting = (free & (cool >= step)).nonzero().flatten()
+        waiting = waiting[torch.sort(cool[waiting], stable=True).indices]
+        order, groups = torch.cat([ready, waiting]), self._structures.group_of
+        ids = refill(order, self._kept(state), self._least, groups, self._met)
+        warmed = ids[cool[ids] >= step]
+        return ids, warmed if warmed.numel() else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {
+            "score": self.score.clone(),
+            "planned": self.planned.clone(),
+            "last_release": self.last_release,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.score, self.planned = state["score"].cpu().clone(), state["planned"].cpu().clone()
+        self.last_release = int(state["last_release"])

@@ -1,0 +1,177 @@
+"""Gated batch norms: one scale in front of weight and bias, without changing the function.
+
+A batch norm computes ``weight * x + bias``; a gated one ``g * (scale * x + b)`` with a trained
+``g`` and ``b`` and a constant ``scale``. At ``g = 0`` the whole channel is gone, bias included, so
+one number per channel says how much of it there is.
+
+Source: You et al., Gate Decorator, NeurIPS 2019, arXiv 1909.08174. There ``scale`` is 1 and
+``b = bias / weight`` is clamped to ten, which changes the function of channels with small weights;
+here such channels get another ``scale`` instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decayprune.structures.structure_map import StructureMap
+
+_LARGEST_BIAS = 10.0  # |b|, the bound at which the original clamps
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class GatedBatchNorm(nn.Module):
+    """A batch norm with its gate; it holds the same parameter objects as the norm it stands for.
+
+    Args:
+        norm: Its ``weight`` becomes the gate ``g``, its ``bias`` becomes ``b``, in place.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    scale: Tensor
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
+        super().__init__()
+        self._norm = [norm]  # in a list: not a submodule, names of parameters stay as they are
+        self.weight, self.bias = norm.weight, norm.bias
+        self.eps, self.momentum = norm.eps, norm.momentum
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        with torch.no_grad():
+            gate, scale, bias = split(self.weight, self.bias)
+            self.register_buffer("scale", scale)
+            self.weight.copy_(gate)
+            self.bias.copy_(bias)
+        self.train(norm.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The batch norm, gated."""
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        return F.batch_norm(
+            inputs,
+            self.running_mean,
+            self.running_var,
+            self.weight * self.scale,
+            self.weight * self.bias,
+            self.training or self.running_mean is None,
+            factor,
+            self.eps,
+        )
+
+    @torch.no_grad()
+    def melt(self) -> nn.Module:
+        """The norm it stands for, with the gate multiplied in."""
+        norm = self._norm[0]
+        self.bias.mul_(self.weight)
+        self.weight.mul_(self.scale)
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(norm, name, getattr(self, name))
+        return norm.train(self.training)
+
+
+def split(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gate, scale and inner bias with ``gate * scale = weight`` and ``gate * inner = bias``.
+
+    Args:
+        weight: Of a batch norm, shape ``(C,)``.
+        bias: Likewise.
+
+    Returns:
+        The gate (``weight`` itself wherever the inner bias is then at most ten), the scale and the
+        inner bias, each ``(C,)``.
+
+    Example:
+        >>> split(torch.tensor([2.0, 0.0]), torch.tensor([1.0, -5.0]))
+        (tensor([2.0000, 0.5000]), tensor([1., 0.]), tensor([  0.5000, -10.0000]))
+    """
+    least = bias.abs() / _LARGEST_BIAS
+    sign = torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
+    gate = torch.where(weight.abs() >= least, weight, sign * least)
+    safe = torch.where(gate == 0, torch.ones_like(gate), gate)
+    scale = torch.where(gate == 0, torch.ones_like(gate), weight / safe)
+    return gate.clone(), scale, bias / safe
+
+
+def gate(model: nn.Module, names: list[str]) -> None:
+    """Replace batch norms by gated ones.
+
+    Args:
+        model: Changed in place.
+        names: Which norms.
+    """
+    for name in names:
+        norm = model.get_submodule(name)
+        if not isinstance(norm, _NORMS):
+            raise TypeError(f"{name!r} is no batch norm but a {type(norm).__name__}.")
+        _put(model, name, GatedBatchNorm(norm))
+
+
+def melt(model: nn.Module, names: list[str]) -> None:
+    """Put the batch norms back, gates multiplied in.
+
+    Args:
+        model: Changed in place.
+        names: Which norms.
+    """
+    for name in names:
+        gated = model.get_submodule(name)
+        if isinstance(gated, GatedBatchNorm):
+            _put(model, name, gated.melt())
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    model.get_submodule(parent)._modules[last] = module
+
+
+def gateable(model: nn.Module, structures: StructureMap) -> tuple[StructureMap, list[str]]:
+    """The structures that gates can hold, and the batch norms that become gated.
+
+    Gates of one structure are the norms whose scaling scales it: the norm behind a convolution,
+    or all that meet in a residual sum. No grouping by hand is needed.
+
+    Args:
+        model: The model.
+        structures: Its structures.
+
+    Returns:
+        The map without the groups that no gate can hold, with the gates ``g`` as its only
+        carriers, and the names of the norms.
+    """
+    size = structures.num_structures
+    gates = torch.zeros(size + 1, dtype=torch.int64)
+    other = torch.zeros(size + 1, dtype=torch.bool)
+    norms: dict[str, None] = {}
+    for item in structures.slices:
+        owner, _, last = item.name.rpartition(".")
+        norm = model.get_submodule(owner)
+        carried = item.structure[item.carrier]
+        if not carried.numel():
+            continue
+        if type(norm) not in _NORMS:
+            other[carried] = True
+        elif last == "weight":
+            gates[carried] += 1
+            norms[owner] = None
+    bare = (other | (gates == 0))[:size]
+    reason = "no gate can close it: not every path ends in a batch norm with weight and bias"
+    refused = dict.fromkeys(structures.group_of[bare].tolist(), reason)
+    kept = structures.without(refused) if refused else structures
+    weights = {f"{name}.weight" for name in norms}
+    slices = tuple(
+        replace(s, carrier=s.carrier & (s.structure >= 0))
+        if s.name in weights
+        else replace(s, carrier=torch.zeros_like(s.carrier))
+        for s in kept.slices
+    )
+    held = {s.name for s in slices if bool(s.carrier.any())}
+    return replace(kept, slices=slices), [n for n in norms if f"{n}.weight" in held]
