@@ -35,15 +35,6 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.PReLU: ("num_parameters",),
     nn.Embedding: ("embedding_dim",),
 }
-_HEADS = (
-    "num_heads",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_key_value_groups",
-    "all_head_size",
-    "embed_dim",
-    "split_size",
-)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -63,7 +54,15 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
         OSError: The folder cannot be written; what was there before is untouched.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"save() writes into a folder, which cannot be made ({error.strerror}); pass another "
+            "folder, or make room for this one",
+            str(path),
+        ) from error
     tensors, tied = _distinct(_saved_tensors(model))
     structure = {
         "format": _FORMAT,
@@ -81,8 +80,12 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
         },
     }
     weights = {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
-    write_atomically(path / _WEIGHTS, serialise(weights, {"format": "pt"}))
-    write_atomically(path / _STRUCTURE, json.dumps(structure, indent=1).encode())
+    _write_together(
+        {
+            path / _WEIGHTS: serialise(weights, {"format": "pt"}),
+            path / _STRUCTURE: json.dumps(structure, indent=1).encode(),
+        }
+    )
 
 
 def load(folder: str | os.PathLike[str], model: Model) -> Model:
@@ -115,18 +118,20 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     return model
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its final name and rename it, so that it is never half there."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _write_together(files: dict[Path, bytes]) -> None:
+    """Write files beside their final names, all of them to the disk, and only then rename."""
+    beside = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in files}
     try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        for path, content in files.items():
+            with beside[path].open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, written in beside.items():
+            os.replace(written, path)
+    finally:
+        for written in beside.values():
+            written.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- what is saved
@@ -157,13 +162,16 @@ def _dtype(value: Tensor) -> str:
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Integer attributes that a cut may have changed."""
     names = [n for kind, ns in _ATTRIBUTES.items() if isinstance(module, kind) for n in ns]
-    names += [n for n in _HEADS if n in vars(module)]
+    if not type(module).__module__.startswith("torch.nn."):
+        # The user's own module may count anything: heads, channels of a split.
+        own = {name for name, value in vars(module).items() if type(value) is int}
+        names += sorted(own - {*names, "type"})
     found: dict[str, int | list[int]] = {}
     for name in names:
         value = getattr(module, name, None)
         if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
             found[name] = list(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif isinstance(value, int) and _is_size(value):
             found[name] = value
     return found
 
@@ -171,15 +179,18 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 # ---------------------------------------------------------------- reading, distrustfully
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    return CheckpointError(f"{path} {what}: expected a folder written by decayprune.save().")
+
+
 def _read_structure(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LIMIT:
-            raise CheckpointError(f"{path} is larger than any structure file; it is damaged.")
+            raise ValueError("it is larger than any structure file")
         structure = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing: expected a folder written by decayprune.save()."
-        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}); save the model again."
@@ -240,10 +251,8 @@ def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing: expected a folder written by decayprune.save()."
-        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except (SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); save the model again.") from None
     if set(weights) != set(structure["tensors"]):
