@@ -1,0 +1,53 @@
+"""The look before the first step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import decayprune as dp
+from cases import CASES
+from loops import INPUTS, net, same
+
+
+def test_it_lists_every_group_and_what_it_is_worth() -> None:
+    model = net()
+    before = copy.deepcopy(model)
+    found = dp.inspect(model, INPUTS)
+    assert same(before, model)
+    assert {group.layer: group.structures for group in found.groups} == {
+        "stem.0": 12,
+        "a.0": 10,
+        "c": 8,
+    }
+    assert found.params == sum(p.numel() for p in model.parameters())
+    inside = next(group for group in found.groups if group.layer == "a.0")
+    # 9 of 10 channels: filters, two norm weights, columns of b.
+    assert inside.params == 9 * (12 * 9 + 2 + 12 * 9)
+    assert inside.macs == 9 * (12 * 9 + 12 * 9) * 64
+    assert {"a.0", "a.1", "b.0"} <= set(inside.layers)
+    assert 0 < found.least_macs < 0.1
+    assert found.structures.num_structures == 30
+
+
+def test_the_table_names_groups_and_refusals() -> None:
+    text = str(dp.inspect(net(), INPUTS, ignored_layers=["c"]))
+    for word in ("stem.0", "a.0", "22", "left alone", "c (8 wide)", "fc"):
+        assert word in text
+    assert f"{sum(p.numel() for p in net().parameters()):,} parameters" in text
+
+
+@pytest.mark.parametrize("case", ["keywords", "conv_1d_and_3d"])
+def test_any_kind_of_example_inputs(case: str) -> None:
+    model, inputs = CASES[case]()
+    assert dp.inspect(model, inputs).groups
+
+
+def test_a_model_with_nothing_to_prune_is_no_error() -> None:
+    found = dp.inspect(torch.nn.Linear(4, 3), torch.zeros(1, 4))
+    assert found.groups == ()
+    assert [refusal.layer for refusal in found.refusals]
+    assert found.least_macs == 1
+    assert "0 prunable structures" in str(found)
