@@ -201,11 +201,7 @@ def _again(folder: RunFolder) -> str:
 def _run(
     console: Console, folder: RunFolder, settings: Settings, *, resume: bool, save_every: float
 ) -> None:
-    console.print(
-        f"{settings.model} on {settings.data or settings.dataset}, to {settings.budget:.0%} of its "
-        f"MACs; seed {settings.seed}, {settings.threads} threads, {settings.device}",
-        soft_wrap=True,
-    )
+    console.print(_what(settings), soft_wrap=True)
     try:
         with _stop_signals(console) as asked, shown(console) as watch:
             run = Run(settings, folder, watch, save_every=save_every, stop=lambda: bool(asked))
@@ -217,6 +213,17 @@ def _run(
         _stopped(console, folder, "Stopped, nothing is lost.")
     except KeyboardInterrupt:
         _stopped(console, folder, "Stopped at once.")
+
+
+def _what(settings: Settings) -> str:
+    """One line: what is about to happen to what."""
+    params = settings.params_budget
+    also = f" and {params:.0%} of its parameters" if params is not None else ""
+    threads = f"{settings.threads} thread{'' if settings.threads == 1 else 's'}"
+    return (
+        f"{settings.model} on {settings.data or settings.dataset}, to {settings.budget:.0%} of its "
+        f"MACs{also}; seed {settings.seed}, {threads}, {settings.device}"
+    )
 
 
 def _stopped(console: Console, folder: RunFolder, words: str) -> NoReturn:

@@ -23,7 +23,8 @@ from decayprune.recipes.runfolder import RunFolder
 from decayprune.recipes.settings import Settings
 
 _LOG_LINES = 2000
-_LATENCY_BATCH = 64
+# A batch large enough that the work outweighs the calls, small enough to be timed in seconds.
+_LATENCY_BATCH, _LATENCY_VALUES = 256, 100_000
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -161,7 +162,7 @@ class Run:
         accuracy = self._evaluate("accuracy after")
         self.watch.phase("measure and check", 2, 0)
         dense = subject.fresh_model(self.settings, self.data)
-        batch = subject.example(self.settings, self.data, _LATENCY_BATCH)
+        batch = subject.example(self.settings, self.data, self._latency_batch())
         latency = dp.benchmark(dense, self.model, batch)
         self.watch.tick()
         dp.save(self.folder.path, self.model)
@@ -171,6 +172,12 @@ class Run:
         report = summary.report(self.settings, self.figures | {"accuracy_after": accuracy}, latency)
         self.folder.finish(report)
         return report
+
+    def _latency_batch(self) -> int:
+        one = self.example
+        parts = one.values() if isinstance(one, dict) else one if isinstance(one, tuple) else [one]
+        values = sum(int(part.numel()) for part in parts)
+        return max(1, min(_LATENCY_BATCH, _LATENCY_VALUES // max(1, values)))
 
     # ------------------------------------------------------------ steps
 

@@ -19,11 +19,11 @@ DATA_DIR = Path.home() / ".cache" / "decayprune"
 
 
 class _Defaults(NamedTuple):
-    model: str
+    model: str | None
     epochs: int
     prune_epochs: int
     finetune_epochs: int
-    batch_size: int
+    batch_size: int | None
 
 
 # Few epochs where a laptop should finish over a cup of coffee; the usual 200 and 90 in all on
@@ -35,7 +35,7 @@ _BY_DATASET = {
     "cifar100": _Defaults("vgg19", 100, 60, 40, 128),
     "imagenet": _Defaults("torchvision.models:resnet50", 40, 30, 20, 256),
 }
-_OWN_DATA = _Defaults("", 10, 6, 4, 1)
+_OWN_DATA = _Defaults(None, 10, 6, 4, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,8 @@ class Settings:
         """
         if self.data and not self.model:
             raise ValueError("--data needs a model that fits it: give --model as well.")
+        if self.data and self.batch_size is not None:
+            raise ValueError("--batch-size has no effect on the loaders of --data: leave it out.")
         if not self.data and self.dataset not in _BY_DATASET:
             raise ValueError(
                 f"--dataset expects one of {', '.join(_BY_DATASET)}; found {self.dataset!r}. "
@@ -120,7 +122,7 @@ class Settings:
         lowest = {"epochs": 0, "prune_epochs": 1, "finetune_epochs": 0, "batch_size": 1, "seed": 0}
         for name, low in {**lowest, "threads": 1}.items():
             value = getattr(self, name)
-            if value < low:
+            if value is not None and value < low:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} must be at least {low}; found {value}.")
         if not self.lr > 0:

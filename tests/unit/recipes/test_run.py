@@ -107,7 +107,7 @@ def test_the_saved_model_loads_into_a_dense_one(small: Settings, tmp_path: Path)
 
 
 # 12 dense steps; decays from 13 on; the cut comes at about 30; 42 steps in all.
-@pytest.mark.parametrize("stop_at", [1, 5, 12, 13, 17, 26, 36, 41])
+@pytest.mark.parametrize("stop_at", [1, 12, 17, 26, 36])
 def test_stopped_and_resumed_it_ends_the_same_bit_for_bit(
     small: Settings, tmp_path: Path, stop_at: int
 ) -> None:

@@ -19,6 +19,7 @@ def test_defaults_suit_the_data_set() -> None:
     [
         ({"dataset": "mnist"}, "one of digits, .*found 'mnist'"),
         ({"data": "a:b"}, "give --model as well"),
+        ({"data": "a:b", "model": "a:c", "batch_size": 8}, "--batch-size has no effect"),
         ({"host": "magic"}, "--host expects 'default'; found 'magic'"),
         ({"epochs": -1}, "--epochs must be at least 0; found -1"),
         ({"prune_epochs": 0}, "--prune-epochs must be at least 1; found 0"),
