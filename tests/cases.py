@@ -7,6 +7,7 @@ statistics and affine parameters, so that nothing is accidentally neutral.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -559,6 +560,153 @@ def attention_module() -> tuple[nn.Module, Any]:
     return nn.Sequential(
         nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)
     ), torch.randn(2, 5, 8, dtype=torch.float64)
+
+
+@case
+def attention_bias() -> tuple[nn.Module, Any]:
+    """A bias per head, as a parameter and gathered from a table: it leaves with its head."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, -1, 3).transpose(1, 2) for f in (m.q, m.k, m.v))
+        table = m.table[m.index.flatten()].view(n, n, -1).permute(2, 0, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias)
+        scores = q @ k.transpose(-2, -1) + table[None]
+        y = y + scores.softmax(-1) @ v
+        return m.head(y.transpose(1, 2).flatten(2))
+
+    linear = partial(nn.Linear, 8, 12)
+    model = Lambda(
+        forward,
+        q=linear(),
+        k=linear(),
+        v=linear(),
+        bias=nn.Parameter(torch.randn(4, 5, 5)),
+        table=nn.Parameter(torch.randn(9, 4)),
+        head=nn.Linear(12, 3),
+    )
+    model.register_buffer("index", torch.arange(25).view(5, 5) % 9)
+    return model, torch.randn(2, 5, 8, dtype=torch.float64)
+
+
+@case
+def attention_rotary() -> tuple[nn.Module, Any]:
+    """Rotary positions and a norm inside each head: its width stays, heads leave."""
+
+    def turn(x: Tensor, angle: Tensor) -> Tensor:
+        first, second = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+        return x * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, -1, 4).transpose(1, 2) for f in (m.q, m.k, m.v))
+        angle = torch.arange(n, dtype=x.dtype)[:, None] * torch.ones(4, dtype=x.dtype)
+        q, k = turn(m.norm(q), angle), turn(k, angle)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return m.head(y.transpose(1, 2).flatten(2))
+
+    return Lambda(
+        forward,
+        q=nn.Linear(6, 16),
+        k=nn.Linear(6, 8),
+        v=nn.Linear(6, 8),
+        norm=nn.LayerNorm(4),
+        head=nn.Linear(16, 3),
+    ), torch.randn(2, 5, 6, dtype=torch.float64)
+
+
+class FusedAttention(nn.Module):
+    """One product makes queries, keys and values, split by an attribute (as GPT-2 does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 24) / 3)
+        self.bias = nn.Parameter(torch.randn(24))
+        self.split_size, self.head_dim = 8, 2
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.bias, x.view(-1, 8), self.weight).view(*x.shape[:2], -1)
+        heads = [
+            t.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+            for t in y.split(self.split_size, dim=2)
+        ]
+        y = F.scaled_dot_product_attention(*heads)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@case
+def attention_fused() -> tuple[nn.Module, Any]:
+    """Heads leave queries, keys and values of one weight; the split follows."""
+    return _transformer(FusedAttention())
+
+
+@case
+def windows() -> tuple[nn.Module, Any]:
+    """unfold, fold, pixel_unshuffle, nn.ChannelShuffle."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.fold(F.unfold(m.a(x), 2, stride=2), (8, 8), 2, stride=2)
+        y = m.shuffle(F.relu(m.b(F.pixel_unshuffle(y, 2))))
+        return m.head(y.unfold(2, 2, 2).mean((2, 3, 4)))
+
+    return Lambda(
+        forward,
+        a=nn.Conv2d(3, 4, 1),
+        b=nn.Conv2d(16, 6, 1),
+        shuffle=nn.ChannelShuffle(2),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
+class PartialBlock(nn.Module):
+    """Half of the width goes through a layer (as C2f does), at a place kept as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = 4
+        self.stem, self.a = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.relu(self.stem(x)).split((self.c, self.c), 1)
+        y = torch.cat([first, second, F.relu(self.a(second))], 1)
+        return self.head(y.mean((2, 3)))
+
+
+@case
+def split_by_attribute() -> tuple[nn.Module, Any]:
+    """The attribute follows the cut."""
+    return PartialBlock(), image()
+
+
+@case
+def stacked() -> tuple[nn.Module, Any]:
+    """stack, sum and unbind: equal places of the branches leave together."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = torch.stack([m.a(x), m.b(x)], 1)
+        first, second = torch.relu(y).unbind(1)
+        return m.head(torch.max(first, second) + y.sum(1))
+
+    return Lambda(forward, a=nn.Linear(4, 6), b=nn.Linear(4, 6), head=nn.Linear(6, 3)), torch.randn(
+        2, 4, dtype=torch.float64
+    )
+
+
+@case
+def bag() -> tuple[nn.Module, Any]:
+    """EmbeddingBag and a raw matrix product."""
+
+    def forward(m: Any, tokens: Tensor) -> Tensor:
+        return m.head(torch.tanh(m.bag(tokens) @ m.weight))
+
+    return Lambda(
+        forward,
+        bag=nn.EmbeddingBag(11, 6, mode="mean"),
+        weight=nn.Parameter(torch.randn(6, 5)),
+        head=nn.Linear(5, 3),
+    ), torch.arange(10).view(2, 5)
 
 
 @case

@@ -81,12 +81,13 @@ def _groups(tape: Tape, solution: Solution) -> tuple[Group, ...]:
         members[pair // len(incidence.cuts)].append(incidence.cuts[pair % len(incidence.cuts)])
     starts = np.searchsorted(solution.group, np.arange(count)).tolist()
     stops = np.searchsorted(solution.group, np.arange(count), side="right").tolist()
+    kinds = {id(cut): _kind(tape, cut) for cut in incidence.cuts}
     groups = []
     for cuts, start, stop in zip(members, starts, stops, strict=True):
         rows = [cut for cut in cuts if cut.role == "row"]
         others = [cut for cut in cuts if cut.role != "row"]
         layers = tuple(dict.fromkeys(c.name.rpartition(".")[0] for c in [*rows, *others]))
-        family = "; ".join(sorted(_kind(tape, cut) for cut in cuts))
+        family = "; ".join(sorted(kinds[id(cut)] for cut in cuts))
         groups.append(Group(layers[0], start, stop, layers, family, int(solution.width[start])))
     return tuple(groups)
 
@@ -114,7 +115,7 @@ def _refusals(tape: Tape, solution: Solution) -> tuple[Refusal, ...]:
         for reason, width in zip(*np.unique(why[why >= 0], return_counts=True), strict=True):
             layer = cut.name.rpartition(".")[0]
             refused.append(Refusal(layer, int(width), solution.reasons[reason]))
-    refused += [Refusal(*item) for item in tape.refused]
+    refused += [Refusal(*item) for item in dict.fromkeys(tape.refused)]
     for name in tape.unseen():
         own = tape.modules[name].parameters(recurse=False)
         width = next((p.shape[0] for p in own if p.dim()), 0)

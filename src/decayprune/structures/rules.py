@@ -181,7 +181,7 @@ def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
         marks.append(mark)
     for value in tensors:
         if tape.mark(value) is None:
-            if (raw := _raw_factor(tape, value, labels)) is not None:
+            if (raw := raw_factor(tape, value, labels)) is not None:
                 marks.append(raw)
                 continue
             labels = against_fixed(tape, value, labels, reason)
@@ -219,7 +219,7 @@ def against_fixed(tape: Tape, value: Tensor, labels: Tensor, reason: str) -> Ten
     return labels
 
 
-def _raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
+def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
     """A parameter used as it is takes the labels it meets, if it meets them along one dimension."""
     dims = varying(labels)
     if len(dims) != 1 or id(value) not in tape.parameter_ids:

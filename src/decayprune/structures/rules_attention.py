@@ -8,18 +8,21 @@ dimension carries labels, the contracted dimensions are unified pair by pair.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from decayprune.structures.calls import Call, tensors_in
 from decayprune.structures.labels import along, core, varying
+from decayprune.structures.rules import against_fixed, raw_factor
 from decayprune.structures.rules_layers import times_parameter
 from decayprune.structures.tape import Mark, Tape
 
 _SIZES = ("dim", "size", "width", "hidden", "channels", "features")
+_MET = "met a tensor of fixed width in attention"
 _HEADS = "attention reads a whole head"
 
 
@@ -52,6 +55,7 @@ def _by_head(
     marks: tuple[Mark | None, ...],
     macs: list[int],
     operands: tuple[Tensor, ...],
+    mask: Tensor | None = None,
 ) -> None:
     """Batch dimensions carry labels: whole heads leave."""
     for i, value in enumerate(labels):
@@ -62,7 +66,9 @@ def _by_head(
     heads = [value[..., 0, 0].expand(batch) for value in labels]
     joined = heads[0]
     for value in heads[1:]:
-        joined = tape.partition.unify(joined, value, "met a tensor of fixed width in attention")
+        joined = tape.partition.unify(joined, value, _MET)
+    if mask is not None:
+        joined = _meet_mask(tape, joined, mask)
     scaled = [mark for mark in marks if mark is not None and tape.has_scale(mark.sources)]
     sources = scaled[-1].sources if scaled else tape.unscaled(joined)
     zero = any(mark is not None and mark.zero for mark in marks)
@@ -77,6 +83,19 @@ def _by_head(
         for constant in macs:
             tape.operator(tape.owner(None), constant)
     tape.put(out, joined[..., None, None].expand(out.shape), sources, zero)
+
+
+def _meet_mask(tape: Tape, heads: Tensor, mask: Tensor) -> Tensor:
+    """A mask or bias of its own per head: its heads leave with the others, or nothing leaves."""
+    labels = tape.labels(mask)
+    for d in varying(labels):
+        if d >= labels.dim() - 2:
+            labels = tape.partition.collapse(labels, d, _HEADS)
+    if varying(labels):
+        return tape.partition.unify(heads, labels[..., 0, 0].expand(heads.shape), _MET)
+    if raw_factor(tape, mask, heads[..., None, None].expand(*heads.shape, *mask.shape[-2:])):
+        return heads
+    return against_fixed(tape, mask[..., 0, 0], heads, _MET)
 
 
 def _head_attributes(
@@ -157,10 +176,11 @@ def attention(call: Call) -> Any:
     if call.kwargs.get("enable_gqa"):
         times = query.shape[-3] // key.shape[-3]
         labels[1:] = [t.repeat_interleave(times, -3) for t in labels[1:]]
+    mask = call.arg(3, "attn_mask")
     if any(d < t.dim() - 2 for t in labels for d in varying(t)):
-        _by_head(tape, out, labels, marks, macs, operands)
+        _by_head(tape, out, labels, marks, macs, operands, mask)
         return out
-    tape.fix(operands[:2], "attention scales by the width of its only head")
+    tape.fix((*operands[:2], mask), "attention scales by the width of its only head")
     columns = _vector(tape, labels[2], -1)
     tape.operator(tape.owner(None), macs[0])
     tape.operator(tape.owner(None), macs[1] // columns.numel(), columns)
@@ -171,11 +191,8 @@ def attention(call: Call) -> Any:
 
 def left_alone(call: Call) -> Any:
     """Composite and unknown operators: what goes in is fixed, what they compute is counted."""
-    tape = call.tape
-    with FlopCounterMode(display=False) as counter:
-        out = call.run()
-    if counter.get_total_flops():
-        tape.operator(tape.owner(None), counter.get_total_flops() // 2)
+    tape, out = call.tape, call.run()
+    tape.operator(tape.owner(None), _COUNTED.get(call.name, _nothing)(call, out))
     if next(tensors_in(out), None) is None and call.name not in _READS_VALUES:
         return out  # a shape, a device, a property
     reason = _REASONS.get(call.name, f"unknown operator `{call.name}`")
@@ -187,21 +204,60 @@ def left_alone(call: Call) -> Any:
     return out
 
 
+def _nothing(call: Call, out: Any) -> int:
+    return 0
+
+
+def _macs_of_multi_head(call: Call, out: Any) -> int:
+    """Projections of queries, keys, values and outputs, and the two products between them."""
+    query, key, value = (call.arg(i, n) for i, n in enumerate(("query", "key", "value")))
+    width, length = call.arg(3, "embed_dim_to_check"), key.shape[0]
+    projections = (2 * query.numel() + key.numel() + value.numel()) * width
+    return int(projections + 2 * query.numel() * length)
+
+
+def _macs_of_recurrent(call: Call, out: Any) -> int:
+    """Every matrix is applied at every position (torch's counter misses fused ones)."""
+    x = call.args[0]
+    weights = [t for t in call.tensors() if id(t) in call.tape.parameter_ids and t.dim() == 2]
+    return int(x.numel() // x.shape[-1]) * sum(t.numel() for t in weights)
+
+
+def _macs_of_einsum(call: Call, out: Tensor) -> int:
+    """Elements of the result times the sizes summed over."""
+    if len(call.tensors()) != 2 or not isinstance(call.args[0], str):
+        return 0
+    inputs, _, result = call.args[0].replace(" ", "").replace("...", "").partition("->")
+    sizes: dict[str, int] = {}
+    for names, value in zip(inputs.split(","), call.tensors(), strict=True):
+        sizes.update(zip(reversed(names), reversed(value.shape), strict=False))
+    summed = [size for name, size in sizes.items() if name not in result]
+    return out.numel() * prod(summed) if summed else 0
+
+
+def _macs_of_batches(call: Call, out: Tensor) -> int:
+    first, second = call.arg(1, "batch1"), call.arg(2, "batch2")
+    return int(first.numel() * second.shape[-1])
+
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _REASONS = {
     "multi_head_attention_forward": "nn.MultiheadAttention fixes its width",
-    "lstm": "read by a recurrent layer",
-    "gru": "read by a recurrent layer",
-    "rnn_tanh": "read by a recurrent layer",
-    "rnn_relu": "read by a recurrent layer",
+    **dict.fromkeys(_RECURRENT, "read by a recurrent layer"),
 }
-
 _READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "index")
+_COUNTED: dict[str, Callable[[Call, Any], int]] = {
+    "multi_head_attention_forward": _macs_of_multi_head,
+    **dict.fromkeys(_RECURRENT, _macs_of_recurrent),
+    "einsum": _macs_of_einsum,
+    "baddbmm": _macs_of_batches,
+    "addbmm": _macs_of_batches,
+}
 
 CONTRACTIONS = {
     "matmul": matmul,
     "bmm": matmul,
     "mm": matmul,
     "scaled_dot_product_attention": attention,
-    **dict.fromkeys(_REASONS, left_alone),
-    **dict.fromkeys(("einsum", "baddbmm", "addbmm", "bilinear"), left_alone),
+    **dict.fromkeys(_COUNTED, left_alone),
 }

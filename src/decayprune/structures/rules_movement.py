@@ -19,12 +19,12 @@ from decayprune.structures.tape import Mark, Tape
 RESHAPES = "reshape view flatten unflatten view_as ravel reshape_as"
 FREE = (
     "permute transpose t get:T get:mT get:H movedim squeeze unsqueeze expand expand_as repeat tile "
-    "broadcast_to repeat_interleave adjoint pixel_unshuffle channel_shuffle atleast_1d "
+    "broadcast_to repeat_interleave adjoint pixel_unshuffle atleast_1d "
     "atleast_2d atleast_3d"
 )
 
 
-def _source(call: Call) -> tuple[Tensor, Mark | None]:
+def moved(call: Call) -> tuple[Tensor, Mark | None]:
     """The tensor that is moved, a raw parameter labelled along its last dimension."""
     x = call.args[0] if call.args else next(iter(call.tensors()))
     return x, _raw(call.tape, x)
@@ -52,7 +52,7 @@ def _spread(call: Call, out: Any, result: Any, found: Mark) -> Any:
 
 def free(call: Call) -> Any:
     """Movement that asks nothing of the widths."""
-    out, (x, found) = call.run(), _source(call)
+    out, (x, found) = call.run(), moved(call)
     if found is None:
         return out
     kwargs = {k: v for k, v in call.kwargs.items() if v is not x}
@@ -61,7 +61,7 @@ def free(call: Call) -> Any:
 
 def reshape(call: Call) -> Any:
     """view, flatten ...: remembered where it spreads a width over several dimensions."""
-    out, (_, found) = call.run(), _source(call)
+    out, (_, found) = call.run(), moved(call)
     if found is None:
         return out
     if out.numel() != found.labels.numel():  # view(dtype): other elements
@@ -111,7 +111,7 @@ def _tie_parts(tape: Tape, labels: Tensor, dim: int, reason: str) -> Tensor:
 
 def divide(call: Call) -> Any:
     """chunk, split, tensor_split, unbind: every part of a labelled width loses the same offsets."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
     position = 1 if call.name == "unbind" else 2
@@ -163,7 +163,7 @@ def glu(call: Call) -> Any:
 
 def pick(call: Call) -> Any:
     """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
-    tape, out, (_, found) = call.tape, call.run(), _source(call)
+    tape, out, (_, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
     index = call.args[1]
@@ -202,7 +202,7 @@ def index_labels(tape: Tape, labels: Tensor, index: Any) -> Tensor:
 
 def pick_dim(call: Call) -> Any:
     """narrow, select, index_select: as x[...], with the dimension as an argument."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
     dim = call.arg(1, "dim") % x.dim()
@@ -215,7 +215,7 @@ def pick_dim(call: Call) -> Any:
 
 def turn(call: Call) -> Any:
     """roll, flip: the places of a labelled dimension are moved by a fixed number."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
     dims = call.arg(2 if call.name == "roll" else 1, "dims", ())
@@ -228,7 +228,7 @@ def turn(call: Call) -> Any:
 
 def pad(call: Call) -> Any:
     """pad: what is added along a labelled dimension is of fixed width."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
     amounts = list(call.arg(1, "pad"))
@@ -250,52 +250,6 @@ def pad(call: Call) -> Any:
         labels = core(labels)
     zero = found.zero and (mode != "constant" or not value)
     tape.put(out, labels.expand(out.shape), found.sources, zero)
-    return out
-
-
-def pixel_shuffle(call: Call) -> Any:
-    """pixel_shuffle: the channels that make up one output channel leave together."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
-    if found is None:
-        return out
-    factor = call.arg(1, "upscale_factor")
-    labels = along(tape.channels(x, -3, "pixel_shuffle across a width"), x.dim() - 3, x.shape)
-    slim = core(labels).reshape(-1, factor * factor)
-    tied = slim[:, :1].expand(slim.shape)
-    tape.partition.unify(slim, tied, "pixel_shuffle beside a fixed width")
-    vector = slim[:, 0].contiguous()
-    tape.put(out, along(vector, x.dim() - 3, out.shape), found.sources, found.zero)
-    return out
-
-
-def unfold(call: Call) -> Any:
-    """F.unfold: each channel becomes as many as its window has places; x.unfold: windows."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
-    if found is None:
-        return out
-    if out.dim() == x.dim() + 1:  # x.unfold(dimension, size, step)
-        dim = call.arg(1, "dimension") % x.dim()
-        labels = tape.partition.collapse(found.labels, dim, "unfold along the width")
-        labels = labels.unsqueeze(-1)
-        tape.put(out, labels.narrow(dim, 0, 1).expand(out.shape), found.sources, found.zero)
-        return out
-    channels = tape.channels(x, -3, "unfold across a width")
-    vector = channels.repeat_interleave(out.shape[-2] // channels.numel())
-    tape.put(out, along(vector, out.dim() - 2, out.shape), found.sources, found.zero)
-    return out
-
-
-def fold(call: Call) -> Any:
-    """F.fold: the inverse of F.unfold; the places of a window leave together."""
-    tape, out, (x, found) = call.tape, call.run(), _source(call)
-    if found is None:
-        return out
-    channels = out.shape[-3]
-    slim = tape.channels(x, -2, "fold across a width").reshape(channels, -1)
-    tied = slim[:, :1].expand(slim.shape)
-    tape.partition.unify(slim, tied, "fold beside a fixed width")
-    vector = slim[:, 0].contiguous()
-    tape.put(out, along(vector, out.dim() - 3, out.shape), found.sources, found.zero)
     return out
 
 
@@ -334,7 +288,4 @@ MOVEMENT = {
     "copy": assign,
     "glu": glu,
     "pad": pad,
-    "pixel_shuffle": pixel_shuffle,
-    "unfold": unfold,
-    "fold": fold,
 }

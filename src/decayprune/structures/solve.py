@@ -30,7 +30,7 @@ class Incidence:
     Attributes:
         cuts: The cuts, in the order met.
         component: Component of each pair.
-        cut: Cut of each pair.
+        cut: Cut of each pair, ascending.
         count: Indices of the cut that belong to the component.
         first: The first of them, counted along all cuts laid end to end.
         starts: Where each cut starts in that count.
@@ -196,10 +196,11 @@ def _unproduced(incidence: Incidence, count: int) -> Array:
 def _unread(incidence: Incidence, carried: dict[Key, Array], count: int) -> Array:
     """Components that nothing carries: scaling none of their slices scales the function."""
     mask = np.ones(count, bool)
+    ends = np.searchsorted(incidence.cut, np.arange(len(incidence.cuts) + 1))
     for number, cut in enumerate(incidence.cuts):
         found = carried.get((cut.name, cut.dim))
         if found is not None:
-            own = incidence.component[incidence.cut == number]
+            own = incidence.component[ends[number] : ends[number + 1]]
             mask[own[found[own]]] = False
     return mask
 

@@ -75,7 +75,7 @@ class Tape:
         operators: (module, constant, label vectors) of each counted operator.
         attributes: (module, attribute, labels, divisor).
         stack: Names of the modules that are running, outermost first.
-        seen: Identities of all tensors that were an argument of a torch function.
+        seen: Identities of everything that was an argument of a torch function.
         refused: (module, width, reason) of widths that never got labels.
     """
 
@@ -237,7 +237,7 @@ class Tape:
 
     def operator(self, layer: str, constant: int, *labels: Tensor) -> None:
         """Count an operator."""
-        if self.counting:
+        if self.counting and constant:
             self.operators.append((layer, int(constant), labels))
 
     def produce(

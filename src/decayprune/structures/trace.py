@@ -25,10 +25,11 @@ from decayprune.structures.rules import RULES
 from decayprune.structures.rules_attention import CONTRACTIONS, left_alone
 from decayprune.structures.rules_layers import LAYERS
 from decayprune.structures.rules_movement import MOVEMENT
+from decayprune.structures.rules_windows import WINDOWS
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tape import Tape
 
-_RULES = {**RULES, **MOVEMENT, **LAYERS, **CONTRACTIONS}
+_RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS}
 
 
 def trace(
@@ -86,7 +87,11 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         name = canonical(func)
         call = Call(self.tape, func, name, args, kwargs or {})
-        self.tape.seen.update(id(value) for value in call.tensors())
+        for values in (args, call.kwargs.values()):
+            self.tape.seen.update(map(id, values))
+            self.tape.seen.update(
+                id(v) for group in values if isinstance(group, (list, tuple)) for v in group
+            )
         if name.startswith("get:") and name not in _RULES:
             return call.run()
         rule = _RULES.get(name)

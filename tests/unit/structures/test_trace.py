@@ -53,9 +53,16 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
         [("0.linear1", 12, 1)],
         ["0.linear2", "1", "0.self_attn", "0.self_attn.out_proj"],
     ),
+    "attention_bias": ([("q", 4, 3)], ["head"]),
+    "attention_rotary": ([("q", 2, 8)], ["head"]),
+    "attention_fused": ([("attention", 4, 6), ("up", 10, 1)], ["attention.out", "down", "head"]),
+    "windows": ([("a", 4, 1), ("b", 3, 2)], ["head"]),
+    "split_by_attribute": ([("stem", 4, 2), ("a", 4, 1)], ["head"]),
+    "stacked": ([("a", 6, 1)], ["head"]),
+    "bag": ([("bag", 6, 1), ("", 5, 1)], ["head"]),
     "gated_mlp": ([("gate", 6, 1)], ["down"]),
     "tokens": ([("patch", 6, 1)], ["head"]),
-    "recurrent": ([("b", 7, 1)], ["a", "head", "lstm", "lstm"]),
+    "recurrent": ([("b", 7, 1)], ["a", "head", "lstm"]),
 }
 
 # per group: the (parameter, dim) whose scaling scales the function
@@ -111,9 +118,10 @@ def half_of(structures: StructureMap, seed: int = 0) -> set[int]:
     return removed
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=CASES, scope="module")
 def zoo(request: pytest.FixtureRequest) -> tuple[str, nn.Module, object, StructureMap]:
     model, inputs = CASES[request.param]()
+    model.train()
     return request.param, model, inputs, trace(model, inputs)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cases import CASES
+from cases import CASES, Lambda
 from decayprune.structures import StructureMap, trace
 from reference.cut import cut, gone, run
 
@@ -40,3 +40,13 @@ def test_macs_equal_the_flop_counter(name: str) -> None:
     removed = {g.start for g in structures.groups}
     assert macs(structures, removed) == counted(cut(model, structures, removed), inputs)
     assert macs(structures, removed) < macs(structures, set())
+
+
+def test_macs_of_operators_that_are_left_alone() -> None:
+    def forward(m, x):
+        scores = torch.einsum("b n i, b m i -> b n m", m.a(x), x)
+        return torch.baddbmm(scores, scores, scores) + torch.einsum("bij->bji", scores)
+
+    model = Lambda(forward, a=nn.Linear(4, 4))
+    inputs = torch.randn(2, 3, 4)
+    assert macs(trace(model, inputs), set()) == counted(model, inputs)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Attention, _randomise, image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference.cut import cut, error, run, zeroed
 from torch import Tensor, nn
 
+from cases import Attention, _randomise, image
 from decayprune.structures import trace
+from reference.cut import cut, error, run, zeroed
 
 EXAMPLES = int(os.environ.get("DECAYPRUNE_RANDOM_NETS", "40"))
 

@@ -1,0 +1,79 @@
+"""Rules for movement with a pattern of its own: windows, pixel and channel shuffles.
+
+Several channels make up one, or one becomes several; those leave together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from decayprune.structures.calls import Call
+from decayprune.structures.labels import along, core
+from decayprune.structures.rules_movement import moved
+
+
+def pixel_shuffle(call: Call) -> Any:
+    """pixel_shuffle: the channels that make up one output channel leave together."""
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
+    if found is None:
+        return out
+    factor = call.arg(1, "upscale_factor")
+    labels = along(tape.channels(x, -3, "pixel_shuffle across a width"), x.dim() - 3, x.shape)
+    slim = core(labels).reshape(-1, factor * factor)
+    tied = slim[:, :1].expand(slim.shape)
+    tape.partition.unify(slim, tied, "pixel_shuffle beside a fixed width")
+    vector = slim[:, 0].contiguous()
+    tape.put(out, along(vector, x.dim() - 3, out.shape), found.sources, found.zero)
+    return out
+
+
+def unfold(call: Call) -> Any:
+    """F.unfold: each channel becomes as many as its window has places; x.unfold: windows."""
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
+    if found is None:
+        return out
+    if out.dim() == x.dim() + 1:  # x.unfold(dimension, size, step)
+        dim = call.arg(1, "dimension") % x.dim()
+        labels = tape.partition.collapse(found.labels, dim, "unfold along the width")
+        labels = labels.unsqueeze(-1)
+        tape.put(out, labels.narrow(dim, 0, 1).expand(out.shape), found.sources, found.zero)
+        return out
+    channels = tape.channels(x, -3, "unfold across a width")
+    vector = channels.repeat_interleave(out.shape[-2] // channels.numel())
+    tape.put(out, along(vector, out.dim() - 2, out.shape), found.sources, found.zero)
+    return out
+
+
+def fold(call: Call) -> Any:
+    """F.fold: the inverse of F.unfold; the places of a window leave together."""
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
+    if found is None:
+        return out
+    channels = out.shape[-3]
+    slim = tape.channels(x, -2, "fold across a width").reshape(channels, -1)
+    tied = slim[:, :1].expand(slim.shape)
+    tape.partition.unify(slim, tied, "fold beside a fixed width")
+    vector = slim[:, 0].contiguous()
+    tape.put(out, along(vector, out.dim() - 3, out.shape), found.sources, found.zero)
+    return out
+
+
+def channel_shuffle(call: Call) -> Any:
+    """channel_shuffle: every group loses the same offsets."""
+    tape, out, (x, found) = call.tape, call.run(), moved(call)
+    if found is None:
+        return out
+    rows = tape.channels(x, 1, "channel_shuffle across a width").view(call.arg(1, "groups"), -1)
+    tied = rows[:1].expand(rows.shape)
+    tape.partition.unify(rows, tied, "channel_shuffle beside a fixed width")
+    vector = rows.t().reshape(-1)
+    tape.put(out, along(vector, 1, out.shape), found.sources, found.zero)
+    return out
+
+
+WINDOWS = {
+    "pixel_shuffle": pixel_shuffle,
+    "unfold": unfold,
+    "fold": fold,
+    "channel_shuffle": channel_shuffle,
+}
