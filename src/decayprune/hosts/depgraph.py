@@ -8,6 +8,7 @@ structures. Nothing here imports Torch-Pruning; pruners come in as objects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -129,7 +130,7 @@ def channel_labels(structures: StructureMap, module: nn.Module, name: str, out: 
     return torch.zeros(0, dtype=torch.int64)
 
 
-def remove(pruner: Any, structures: StructureMap, roots: dict[int, Root], gone: Tensor) -> None:
+def remove(pruner: Any, structures: StructureMap, roots: Mapping[int, Root], gone: Tensor) -> None:
     """Let Torch-Pruning remove structures from its model, widths, graph and all.
 
     Args:
