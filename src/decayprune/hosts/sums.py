@@ -1,8 +1,8 @@
 """Inner products of weights and directions, and scaling by row, for all structures in one pass.
 
-DHSPG needs three inner products of every structure in every step of its penalty phase, so they are
-taken together, in blocks that stay in a CPU's cache; one-dimensional tensors (a network has
-hundreds of them) are handled as one.
+DHSPG needs three inner products of every structure in every step of its penalty phase, so nothing
+here makes a copy of the weights; one-dimensional tensors (a network has hundreds of them) are
+handled as one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from decayprune.structures.ops import labelled
 from decayprune.structures.structure_map import StructureMap
-
-_BLOCK = 1 << 16  # floats per block: a quarter of a MiB stays in the second-level cache
 
 
 class Products(NamedTuple):
@@ -141,10 +139,8 @@ def _rows(tensor: Tensor, dim: int) -> Tensor:
 def _row_products(x: Tensor, d: Tensor) -> Tensor:
     """``x.x``, ``x.d`` and ``d.d`` of each row, shape ``(3, rows)``."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    step = max(1, _BLOCK // max(1, x.shape[1]))
-    parts = []
-    for start in range(0, x.shape[0], step):
-        a, b = x[start : start + step].to(wide), d[start : start + step].to(wide)
-        products = (a * a, a * b, b * b)
-        parts.append(torch.stack([p.sum(1) if p.shape[1] > 1 else p[:, 0] for p in products]))
-    return torch.cat(parts, 1)
+    x, d = x.to(wide), d.to(wide)
+    if x.shape[1] == 1:
+        return torch.cat([x * x, x * d, d * d], 1).T
+    norms = [torch.linalg.vector_norm(each, dim=1) for each in (x, d)]
+    return torch.stack([norms[0].square(), torch.linalg.vecdot(x, d), norms[1].square()])
