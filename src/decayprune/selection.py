@@ -253,7 +253,9 @@ class ImportanceSelector:
             scores = score = self._fresh_scores(parameters, score, (phase == ACTIVE) & ~cooling)
         ranking = self._rank(score)
         kept = self._cost.keep_counts(phase != ACTIVE)
-        extra = self._extra if new_round else 0.0
+        # Nothing is released from stop on: what is picked right before it is never judged.
+        judged = new_round and step < self._schedule.stop - 1
+        extra = self._extra if judged else 0.0
 
         eligible = (phase == ACTIVE) & ~cooling
         chosen = self._commit(ranking, eligible, kept, limits, extra)
