@@ -247,7 +247,8 @@ class Literal:
         if new_round:
             for s in free:
                 self.score[s] = norm(every(s), self.weights)
-        extra = self.set.extra if new_round and self.set.rule == "tournament" else 0.0
+        judged = self.set.rule == "tournament" and self.step < self.set.stop - 1
+        extra = self.set.extra if new_round and judged else 0.0
         chosen = self.shortest(free, extra)
         if chosen is None:
             asleep = [s for s in range(A + B) if self.cooling(s)]

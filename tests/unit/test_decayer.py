@@ -63,6 +63,7 @@ SETTINGS = {
         rule="thresholds", all_slices=True, t_rate=0.1, t_len=-0.1, cosine=True
     ),
     "abrupt": Settings(rule=None, decay_steps=1),
+    "last round at the stop": Settings(rounds=5, stop=5),
     "decays overlap": Settings(rounds=6, stop=12, decay_steps=8),
 }
 
