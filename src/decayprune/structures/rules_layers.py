@@ -27,7 +27,9 @@ def _handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
         return known
     labels = tape.partition.fresh(weight.shape[dim])
     if tape.name(weight) is None:
-        tape.partition.fix(labels, "produced with a weight that is computed, not a parameter")
+        reason = "produced with a weight that is computed, not a parameter"
+        tape.partition.fix(labels, reason)
+        tape.refused.append((tape.owner(weight), weight.shape[dim], reason))
     return labels
 
 
