@@ -1,0 +1,107 @@
+"""Write measured figures into the README and the docs: ``python docs/tables.py [--check]``.
+
+Between ``<!-- table:NAME -->`` and ``<!-- /table -->`` stands the table of
+``benchmarks/results/NAME.json``. A name without such a file keeps what stands there. ``--check``
+changes nothing and fails if a table is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Lay rows out as Markdown; the first column is left-aligned, the others right."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def machine(found: dict[str, Any]) -> str:
+    """What it was measured on, in one line."""
+    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in found.items())
+
+
+def run(found: dict[str, Any]) -> str:
+    """A report of ``decayprune prune --json``: accuracy, costs and time, before and after."""
+
+    def counts(name: str, key: str) -> list[str]:
+        before, after = found[f"{key}_before"], found[f"{key}_after"]
+        return [name, f"{before:,}", f"{after:,}", f"{after / before:.1%} left"]
+
+    accuracy = [found["accuracy_before"], found["accuracy_after"]]
+    times = [found["latency_before_ms"], found["latency_after_ms"]]
+    rows = [
+        [
+            "test accuracy",
+            *(f"{a:.2%}" for a in accuracy),
+            f"{100 * (accuracy[1] - accuracy[0]):+.2f} points",
+        ],
+        counts("MACs", "macs"),
+        counts("parameters", "params"),
+        [
+            f"latency, batch of {found['batch_size_latency']}",
+            *(f"{t:.1f} ms" for t in times),
+            f"{times[0] / times[1]:.2f}x as fast",
+        ],
+    ]
+    facts = (
+        f"{found['decayed']} structures decayed, {found['released']} were released, "
+        f"{found['removed']} removed. One run, seed {found['seed']}: {machine(found['machine'])}; "
+        f"{machine(found['versions'])}.\n"
+    )
+    return f"{table(['', 'before', 'after', ''], rows)}\n{facts}"
+
+
+def overhead(found: dict[str, Any]) -> str:
+    """Ratios of benchmarks/overhead.py beside the bars they have to stay under."""
+    rows = [
+        [name, f"{found['figures'][name]:.3g}", f"{bar:g}"] for name, bar in found["bars"].items()
+    ]
+    facts = f"Median of {found['repeats']}; {machine(found['machine'])}.\n"
+    return f"{table(['', 'measured', 'at most'], rows)}\n{facts}"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"fashion-mnist": run, "overhead": overhead}
+
+
+def filled(text: str) -> str:
+    """Replace every table whose figures are there."""
+
+    def fill(mark: re.Match[str]) -> str:
+        path = RESULTS / f"{mark['name']}.json"
+        if mark["name"] not in TABLES or not path.is_file():
+            return mark[0]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"{mark[1]}{TABLES[mark['name']](found)}{mark[3]}"
+
+    return MARK.sub(fill, text)
+
+
+def main() -> None:
+    """Rewrite the pages, or only look."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="fail if a table is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        new = filled(text)
+        if new != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if stale and check:
+        raise SystemExit(f"Out of date: {', '.join(stale)}. Run python docs/tables.py")
+
+
+if __name__ == "__main__":
+    main()
