@@ -94,3 +94,54 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
             f"(structures, parameters) -> scores; found {importance!r}."
         )
     return known[importance]
+
+
+def check_slices(slices: str) -> None:
+    """Raise unless these are slices that can shrink."""
+    if slices not in ("carriers", "all"):
+        raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
+
+
+class Anatomy:
+    """The objects that a model is made of, to notice when it is edited between two steps.
+
+    Args:
+        model: The model.
+        parameters: Those of its parameters that matter, by name.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        modules = dict(model.named_modules())
+        self._parts: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
+        self._parameters = []
+        seen = {""}
+        for name, parameter in parameters.items():
+            path = name.split(".")
+            for depth in range(1, len(path)):
+                part = ".".join(path[:depth])
+                if part not in seen:
+                    seen.add(part)
+                    parent = modules[".".join(path[: depth - 1])]
+                    self._parts.append((parent._modules, path[depth - 1], modules[part]))
+            home = modules[".".join(path[:-1])]
+            self._parameters.append((name, home._parameters, path[-1], parameter, parameter.shape))
+
+    def check(self) -> None:
+        """Raise if a module or a parameter is another one, or has another shape.
+
+        Raises:
+            RuntimeError: The model was changed.
+        """
+        for held, key, module in self._parts:
+            if held.get(key) is not module:
+                raise RuntimeError(_edited(f"{key!r} is another module"))
+        for name, owned, key, parameter, shape in self._parameters:
+            if owned.get(key) is not parameter or parameter.shape != shape:
+                raise RuntimeError(_edited(f"{name} is another parameter, or not {tuple(shape)}"))
+
+
+def _edited(what: str) -> str:
+    return (
+        f"The model was changed between two steps: {what}, unlike when the pruner was built. "
+        "Change the model before building the pruner, or build a new one."
+    )

@@ -104,11 +104,8 @@ class DecayPruner:
             if name in {item.name for item in structures.slices}
         }
         checks.check_held(self._parameters, self.optimizers)
-        self._homes = [
-            (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], parameter)
-            for name, parameter in self._parameters.items()
-        ]
-        self._shapes = [parameter.shape for parameter in self._parameters.values()]
+        checks.check_slices(slices)
+        self._anatomy = checks.Anatomy(model, self._parameters)
 
         self._importance, self._seed = importance, torch.initial_seed() % 2**63
         self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
@@ -240,7 +237,7 @@ class DecayPruner:
                 f"{self.schedule.stop} and decays last {self.schedule.decay_steps} steps). Train "
                 "until pruner.finished is True."
             )
-        self._check_model()
+        self._anatomy.check()
         self._report = compact(
             self.model,
             self.structures,
@@ -344,7 +341,7 @@ class DecayPruner:
 
     def _follow(self) -> None:
         self._stepped.clear()
-        self._check_model()
+        self._anatomy.check()
         if self._needs_gradients:
             self._check_gradients()
         events = self._decayer.step(self.steps + 1, self._selector)
@@ -360,16 +357,6 @@ class DecayPruner:
                 "pruner.step() needs the gradients of this step, and every .grad is None: was "
                 f"zero_grad() called first? The order is: {_ORDER}"
             )
-
-    def _check_model(self) -> None:
-        for (module, attribute, parameter), shape in zip(self._homes, self._shapes, strict=True):
-            if module._parameters.get(attribute) is not parameter or parameter.shape != shape:
-                name = next(n for n, p in self._parameters.items() if p is parameter)
-                raise RuntimeError(
-                    f"The model was changed between two steps: {name} is another parameter, or has "
-                    f"another shape, than when the pruner was built ({tuple(shape)}). Change the "
-                    "model before building the pruner, or build a new one."
-                )
 
 
 def _register_hooks(pruner: DecayPruner) -> list[torch.utils.hooks.RemovableHandle]:
