@@ -362,7 +362,9 @@ def _weight_decay_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             rate = float(group["lr"]) * float(group.get("weight_decay", 0.0))
-            if "betas" in group and not group.get("decoupled_weight_decay", False):
+            # AdamW says so in its groups only since it is a kind of Adam (torch 2.7).
+            adamw = isinstance(optimizer, torch.optim.AdamW)
+            if "betas" in group and not group.get("decoupled_weight_decay", adamw):
                 rate = 0.0
             rate /= 1 - float(group.get("momentum", 0.0) or 0.0)
             rates.update({id(parameter): rate for parameter in group["params"]})
