@@ -23,11 +23,13 @@ import torchvision
 from torch import nn
 
 import decayprune as dp
-from decayprune.hosts import DHSPG, HESSO
+from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruningHost
 
 RESULTS = Path(__file__).parent / "results" / "hosts_overhead.json"
 BARS = {"dhspg: penalty phase, adds": 2.0, "hesso: decay with rectifying, adds": 0.6}
 LONG = 10**6  # steps that no measurement reaches
+
+WATCHED = dp.Rectify(rule="thresholds", t_rate=1.0)  # statistics, but no release
 
 Action = Callable[[], object]
 Phases = dict[str, tuple[Action, Action]]
@@ -93,7 +95,81 @@ def hesso() -> Phases:
     }
 
 
-HOSTS: dict[str, Callable[[], Phases]] = {"dhspg": dhspg, "hesso": hesso}
+def momentum(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+
+def both(optimizer: torch.optim.Optimizer, step: Action) -> Action:
+    """An optimizer step and what its host does after it."""
+
+    def together() -> None:
+        optimizer.step()
+        step()
+
+    return together
+
+
+def torch_pruning() -> Phases:
+    """A tenth of the structures decaying, alone and watched."""
+    import torch_pruning as tp
+
+    inputs = torch.randn(1, 3, 64, 64)
+    phases: Phases = {}
+    for name, rectify in (("decay", None), ("decay with rectifying", WATCHED)):
+        model = model_with_gradients()
+        grads = {n: p.grad for n, p in model.named_parameters()}
+        pruner = tp.pruner.MetaPruner(
+            model,
+            inputs,
+            tp.importance.GroupMagnitudeImportance(),
+            pruning_ratio=0.1,
+            ignored_layers=[model.fc],
+        )
+        for parameter_name, parameter in model.named_parameters():
+            parameter.grad = grads[parameter_name]
+        optimizer = momentum(model)
+        host = TorchPruningHost(pruner, optimizer, inputs, decay_steps=LONG, rectify=rectify)
+        together = both(optimizer, host.step)
+        together()
+        assert host.state.decaying.numel() > 1000
+        phases[name] = (together, momentum(model_with_gradients()).step)
+    return phases
+
+
+def gate_decorator() -> Phases:
+    """Tocks with a tenth of the gates closing, alone and watched; scoring in a tick."""
+    inputs = torch.randn(1, 3, 64, 64)
+    phases: Phases = {}
+    for name, rectify in (("decay", None), ("decay with rectifying", WATCHED)):
+        model = model_with_gradients()
+        grads = {n: p.grad for n, p in model.named_parameters()}
+        optimizer = momentum(model)
+        host = GateDecorator(
+            model,
+            optimizer,
+            inputs,
+            budget=dp.Budget(macs=0.3),
+            schedule=TickTock(tick_steps=1, tock_steps=LONG, ticks=1, share=0.1),
+            decay_steps=LONG,
+            rectify=rectify,
+        )
+        together = both(optimizer, host.step)
+        host.steps = LONG  # the next step is a tick, which closes gates; then comes a tock
+        together()
+        assert host.state.decaying.numel() > 500
+        for parameter_name, parameter in model.named_parameters():
+            parameter.grad = grads[parameter_name]
+        phases[name] = (together, momentum(model_with_gradients()).step)
+    phases["scoring"] = (host.observe, lambda: None)
+    return phases
+
+
+HOSTS: dict[str, Callable[[], Phases]] = {
+    "dhspg": dhspg,
+    "hesso": hesso,
+    "torch-pruning": torch_pruning,
+    "gate-decorator": gate_decorator,
+}
 
 
 def timed(action: Action) -> float:

@@ -84,12 +84,16 @@ class GateSelector:
     ) -> Picks | None:
         """What a tick closes at its end; replacements where something was released."""
         phase = self._schedule.phase(step)
-        if phase.tick and phase.last and not self.done(state, step):
-            return self._close(state, step)
-        if not released:
+        ends = phase.tick and phase.last
+        if not (ends or released):
             return None
-        ids, warmed = self._refill(state, step)
-        return Picks(ids.to(state.phase.device), warmed=warmed)
+        first, warmed = self._refill(state, step)
+        kept = self._kept(state) - self._count(first)
+        if ends and not self._cost.meets(self._budget, kept):
+            return self._close(state, step, first, warmed)
+        if not self._cost.meets(self._budget, self.planned):
+            self._plan(kept, step)  # a replacement may happen to save more
+        return Picks(first.to(state.phase.device), warmed=warmed)
 
     def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """Which of ``ids`` may be released with what the ticks have reached still reached."""
@@ -103,6 +107,9 @@ class GateSelector:
     def _kept(self, state: LifecycleState) -> Tensor:
         return self._cost.keep_counts(state.committed.cpu())
 
+    def _count(self, ids: Tensor) -> Tensor:
+        return torch.bincount(self._structures.group_of[ids], minlength=self._least.numel())
+
     def _met(self, kept: Tensor) -> bool:
         if self._cost.meets(self._budget, kept):
             return True
@@ -110,8 +117,9 @@ class GateSelector:
             self._budget, self.planned
         )
 
-    def _close(self, state: LifecycleState, step: int) -> Picks:
-        first, warmed = self._refill(state, step)  # what was released in this very step
+    def _close(
+        self, state: LifecycleState, step: int, first: Tensor, warmed: Tensor | None
+    ) -> Picks:
         alive = (state.phase == ACTIVE).cpu().index_fill(0, first, False)
         eligible = alive & ~state.cooling(step).cpu()
         score = torch.where(eligible, self.score.to(state.score.dtype), state.score.cpu())
@@ -120,12 +128,15 @@ class GateSelector:
             score, alive, eligible, self._gates, groups, self._least, self._schedule.share
         )
         chosen = torch.cat([first, chosen])
-        gone = torch.bincount(groups[chosen], minlength=self._cost.sizes.numel())
-        self.planned = self._kept(state) - gone
-        if self._cost.meets(self._budget, self.planned):
-            self.last_release = step + self._decay_steps
+        self._plan(self._kept(state) - self._count(chosen), step)
         extra = self._extra(eligible.index_fill(0, chosen, False), score, chosen.numel())
         return Picks(torch.cat([chosen, extra]).to(state.phase.device), score, warmed)
+
+    def _plan(self, kept: Tensor, step: int) -> None:
+        """Hold these widths from now on; if they meet the budget, this is the end of releases."""
+        self.planned = kept
+        if self._cost.meets(self._budget, kept):
+            self.last_release = step + self._decay_steps
 
     def _extra(self, eligible: Tensor, score: Tensor, needed: int) -> Tensor:
         """What a tournament enrols beyond what a tick closes."""
