@@ -1,6 +1,6 @@
-"""A probe: prune one small network in well under a minute, to try an idea before it costs hours.
+r"""A probe: prune one small network in well under a minute, to try an idea before it costs hours.
 
-    python benchmarks/paper/probe.py budget=0.15 schedule.decay_steps=100 \\
+    python benchmarks/paper/probe.py budget=0.15 schedule.decay_steps=100 \
         --against schedule.decay_steps=1 rectify=none --seeds 100-103
 
 Every ``name=value`` changes one setting: a field of ``Probe`` below, or, with a prefix, any
@@ -37,7 +37,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from releases import RandomRelease
 from scipy import stats
 from torch import Tensor, nn
 
@@ -46,6 +45,7 @@ from decayprune.recipes import data as datasets
 from decayprune.recipes import models
 from decayprune.recipes.batches import Augmentation, MemoryBatches, seed_all
 from decayprune.recipes.loop import cosine, evaluate
+from decayprune.recipes.study.controls import RandomRelease
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "probe"

@@ -12,6 +12,7 @@ from rich.console import Console
 import decayprune as dp
 from decayprune.cli.errors import readable
 from decayprune.cli.prune import prune
+from decayprune.cli.reproduce import reproduce
 from decayprune.recipes import own, subject
 from decayprune.recipes.runfolder import RunFolder
 from decayprune.recipes.settings import DATA_DIR, Settings
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(prune)
+app.command()(reproduce)
 
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error happened.")]
 

@@ -1,0 +1,79 @@
+"""Pictures of the comparison: accuracy against MACs, with intervals, from the rows of a summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from scipy import stats
+
+LOOK = {
+    "alone": ("host alone", "#8a8f98", "o"),
+    "sp": ("+SP", "#2f6fde", "s"),
+    "sp_sr": ("+SP+SR", "#d9480f", "D"),
+}
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str]]:
+    """One picture per task and model, a panel per host.
+
+    Args:
+        rows: Of a summary.
+        folder: Where the pictures go.
+
+    Returns:
+        Title and file name of each.
+    """
+    found = []
+    for task, model in sorted({(row["task"], row["model"]) for row in rows}):
+        mine = [r for r in rows if (r["task"], r["model"]) == (task, model)]
+        hosts = sorted({row["host"] for row in mine})
+        figure, axes = plt.subplots(
+            1, len(hosts), figsize=(3.4 * len(hosts) + 0.6, 3.4), sharey=True, squeeze=False
+        )
+        for axis, host in zip(axes[0], hosts, strict=True):
+            _panel(axis, [row for row in mine if row["host"] == host])
+            axis.set_title(host)
+        axes[0][0].set_ylabel("test accuracy (%)")
+        axes[0][-1].legend(frameon=False)
+        figure.suptitle(f"{model} on {task}: mean of the seeds, 95 % intervals")
+        figure.tight_layout()
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"accuracy-{task}-{model}.svg".replace("_", "-")
+        # No date and fixed ids, so that the same runs give the same file.
+        with plt.rc_context({"svg.hashsalt": name}):
+            figure.savefig(folder / name, metadata={"Date": None})
+        plt.close(figure)
+        found.append((f"{model} on {task}", name))
+    return found
+
+
+def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for variant, (label, colour, marker) in LOOK.items():
+        points = sorted((r for r in rows if r["variant"] == variant), key=lambda r: r["macs_ratio"])
+        if not points:
+            continue
+        axis.errorbar(
+            [100 * row["macs_ratio"] for row in points],
+            [row["acc_mean"] for row in points],
+            yerr=[_half(row) for row in points],
+            label=label,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            capsize=3,
+            linewidth=1.4,
+        )
+    axis.set_xlabel("MACs that remain (%)")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _half(row: Mapping[str, Any]) -> float:
+    if row["acc_std"] is None:
+        return 0.0
+    quantile = float(stats.t.ppf(0.975, row["seeds"] - 1))
+    return quantile * row["acc_std"] / math.sqrt(row["seeds"])

@@ -1,0 +1,149 @@
+"""The comparison on Fashion-MNIST: which trials belong to which tier, and one command to run them.
+
+    python benchmarks/paper/study.py run --tier 1 --processes 2    # hours; stop and rerun at will
+    python benchmarks/paper/study.py tables                        # summary.json, tables, pictures
+
+Every run leaves one JSON file in ``results/runs``; tables are made of those files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import torch
+
+from decayprune.recipes.settings import DATA_DIR
+from decayprune.recipes.study import figures, grid
+from decayprune.recipes.study.job import result_file
+from decayprune.recipes.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parents[1] / "docs"
+
+DENSE = Training(epochs=6, lr=0.1)
+PRUNING = Training(epochs=3, lr=0.02)
+RESNET = Trial(task="fashion-mnist", model="resnet20", dense=DENSE, training=PRUNING)
+VGG = RESNET.with_(model="vgg16_slim")
+VIT = RESNET.with_(
+    model="vit_tiny",
+    dense=Training(epochs=6, lr=0.02),
+    training=Training(epochs=3, lr=0.005),
+)
+SMOKE = Trial(
+    task="digits",
+    model="resnet8",
+    dense=Training(epochs=15, lr=0.1),
+    training=Training(epochs=15, lr=0.05),
+    batch_size=64,
+    bf16=False,
+)
+OF_HOST = {
+    "depgraph-sl": {"options": {"reg": 5e-4, "sparse": 0.33}},
+}
+SEEDS = 8
+
+
+def trials(
+    base: Trial, hosts: tuple[str, ...], budgets: tuple[float, ...], variants: tuple[str, ...]
+) -> list[Trial]:
+    """The grid of some hosts, budgets and variants over all seeds."""
+    return [
+        base.with_(host=host, budget=budget, variant=variant, seed=seed, **OF_HOST.get(host, {}))
+        for seed, host, budget, variant in itertools.product(range(SEEDS), hosts, budgets, variants)
+    ]
+
+
+def tiers() -> dict[int, list[Trial]]:
+    """Trials by tier: 0 is a smoke test, 1 the core; each later one adds to those before."""
+    low = (0.25, 0.125)
+    own = tuple(c for c in CONTROLS if c != "rounds")  # the default alone cuts in rounds already
+    return {
+        0: trials(SMOKE, HOSTS, (0.25,), VARIANTS) + trials(SMOKE, ("default",), (0.25,), own),
+        1: trials(RESNET, ("default", "depgraph"), low, VARIANTS),
+        2: trials(RESNET, HOSTS[2:], low, VARIANTS),
+        3: trials(RESNET, HOSTS, (0.5,), VARIANTS)
+        + trials(RESNET, ("default",), low, own)
+        + trials(RESNET, ("depgraph",), low, ("rounds", "random_release"))
+        + trials(VGG, HOSTS, (0.5, *low), VARIANTS)
+        + trials(VIT, ("default", "depgraph"), (0.5, *low), VARIANTS),
+    }
+
+
+def complete(folder: Path) -> list[str]:
+    """How far each tier is, in words."""
+    lines = []
+    for tier, wanted in tiers().items():
+        done = sum(result_file(folder, trial).is_file() for trial in wanted)
+        state = "complete" if done == len(wanted) else "incomplete"
+        lines.append(f"- tier {tier}: {state}, {done} of {len(wanted)} runs")
+    return lines
+
+
+def write_tables(folder: Path, page: Path) -> None:
+    """Make ``summary.json``, the page of results and its pictures from the runs."""
+    from pictures import draw
+
+    runs = grid.read(folder)
+    rows = figures.summary(runs)
+    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    images = draw(rows, page.parent / "images")
+    smooth = [row for row in figures.summary(runs, against="sp") if row["variant"] != "alone"]
+    text = [
+        "# Results",
+        "",
+        "Made by `python benchmarks/paper/study.py tables` from the runs in",
+        "`benchmarks/paper/results/runs`; do not edit. Accuracies in percent on the test images",
+        "after the last epoch, gains paired by seed with 95 % t intervals.",
+        "",
+        *complete(folder),
+        "",
+        "## Against the host alone",
+        "",
+        figures.markdown(rows),
+        *[f"![{name}](images/{file})\n" for name, file in images],
+        "## Against smooth pruning without releases",
+        "",
+        figures.markdown(row for row in smooth if row["gain_mean"] is not None),
+    ]
+    page.write_text("\n".join(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("do", choices=("run", "tables", "list"))
+    parser.add_argument("--tier", type=int, action="append", choices=tuple(tiers()))
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="the first so many only")
+    parser.add_argument("--host", action="append", choices=HOSTS)
+    parser.add_argument("--budget", action="append", type=float)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=HERE / "results")
+    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.do == "tables":
+        write_tables(given.folder, given.page)
+        return
+    chosen = [
+        trial
+        for tier in given.tier or (1,)
+        for trial in tiers()[tier]
+        if trial.seed < given.seeds
+        and trial.host in (given.host or HOSTS)
+        and trial.budget in (given.budget or (trial.budget,))
+    ]
+    if given.do == "list":
+        for trial in chosen:
+            state = "done" if result_file(given.folder, trial).is_file() else "to do"
+            print(f"{state:6} {trial.name}")
+        return
+    failed = grid.run(chosen, given.folder, given.data_dir, processes=given.processes)
+    for trial, reason in failed:
+        print(f"FAILED {trial.name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

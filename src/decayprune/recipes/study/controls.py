@@ -1,0 +1,85 @@
+"""Controls that could embarrass us: releases at random, and a small network from scratch.
+
+:class:`RandomRelease` wraps a selector. The structures that a tournament judges, the moment, and
+the budget stay as they are; only the order in which they are spared is drawn. :func:`cut_to` gives
+an untrained network the widths that a pruned one ended with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.compaction import CompactionReport, compact
+from decayprune.lifecycle import LifecycleState
+from decayprune.selection import Picks, Selector, rank_within
+from decayprune.structures import ops
+from decayprune.structures.trace import trace
+
+
+class RandomRelease:
+    """A selector that spares random ones of the structures it is asked about.
+
+    Args:
+        selector: Selects, and says how many may be spared.
+        seed: What the draws follow from.
+    """
+
+    def __init__(self, selector: Selector, seed: int) -> None:
+        self._selector, self._seed = selector, seed
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """As the selector does."""
+        return self._selector.select(state, step, parameters, released=released)
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int | Tensor:
+        """As many random ones as the budget allows."""
+        generator = torch.Generator().manual_seed(1_000_003 * self._seed + step)
+        order = torch.randperm(ids.numel(), generator=generator).to(ids.device)
+        allowed = self._selector.spare(state, step, ids[order])
+        return ids[order][:allowed] if isinstance(allowed, int) else allowed
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """As the selector does."""
+        return self._selector.done(state, step)
+
+
+def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> CompactionReport:
+    """Make an untrained model as narrow as a pruned one, and draw its weights anew.
+
+    Args:
+        model: Fresh and dense; cut in place.
+        example: Inputs for one forward pass.
+        kept: Structures left in each group.
+    """
+    structures = trace(model, example)
+    sizes = torch.tensor([group.size for group in structures.groups])
+    place = rank_within(torch.arange(structures.num_structures), structures.group_of)
+    gone = place >= torch.tensor(kept)[structures.group_of]
+    if len(kept) != len(sizes) or bool((torch.tensor(kept) > sizes).any()):
+        raise ValueError(f"Expected widths for groups of {sizes.tolist()}, found {list(kept)}.")
+    parameters = dict(model.named_parameters())
+    used = {item.name: parameters[item.name] for item in structures.slices
+            if item.name in parameters}  # fmt: skip
+    ranks = {name: parameter.dim() for name, parameter in used.items()}
+    locator = ops.Locator(
+        ops.labelled(structures), structures.num_structures, ranks, torch.device("cpu")
+    )
+    with torch.no_grad():
+        ops.zero_(locator.pick(gone.nonzero().flatten()), used)
+    report = compact(model, structures, gone, example_inputs=example, optimizers=())
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)):
+            module.reset_parameters()
+        if isinstance(module, nn.Conv2d):  # as the networks of models.py begin
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return report

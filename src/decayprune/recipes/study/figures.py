@@ -1,0 +1,173 @@
+"""Paired statistics of finished runs: what smooth pruning gains over the host alone.
+
+Seeds are paired: both runs of a seed started from the same weights and saw the same batches, so
+the difference is free of what the seed itself does. Intervals are t intervals of the mean
+difference.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+Run = Mapping[str, Any]
+
+
+class Gain(NamedTuple):
+    """A mean paired difference.
+
+    Attributes:
+        mean: In the unit of the values.
+        low: Lower end of the 95 % interval; NaN with fewer than two pairs.
+        high: Upper end.
+        won: Pairs with a positive difference.
+        pairs: How many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    won: int
+    pairs: int
+
+
+def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
+    """Paired gain of ``values`` over ``others``, with its 95 % t interval.
+
+    Args:
+        values: One per seed.
+        others: Of the same seeds, in the same order.
+
+    Raises:
+        ValueError: There is no pair, or one lacks its other half.
+
+    Example:
+        >>> found = gain([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])
+        >>> round(found.mean, 3), round(found.low, 3), found.won
+        (2.0, -0.484, 3)
+    """
+    if not values or len(values) != len(others):
+        raise ValueError(f"Expected pairs; found {len(values)} and {len(others)} values.")
+    differences = [a - b for a, b in zip(values, others, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    half = math.nan
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return Gain(mean, mean - half, mean + half, sum(d > 0 for d in differences), n)
+
+
+def summary(
+    runs: Iterable[Run], *, against: str = "alone", score: str = "test_accuracy"
+) -> list[dict[str, Any]]:
+    """One row per task, model, host, budget and variant; accuracies in percent.
+
+    Args:
+        runs: Finished ones.
+        against: The variant that gains are measured against.
+        score: Which accuracy; ``validation_accuracy`` for choices.
+
+    Returns:
+        Rows of plain values; a gain is None where there is no pair.
+    """
+    cells: dict[tuple[Any, ...], dict[str, dict[int, Run]]] = {}
+    for run in runs:
+        trial = run["trial"]
+        key = _cell(trial)
+        seeds = cells.setdefault(key, {}).setdefault(trial["variant"], {})
+        seeds[trial["seed"]] = run
+    rows = []
+    for variants in cells.values():
+        base = variants.get(against, {})
+        rows += [_row(seeds, base, against, score) for _, seeds in variants.items()]
+    order = ("task", "model", "host", "budget", "variant")
+    return sorted(rows, key=lambda row: [str(row[name]) for name in order])
+
+
+def _cell(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Everything that two runs of a pair share."""
+    return tuple(
+        (name, repr(value))
+        for name, value in sorted(trial.items())
+        if name not in ("variant", "seed")
+    )
+
+
+def _row(
+    seeds: Mapping[int, Run], base: Mapping[int, Run], against: str, score: str
+) -> dict[str, Any]:
+    runs = list(seeds.values())
+    trial = runs[0]["trial"]
+    accuracy = [100 * run[score] for run in runs]
+    row = {name: trial[name] for name in ("task", "model", "host", "variant", "budget")}
+    row |= {
+        "seeds": len(runs),
+        "acc_mean": statistics.fmean(accuracy),
+        "acc_std": statistics.stdev(accuracy) if len(runs) > 1 else None,
+        "dense_mean": 100 * statistics.fmean(run["dense_test_accuracy"] for run in runs),
+        "macs_ratio": statistics.fmean(r["macs_after"] / r["macs_before"] for r in runs),
+        "params_ratio": statistics.fmean(r["params_after"] / r["params_before"] for r in runs),
+        "released_mean": statistics.fmean(run["events"]["released"] for run in runs),
+    }
+    shared = sorted(set(seeds) & set(base))
+    found = None
+    if shared and trial["variant"] != against:
+        found = gain(
+            [100 * seeds[seed][score] for seed in shared],
+            [100 * base[seed][score] for seed in shared],
+        )
+    known = found is not None and found.pairs > 1
+    return row | {
+        "against": against,
+        "pairs": found.pairs if found else 0,
+        "gain_mean": found.mean if found else None,
+        "gain_ci95_low": found.low if found and known else None,
+        "gain_ci95_high": found.high if found and known else None,
+        "seeds_won": found.won if found else None,
+    }
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table.
+
+    Args:
+        rows: Of :func:`summary`.
+    """
+    lines = [
+        "| task, model | host | budget | variant | MACs | params | accuracy | gain (95 %) | won |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        spread = "" if row["acc_std"] is None else f" ± {row['acc_std']:.2f}"
+        won = "" if row["seeds_won"] is None else f"{row['seeds_won']} of {row['pairs']}"
+        lines.append(
+            f"| {row['task']}, {row['model']} | {row['host']} | {row['budget']:.1%} "
+            f"| {_NAMES.get(row['variant'], row['variant'])} | {row['macs_ratio']:.1%} "
+            f"| {row['params_ratio']:.1%} | {row['acc_mean']:.2f}{spread} "
+            f"| {_gained(row)} | {won} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+_NAMES = {
+    "alone": "host alone",
+    "sp": "+SP",
+    "sp_sr": "+SP+SR",
+    "at_once": "one abrupt cut",
+    "rounds": "abrupt, ten rounds",
+    "random_release": "+SP, random release",
+    "random_selection": "random selection, +SP+SR",
+    "small": "small network from scratch",
+    "longer": "dense, trained on",
+}
+
+
+def _gained(row: Mapping[str, Any]) -> str:
+    if row["gain_mean"] is None:
+        return ""
+    if row["gain_ci95_low"] is None:
+        return f"{row['gain_mean']:+.2f}"
+    return f"{row['gain_mean']:+.2f} ({row['gain_ci95_low']:+.2f} … {row['gain_ci95_high']:+.2f})"

@@ -1,0 +1,344 @@
+"""Runs one trial from the shared dense checkpoint to its JSON file.
+
+The file is written when the run has ended, beside its place and then renamed: what exists is
+complete. It holds everything a table may ask for, and what a pair has to have in common.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import decayprune as dp
+from decayprune.cost import CostModel
+from decayprune.files import write_atomically
+from decayprune.latency import cpu_name
+from decayprune.recipes import data as datasets
+from decayprune.recipes import models, own
+from decayprune.recipes.batches import Batches, MemoryBatches, seed_all
+from decayprune.recipes.loop import cosine, evaluate, train_steps
+from decayprune.recipes.study import methods
+from decayprune.recipes.study.controls import cut_to
+from decayprune.recipes.study.trial import Training, Trial
+from decayprune.structures.trace import trace
+
+_WARM = 100
+"""Steps over which dense training raises its learning rate."""
+
+Say = Callable[[str], None]
+
+
+class Job:
+    """One trial being run.
+
+    Args:
+        trial: What to do.
+        folder: Of the study: holds ``dense/``.
+        data_dir: Where files of data sets are.
+        say: Told what goes on, a line at a time.
+
+    Raises:
+        FileNotFoundError: Data, or pretrained weights, are not there.
+    """
+
+    def __init__(
+        self, trial: Trial, folder: Path, data_dir: Path, say: Say = lambda line: None
+    ) -> None:
+        self.trial, self._say = trial, say
+        self._folder, self._data_dir = folder, data_dir
+        self.data = read_data(trial, data_dir)
+        self.curve: list[dict[str, float]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Train, prune, and judge; the figures of the run."""
+        begun, cpu = time.time(), time.process_time()
+        trial = self.trial
+        self.curve = []
+        model, digest = self.dense()
+        before = evaluate(model, self.data.test, trial.bf16)
+        steps = self._steps(trial.training)
+        pruned = self._train(model, steps)
+        figures = {
+            "trial": trial.to_json(),
+            "steps": steps,
+            "dense_digest": digest,
+            "dense_test_accuracy": before,
+            "validation_accuracy": self._validate(pruned["model"]),
+            "test_accuracy": evaluate(pruned.pop("model"), self.data.test, trial.bf16),
+            "curve": self.curve,
+            **pruned,
+            "wall_seconds": round(time.time() - begun, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+            **surroundings(),
+        }
+        return figures
+
+    # ------------------------------------------------------------ the dense network
+
+    def fresh(self) -> nn.Module:
+        """The network before its first step: the same for every trial of the seed."""
+        trial = self.trial
+        seed_all(trial.seed)
+        if ":" in trial.model:
+            model = own.model(trial.model)
+        else:
+            data = self.data
+            model = models.build(trial.model, data.in_channels, data.num_classes, data.image_size)
+        return model.to(memory_format=torch.channels_last) if trial.bf16 else model
+
+    def dense(self) -> tuple[nn.Module, str]:
+        """The network that pruning starts from, trained if nobody did, and a digest of it."""
+        model, trial = self.fresh(), self.trial
+        if trial.pretrained is not None:
+            file = self._data_dir / trial.pretrained
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{trial.task} with {trial.model} starts from trained weights: expected a "
+                    f"state dict saved with torch.save in {file}; there is no such file."
+                )
+            model.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+        elif trial.dense is not None:
+            file = self._folder / "dense" / f"{trial.dense_name}.pt"
+            if not file.is_file():
+                self._train_dense(model, trial.dense)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                state = model.state_dict()
+                write_atomically({file: lambda path: torch.save(state, path)})
+            model.load_state_dict(torch.load(file, weights_only=True))
+        return model, digest_of(model)
+
+    def _train_dense(self, model: nn.Module, how: Training) -> None:
+        optimizer = torch.optim.SGD(
+            model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+        )
+        steps = self._steps(how)
+        falling = rate(how, steps)
+        self._say(f"dense network of seed {self.trial.seed}: {steps} steps")
+        made = train_steps(
+            model,
+            optimizer,
+            self.data.train,
+            start=0,
+            stop=steps,
+            lr=lambda step: falling(step) * min(1.0, (step + 1) / _WARM),
+            seed=self.trial.seed,
+            bf16=self.trial.bf16,
+        )
+        for _ in made:
+            pass
+
+    # ------------------------------------------------------------ pruning
+
+    def _train(self, model: nn.Module, steps: int) -> dict[str, Any]:
+        """Prune and train as the variant says: the model, its size, and what happened."""
+        trial = self.trial
+        example = torch.zeros(1, self.data.in_channels, self.data.image_size, self.data.image_size)
+        if trial.variant == "longer":
+            self._plain(model, steps)
+            return _unpruned(model, example)
+        if trial.variant == "small":
+            return self._small(example, steps)
+        method = methods.build(trial, model, example, steps)
+        report, kept = None, []
+        made = train_steps(
+            model,
+            method.optimizer,
+            self.data.train,
+            start=0,
+            stop=steps,
+            lr=rate(trial.training, steps),
+            seed=trial.seed,
+            bf16=trial.bf16,
+            pruner=method,
+        )
+        for step in made:
+            if report is None and method.host.finished:
+                kept = _kept(method.host)
+                report = method.host.compact()
+            self._note(step.number, float(step.loss), model)
+        if report is None:
+            raise RuntimeError(
+                f"{trial.name}: the budget was not met within {steps} steps; it is a failed run."
+            )
+        return {
+            "model": model,
+            "macs_before": report.macs_before,
+            "macs_after": report.macs_after,
+            "params_before": report.params_before,
+            "params_after": report.params_after,
+            "kept": kept,
+            "max_rel_error": report.max_rel_error,
+            "events": _counts(method.host.events),
+        }
+
+    def _small(self, example: torch.Tensor, steps: int) -> dict[str, Any]:
+        """Train a network of the shape that the host alone ends with, for all steps there were."""
+        partner = result_file(self._folder, self.trial.with_(variant="alone"))
+        if not partner.is_file():
+            raise FileNotFoundError(f"The shape is that of {partner}; run that trial first.")
+        kept = json.loads(partner.read_text())["kept"]
+        model = self.fresh()
+        report = cut_to(model, example, kept)
+        how = self.trial.dense or self.trial.training
+        total = steps + (self._steps(self.trial.dense) if self.trial.dense else 0)
+        self._plain(model, total, how)
+        after = _unpruned(model, example)
+        return after | {"macs_before": report.macs_before, "params_before": report.params_before}
+
+    def _plain(self, model: nn.Module, steps: int, how: Training | None = None) -> None:
+        how = how or self.trial.training
+        optimizer = torch.optim.SGD(
+            model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+        )
+        made = train_steps(
+            model,
+            optimizer,
+            self.data.train,
+            start=0,
+            stop=steps,
+            lr=rate(how, steps),
+            seed=self.trial.seed,
+            bf16=self.trial.bf16,
+        )
+        for step in made:
+            self._note(step.number, float(step.loss), model)
+
+    def _steps(self, how: Training) -> int:
+        steps = how.epochs * len(self.data.train)
+        return steps if self.trial.steps is None else min(steps, self.trial.steps)
+
+    def _note(self, step: int, loss: float, model: nn.Module) -> None:
+        """Loss and accuracy at the end of each epoch."""
+        if (step + 1) % len(self.data.train):
+            return
+        accuracy = self._validate(model)
+        self.curve.append({"step": step + 1, "loss": loss, "validation_accuracy": accuracy})
+        self._say(f"{self.trial.name}: step {step + 1}, validation {accuracy:.2%}")
+
+    def _validate(self, model: nn.Module) -> float:
+        split = self.data.validation
+        return float("nan") if split is None else evaluate(model, split, self.trial.bf16)
+
+
+def result_file(folder: Path, trial: Trial) -> Path:
+    """Where the JSON of a trial is or will be.
+
+    Args:
+        folder: Of the study.
+        trial: Which.
+    """
+    return folder / "runs" / f"{trial.name}.json"
+
+
+def read_data(trial: Trial, data_dir: Path) -> datasets.Data:
+    """The data set of a trial, cut down to its limit.
+
+    Args:
+        trial: Names it.
+        data_dir: Where its files are.
+
+    Raises:
+        FileNotFoundError: They are not there; says which files go where.
+    """
+    data = datasets.load(trial.task, data_dir, trial.batch_size, trial.seed)
+    if trial.limit is None:
+        return data
+
+    def first(batches: Batches) -> Batches:
+        if not isinstance(batches, MemoryBatches):
+            return batches
+        n = trial.limit
+        size = min(batches.batch_size, n or 1)
+        return replace(
+            batches, images=batches.images[:n], targets=batches.targets[:n], batch_size=size
+        )
+
+    validation = None if data.validation is None else first(data.validation)
+    return replace(data, train=first(data.train), validation=validation, test=first(data.test))
+
+
+def rate(how: Training, steps: int) -> Callable[[int], float]:
+    """Learning rate by step: half a cosine, or falls to a tenth at the milestones."""
+    if not how.milestones:
+        return lambda step: cosine(step, 0, steps, how.lr)
+    falls = [int(share * steps) for share in how.milestones]
+    return lambda step: how.lr * 0.1 ** sum(step >= fall for fall in falls)
+
+
+def digest_of(model: nn.Module) -> str:
+    """A digest of all weights and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, machine and commit that a figure was made with."""
+    git = ["git", "-C", str(Path(dp.__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "versions": {
+            "decayprune": dp.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count() or 1,
+            "threads": torch.get_num_threads(),
+        },
+        "commit": commit,
+    }
+
+
+def _kept(host: Any) -> list[int]:
+    """How many structures of each group are left, before the cut."""
+    state = host.lifecycle if hasattr(host, "lifecycle") else host.state
+    counts: list[int] = host.cost.keep_counts(state.committed.cpu()).tolist()
+    return counts
+
+
+def _counts(events: list[dp.Event]) -> dict[str, Any]:
+    kinds = Counter(event.kind for event in events)
+    by_layer = Counter(event.layer for event in events if event.kind == "release")
+    return {
+        "decayed": kinds["decay"],
+        "released": kinds["release"],
+        "pruned": kinds["prune"],
+        "released_by_layer": dict(sorted(by_layer.items())),
+    }
+
+
+def _unpruned(model: nn.Module, example: torch.Tensor) -> dict[str, Any]:
+    """Size of a model that nothing was cut from."""
+    structures = trace(copy.deepcopy(model), example)
+    cost = CostModel(structures, {name: p.shape for name, p in model.named_parameters()})
+    macs, params = cost.macs(cost.sizes), cost.params(cost.sizes)
+    return {
+        "model": model,
+        "macs_before": macs,
+        "macs_after": macs,
+        "params_before": params,
+        "params_after": params,
+        "kept": cost.sizes.tolist(),
+        "max_rel_error": 0.0,
+        "events": _counts([]),
+    }

@@ -1,0 +1,156 @@
+"""One run of a comparison: every choice in one flat record that names its own file.
+
+Two trials that differ in ``variant`` alone are a pair: the same dense weights, the same batches,
+the same number of optimizer steps, and the same MACs at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+HOSTS = ("default", "depgraph", "depgraph-sl", "dhspg", "hesso", "gate")
+"""Ours, DepGraph without and with sparse learning, OTOv2, HESSO, Gate Decorator."""
+
+VARIANTS = ("alone", "sp", "sp_sr")
+"""The host as it is, with smooth pruning, and with smooth pruning that corrects itself."""
+
+CONTROLS = ("at_once", "rounds", "random_release", "random_selection", "small", "longer")
+"""What could embarrass us.
+
+``at_once``: one abrupt cut; ``rounds``: abrupt cuts in ten rounds; ``random_release``: random ones
+are released at the moments of the tournament; ``random_selection``: what decays is drawn;
+``small``: a network of the final shape trained from scratch for all steps, dense ones included;
+``longer``: the dense network trained on.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a phase trains.
+
+    Attributes:
+        epochs: How long.
+        lr: Peak learning rate.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        milestones: Shares of the phase at which the rate falls to a tenth; none: half a cosine.
+    """
+
+    epochs: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one run does.
+
+    Attributes:
+        task: Name of a data set.
+        model: Name of a model, or ``pkg.mod:factory``.
+        host: One of :data:`HOSTS`.
+        variant: One of :data:`VARIANTS` or :data:`CONTROLS`.
+        budget: MACs that remain.
+        seed: What everything random follows from.
+        dense: Training before, once per seed and shared; None: ``pretrained`` or from scratch.
+        training: Training in which structures leave, and after.
+        batch_size: Images per step.
+        pretrained: File with a dense state dict in the data folder, instead of ``dense``.
+        decay_steps: ``N`` of the smooth variants; None: a tenth of the steps.
+        start: Share of the training before anything is pruned.
+        options: Arguments of the host, by name.
+        bf16: Forward passes in bfloat16 autocast, weights with channels last.
+        steps: Most optimizer steps of a phase; None: whole epochs.
+        limit: Most images of a split; None: all.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+
+    task: str
+    model: str
+    host: str = "default"
+    variant: str = "sp_sr"
+    budget: float = 0.25
+    seed: int = 0
+    dense: Training | None = None
+    training: Training
+    batch_size: int = 128
+    pretrained: str | None = None
+    decay_steps: int | None = None
+    start: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    bf16: bool = True
+    steps: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("host", HOSTS), ("variant", VARIANTS + CONTROLS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Trial.{name} is one of {', '.join(known)}; found {getattr(self, name)!r}."
+                )
+
+    @property
+    def name(self) -> str:
+        """Its file's name: readable, and different for every choice."""
+        words = [self.task, self.model.rpartition(":")[2], self.host, f"{self.budget:g}"]
+        words += [self.variant, f"s{self.seed}", _digest(self.to_json())]
+        return "-".join(words)
+
+    @property
+    def dense_name(self) -> str:
+        """Name of the dense checkpoint it starts from: the same for every trial of its seed."""
+        chosen = {
+            name: value
+            for name, value in self.to_json().items()
+            if name in ("task", "model", "seed", "dense", "batch_size", "bf16", "steps", "limit")
+        }
+        words = [self.task, self.model.rpartition(":")[2], f"s{self.seed}", _digest(chosen)]
+        return "-".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def with_(self, **changes: Any) -> Trial:
+        """The same with some changes.
+
+        Args:
+            changes: By the names of the attributes.
+        """
+        return replace(self, **changes)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Trial:
+        """A trial as it was kept.
+
+        Args:
+            found: What :meth:`to_json` gave.
+
+        Raises:
+            ValueError: A field is unknown.
+        """
+        unknown = set(found) - {item.name for item in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"A trial has no field {', '.join(sorted(unknown))}; it was written by another "
+                "version of decayprune."
+            )
+        values = dict(found)
+        for name in ("dense", "training"):
+            if values.get(name) is not None:
+                inner = dict(values[name])
+                values[name] = Training(**inner | {"milestones": tuple(inner["milestones"])})
+        return cls(**values)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
