@@ -300,7 +300,7 @@ TOURNAMENT = Rectify(rule="tournament", extra=0.3, judge_at=0.5)
         {"pruning_ratio": 0.4},
         {"round_to": 2, "global_pruning": True},
         {"global_pruning": True},
-        {"pruning_ratio": 1.0, "iterative_steps": 100, "global_pruning": True},
+        {"pruning_ratio": 1.0, "iterative_steps": 40, "global_pruning": True},
     ],
 )
 def test_releases_are_replaced_and_the_target_still_reached(
