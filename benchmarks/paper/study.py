@@ -9,6 +9,7 @@ Every run leaves one JSON file in ``results/runs``; tables are made of those fil
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -140,7 +141,8 @@ def main() -> None:
             state = "done" if result_file(given.folder, trial).is_file() else "to do"
             print(f"{state:6} {trial.name}")
         return
-    failed = grid.run(chosen, given.folder, given.data_dir, processes=given.processes)
+    say = functools.partial(print, flush=True)
+    failed = grid.run(chosen, given.folder, given.data_dir, processes=given.processes, say=say)
     for trial, reason in failed:
         print(f"FAILED {trial.name}: {reason}")
 

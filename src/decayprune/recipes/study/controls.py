@@ -60,13 +60,16 @@ def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> Compaction
         model: Fresh and dense; cut in place.
         example: Inputs for one forward pass.
         kept: Structures left in each group.
+
+    Raises:
+        ValueError: The widths are not those of this network.
     """
     structures = trace(model, example)
     sizes = torch.tensor([group.size for group in structures.groups])
-    place = rank_within(torch.arange(structures.num_structures), structures.group_of)
-    gone = place >= torch.tensor(kept)[structures.group_of]
     if len(kept) != len(sizes) or bool((torch.tensor(kept) > sizes).any()):
         raise ValueError(f"Expected widths for groups of {sizes.tolist()}, found {list(kept)}.")
+    place = rank_within(torch.arange(structures.num_structures), structures.group_of)
+    gone = place >= torch.tensor(kept)[structures.group_of]
     parameters = dict(model.named_parameters())
     used = {item.name: parameters[item.name] for item in structures.slices
             if item.name in parameters}  # fmt: skip

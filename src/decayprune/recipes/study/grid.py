@@ -39,7 +39,7 @@ def unfair(run: dict[str, Any], alone: dict[str, Any]) -> str | None:
         if run[name] != alone[name]:
             return f"{name} is {run[name]!r}, but {alone[name]!r} for the host alone"
     apart = run["macs_after"] / alone["macs_after"] - 1
-    if abs(apart) > MACS_TOLERANCE:
+    if round(abs(apart), 9) > MACS_TOLERANCE:
         return f"it ends with {apart:+.1%} of the MACs of the host alone (allowed: 1 %)"
     return None
 

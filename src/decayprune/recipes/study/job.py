@@ -253,7 +253,8 @@ def read_data(trial: Trial, data_dir: Path) -> datasets.Data:
     Raises:
         FileNotFoundError: They are not there; says which files go where.
     """
-    data = datasets.load(trial.task, data_dir, trial.batch_size, trial.seed)
+    size = min(trial.batch_size, trial.limit or trial.batch_size)
+    data = datasets.load(trial.task, data_dir, size, trial.seed)
     if trial.limit is None:
         return data
 
