@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from decayprune.cutting import named_tensors
+from decayprune.files import write_atomically
+from decayprune.structures.standins import STAND_INS, become, counted_width
 
 _FORMAT, _VERSION = "decayprune-structure", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
@@ -32,8 +33,10 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.batchnorm._NormBase: ("num_features",),
     nn.GroupNorm: ("num_channels", "num_groups"),
     nn.LayerNorm: ("normalized_shape",),
+    nn.RMSNorm: ("normalized_shape",),
     nn.PReLU: ("num_parameters",),
     nn.Embedding: ("embedding_dim",),
+    nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "num_heads", "head_dim"),
 }
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -74,16 +77,16 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
         },
         "tied": tied,
         "modules": {
-            name: {"type": type(module).__qualname__} | attributes
+            name: {"type": _type(module)} | attributes
             for name, module in model.named_modules()
             if (attributes := _attributes(module))
         },
     }
     weights = {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
-    _write_together(
+    write_atomically(
         {
-            path / _WEIGHTS: serialise(weights, {"format": "pt"}),
-            path / _STRUCTURE: json.dumps(structure, indent=1).encode(),
+            path / _WEIGHTS: lambda to: to.write_bytes(serialise(weights, {"format": "pt"})),
+            path / _STRUCTURE: lambda to: to.write_bytes(json.dumps(structure, indent=1).encode()),
         }
     )
 
@@ -106,6 +109,8 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     weights = _read_weights(Path(folder) / _WEIGHTS, structure)
     plan = _fit(structure, model)
     own = _saved_tensors(model)
+    for module in _losers(plan):
+        become(module)
     with torch.no_grad():
         for name, value in weights.items():
             target = own[name]
@@ -118,20 +123,14 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     return model
 
 
-def _write_together(files: dict[Path, bytes]) -> None:
-    """Write files beside their final names, all of them to the disk, and only then rename."""
-    beside = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in files}
-    try:
-        for path, content in files.items():
-            with beside[path].open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, written in beside.items():
-            os.replace(written, path)
-    finally:
-        for written in beside.values():
-            written.unlink(missing_ok=True)
+def _losers(plan: list[tuple[nn.Module, str, Any]]) -> set[nn.Module]:
+    """Modules that have to become their stand-ins, because they lose channels or heads."""
+    return {
+        module
+        for module, attribute, value in plan
+        if attribute == "counted"
+        or (isinstance(module, nn.MultiheadAttention) and getattr(module, attribute) != value)
+    }
 
 
 # ---------------------------------------------------------------- what is saved
@@ -159,10 +158,18 @@ def _dtype(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
+def _type(module: nn.Module) -> str:
+    """Name of a module's class, or of the one that the dense model has in its place."""
+    replaced = module.replaced if isinstance(module, STAND_INS) else None
+    return type(module).__qualname__ if replaced is None else str(replaced)
+
+
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Integer attributes that a cut may have changed."""
     names = [n for kind, ns in _ATTRIBUTES.items() if isinstance(module, kind) for n in ns]
-    if not type(module).__module__.startswith("torch.nn."):
+    if isinstance(module, STAND_INS):
+        names += ["counted"]  # an attention has none
+    elif not type(module).__module__.startswith("torch.nn."):
         # The user's own module may count anything: heads, channels of a split.
         own = {name for name, value in vars(module).items() if type(value) is int}
         names += sorted(own - {*names, "type"})
@@ -303,12 +310,17 @@ def _attributes_to_set(
     modules = dict(model.named_modules())
     for name, entry in structure["modules"].items():
         module = modules.get(name)
-        if module is None or type(module).__qualname__ != entry["type"]:
+        if module is None or _type(module) != entry["type"]:
             raise unfit(f"module {name!r} is no {entry['type']} here")
         known = _attributes(module)
         for attribute, value in entry.items():
             if attribute == "type":
                 continue
-            if attribute not in known or type(known[attribute]) is not type(value):
+            if attribute == "counted":
+                if counted_width(module) != value:
+                    raise unfit(f"{name!r} counts {value} channels there, not so here")
+            elif attribute == "normalized_shape" and "counted" in entry:
+                pass  # a normaliser of another library has no such attribute before
+            elif attribute not in known or type(known[attribute]) is not type(value):
                 raise unfit(f"module {name!r} has no attribute {attribute!r} here")
             yield module, attribute, value

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,9 +78,11 @@ def test_the_main_job_says_what_it_does_and_where_everything_is(folder: Path) ->
     }  # fmt: skip
     assert wanted <= set(figures)
     assert figures["macs_after"] <= figures["macs_before"] / 2
-    assert figures["command"].startswith(
-        "decayprune prune --epochs 1 --prune-epochs 1 --finetune-epochs 1"
+    assert figures["command"] == shlex.join(
+        ["decayprune", "prune", *TINY, "--json", "figures.json"]
     )
+    assert figures["variant"] == "sp+sr"
+    assert figures["settings"]["data_dir"] == "~/.cache/decayprune"
     model = models.build("resnet8", 1, 10, 8)
     dp.load(folder / "decayprune-out", model)
     assert sum(p.numel() for p in model.parameters()) == figures["params_after"]
@@ -233,7 +236,7 @@ def test_version_and_help() -> None:
     assert call("--version")[:2] == (0, f"{dp.__version__}\n")
     code, out, _ = call("prune", "--help")
     assert code == 0
-    for option in ("--dataset", "--budget", "--decay-steps", "--no-rectify", "--resume", "--json"):
+    for option in ("--dataset", "--budget", "--decay-steps", "--variant", "--resume", "--json"):
         assert option in out
 
 

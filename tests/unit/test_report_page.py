@@ -183,7 +183,7 @@ class TestPage:
         with pytest.raises(OSError, match="found: No space left on device; give another path"):
             write_html(Report.read(folder), page)
         assert page.read_text() == "the old page"
-        assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+        assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
 
     def test_says_when_the_folder_cannot_take_it(self, folder: Path) -> None:
         (folder / "file").touch()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import decayprune as dp
 from decayprune.cli.errors import readable
-from decayprune.cli.prune import prune
+from decayprune.cli.prune import Typed, prune
 from decayprune.cli.reproduce import reproduce
 from decayprune.recipes import own, subject
 from decayprune.recipes.runfolder import RunFolder
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(prune)
+app.command(cls=Typed)(prune)
 app.command()(reproduce)
 
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error happened.")]

@@ -13,17 +13,31 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from decayprune.cli.errors import readable
 from decayprune.cli.progress import shown
+from decayprune.files import write_atomically
 from decayprune.recipes.data import DATASETS
 from decayprune.recipes.models import MODELS
 from decayprune.recipes.run import Interrupted, Run
-from decayprune.recipes.runfolder import RunFolder, write_atomically
-from decayprune.recipes.settings import DATA_DIR, Settings
+from decayprune.recipes.runfolder import RunFolder
+from decayprune.recipes.settings import DATA_DIR, HOSTS, Settings
 from decayprune.report import Report, write_html
 
+TYPED = "decayprune.typed"
+"""Where a context keeps the words as they were typed."""
+
 _WHAT, _HOW, _WHERE = "What is pruned", "How", "Where and when"
+
+
+class Typed(TyperCommand):
+    """A command that remembers the words it was called with."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and keep the words."""
+        ctx.meta[TYPED] = list(args)
+        return super().parse_args(ctx, args)
 
 
 def prune(
@@ -78,29 +92,33 @@ def prune(
     weight_decay: Annotated[float, typer.Option(help="Of SGD.", rich_help_panel=_HOW)] = 5e-4,
     decay_steps: Annotated[
         int | None,
-        typer.Option(help="Steps in which a structure decays; 1: at once.", rich_help_panel=_HOW),
+        typer.Option(help="Steps in which a structure decays.", rich_help_panel=_HOW),
     ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(help="Instalments in which the budget is reached.", rich_help_panel=_HOW),
     ] = None,
-    rectify: Annotated[
-        bool,
+    host: Annotated[
+        str,
         typer.Option(
-            "--rectify/--no-rectify",
-            help="Release structures whose decay training resists.",
+            help=f"The pruning method that selects: {', '.join(HOSTS)}.", rich_help_panel=_HOW
+        ),
+    ] = "default",
+    variant: Annotated[
+        str,
+        typer.Option(
+            help="alone: the host as published; sp: what it picks decays smoothly; sp+sr: and is "
+            "released if training resists.",
             rich_help_panel=_HOW,
         ),
-    ] = True,
+    ] = "sp+sr",
     importance: Annotated[
         str,
         typer.Option(
-            help="magnitude, magnitude_l1, taylor, bn_scale or random.", rich_help_panel=_HOW
+            help="Of the default host: magnitude, magnitude_l1, taylor, bn_scale or random.",
+            rich_help_panel=_HOW,
         ),
     ] = "magnitude",
-    host: Annotated[
-        str, typer.Option(help="The pruning method that selects.", rich_help_panel=_HOW)
-    ] = "default",
     seed: Annotated[
         int, typer.Option(help="What everything random follows from.", rich_help_panel=_HOW)
     ] = 0,
@@ -117,9 +135,7 @@ def prune(
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Drop an unfinished run in --out.", rich_help_panel=_WHERE
-        ),
+        typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel=_WHERE),
     ] = False,
     data_dir: Annotated[
         Path, typer.Option(help="Where files of data sets are.", rich_help_panel=_WHERE)
@@ -155,7 +171,8 @@ def prune(
                 f"--json expects a file in a folder that exists; there is no folder {json.parent}."
             )
         if not (resume and folder.finished):
-            _run(console, folder, settings, resume=resume, save_every=save_every)
+            command = shlex.join(["decayprune", "prune", *ctx.meta[TYPED]])
+            _run(console, folder, settings, command, resume=resume, save_every=save_every)
         _show(console, folder, json)
 
 
@@ -171,6 +188,11 @@ def _settings(ctx: typer.Context, folder: RunFolder, *, resume: bool, overwrite:
             raise ValueError(
                 f"{folder.path} holds a run that has not finished. Go on with it: {_again(folder)}"
                 "; or give another --out, or drop it with --overwrite."
+            )
+        if folder.finished and not overwrite:
+            raise ValueError(
+                f"{folder.path} holds a finished run. Keep it and give another --out, or replace "
+                "it with --overwrite."
             )
         return Settings(**given).resolved()
     kept = Settings.from_json(folder.settings())
@@ -199,12 +221,25 @@ def _again(folder: RunFolder) -> str:
 
 
 def _run(
-    console: Console, folder: RunFolder, settings: Settings, *, resume: bool, save_every: float
+    console: Console,
+    folder: RunFolder,
+    settings: Settings,
+    command: str,
+    *,
+    resume: bool,
+    save_every: float,
 ) -> None:
     console.print(_what(settings), soft_wrap=True)
     try:
         with _stop_signals(console) as asked, shown(console) as watch:
-            run = Run(settings, folder, watch, save_every=save_every, stop=lambda: bool(asked))
+            run = Run(
+                settings,
+                folder,
+                watch,
+                command=command,
+                save_every=save_every,
+                stop=lambda: bool(asked),
+            )
             if resume:
                 run.resume()
             else:
@@ -220,9 +255,10 @@ def _what(settings: Settings) -> str:
     params = settings.params_budget
     also = f" and {params:.0%} of its parameters" if params is not None else ""
     threads = f"{settings.threads} thread{'' if settings.threads == 1 else 's'}"
+    host = "" if settings.host == "default" else f", host {settings.host}"
     return (
         f"{settings.model} on {settings.data or settings.dataset}, to {settings.budget:.0%} of its "
-        f"MACs{also}; seed {settings.seed}, {threads}, {settings.device}"
+        f"MACs{also}{host}, {settings.variant}; seed {settings.seed}, {threads}, {settings.device}"
     )
 
 
@@ -258,7 +294,7 @@ def _show(console: Console, folder: RunFolder, json: Path | None) -> None:
     write_html(report, page)
     if json is not None:
         text = (folder.path / "report.json").read_text(encoding="utf-8")
-        write_atomically(json, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically({json: lambda to: to.write_text(text, encoding="utf-8")})
     files = [
         ("the compact model", f"{folder.path / 'model.safetensors'} and structure.json"),
         ("the report", str(page)),

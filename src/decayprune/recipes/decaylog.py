@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from decayprune import DecayPruner
+from decayprune.recipes.hosts import Pruning
 from decayprune.recipes.runfolder import RunFolder
 
 _STRUCTURES, _POINTS = 60, 100
@@ -20,17 +20,17 @@ class DecayLog:
         counts: ``decayed`` and ``released``, counted up here.
     """
 
-    def __init__(self, folder: RunFolder, pruner: DecayPruner, counts: dict[str, Any]) -> None:
+    def __init__(self, folder: RunFolder, pruner: Pruning, counts: dict[str, Any]) -> None:
         self._folder, self._pruner, self._counts = folder, pruner, counts
-        self._logged = len(pruner.events)
-        total = pruner.structures.num_structures
+        self._logged = len(pruner.host.events)
+        total = pruner.host.structures.num_structures
         # Structures of one layer are numbered in a row: a stride shows every layer.
         self._stride = max(1, total // _STRUCTURES)
         self._every = max(1, pruner.schedule.decay_steps // _POINTS)
 
     def write(self, step: int) -> None:
         """Log what happened in step ``step`` of the run."""
-        fresh = self._pruner.events[self._logged :]
+        fresh = self._pruner.host.events[self._logged :]
         self._logged += len(fresh)
         rows = []
         for event in fresh:
@@ -43,7 +43,7 @@ class DecayLog:
             self._folder.append("norms.jsonl", self._norms(step))
 
     def _norms(self, step: int) -> list[dict[str, float]]:
-        state = self._pruner.state
+        state = self._pruner.lifecycle
         ids = state.decaying[state.decaying % self._stride == 0]
         columns = (ids, state.length[ids], state.start_length[ids])
         return [

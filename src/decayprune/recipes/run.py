@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 import decayprune as dp
-from decayprune.recipes import subject, summary
+from decayprune.recipes import hosts, subject, summary
 from decayprune.recipes.decaylog import DecayLog
 from decayprune.recipes.loop import Step, cosine, evaluate, train_steps
 from decayprune.recipes.runfolder import RunFolder
@@ -48,6 +49,7 @@ class Run:
         settings: Resolved.
         folder: Where everything is written.
         watch: Told of every phase and step.
+        command: What was typed, for the report; a resumed run keeps the first.
         save_every: Seconds between checkpoints.
         stop: Asked after each step; when true, the run saves and raises :class:`Interrupted`.
     """
@@ -58,6 +60,7 @@ class Run:
         folder: RunFolder,
         watch: Watch,
         *,
+        command: str = "",
         save_every: float = 30.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -67,21 +70,16 @@ class Run:
         self.data = subject.read_data(settings)
         self.model = subject.fresh_model(settings, self.data)
         self.example = subject.example(settings, self.data, 1)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.lr,
-            momentum=0.9,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = self._sgd(self.model)
         epoch = len(self.data.train)
         self.dense_steps = epoch * (settings.epochs or 0)
         self.total_steps = self.dense_steps + epoch * (
             (settings.prune_epochs or 0) + (settings.finetune_epochs or 0)
         )
-        self.pruning = settings.pruning(epoch)
+        self.schedule = settings.schedule(epoch)
         self.phase, self.step = "train", 0
-        self.figures: dict[str, Any] = {"seconds": 0.0}
-        self.pruner: dp.DecayPruner | None = None
+        self.figures: dict[str, Any] = {"seconds": 0.0, "command": command}
+        self.pruner: hosts.Pruning | None = None
         self._counted = self._saved = time.monotonic()
 
     # ------------------------------------------------------------ the line of phases
@@ -92,8 +90,9 @@ class Run:
         Returns:
             The report.
         """
-        # What the pruner would refuse should be known before hours of dense training.
-        self._new_pruner().close()
+        # What the host would refuse should be known before hours of dense training.
+        trial = subject.fresh_model(self.settings, self.data)
+        self._new_pruner(trial, self._sgd(trial))
         self.folder.begin(self.settings.to_json())
         self._save()
         return self._go()
@@ -132,26 +131,28 @@ class Run:
         self._save()
 
     def _prune(self) -> None:
-        if self.pruner is None:
-            self.pruner = self._new_pruner()
-            planned = summary.planned(self.pruner, self.dense_steps)
+        pruner = self.pruner
+        if pruner is None:
+            pruner = self._enter()
+            planned = summary.planned(pruner, self.dense_steps)
             self.figures |= {"decayed": 0, "released": 0, **planned}
-        schedule = self.pruner.schedule
-        until = self.dense_steps + schedule.stop + schedule.decay_steps
+        until = self.dense_steps + self.schedule.stop + self.schedule.decay_steps
         # A step whose gradients are not finite delays the decay: there is time till the very end.
         self._train("prune", self.dense_steps, until, at_most=self.total_steps)
-        if not self.pruner.finished:
+        if not pruner.host.finished:
             raise RuntimeError(
                 f"The budget was not met by step {self.step}, the last one: "
-                f"{self.pruner.waited} steps had gradients that were not finite. Lower --lr."
+                f"{pruner.host.remaining()['macs']:.1%} of the MACs remain, and "
+                f"{pruner.host.waited} steps had gradients that were not finite. Lower --lr or "
+                "raise --prune-epochs."
             )
         self._save(before_cut=True)
-        self._cut(self.pruner)
+        self._cut(pruner)
         self._save()
 
-    def _cut(self, pruner: dp.DecayPruner) -> None:
+    def _cut(self, pruner: hosts.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
-        self.figures |= summary.compacted(pruner.compact()) | {"cut_at": self.step}
+        self.figures |= summary.compacted(pruner.host.compact()) | {"cut_at": self.step}
         self.pruner, self.phase = None, "finetune"
         self.watch.tick()
 
@@ -181,8 +182,20 @@ class Run:
 
     # ------------------------------------------------------------ steps
 
-    def _new_pruner(self) -> dp.DecayPruner:
-        return dp.DecayPruner(self.model, self.optimizer, self.example, **self.pruning)
+    def _sgd(self, model: nn.Module) -> torch.optim.Optimizer:
+        decay = self.settings.weight_decay
+        return torch.optim.SGD(
+            model.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=decay
+        )
+
+    def _new_pruner(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> hosts.Pruning:
+        return hosts.build(self.settings, model, self.example, optimizer, self.schedule)
+
+    def _enter(self) -> hosts.Pruning:
+        """Begin to prune: from now on the host may be the optimizer."""
+        self.pruner = self._new_pruner(self.model, self.optimizer)
+        self.optimizer = self.pruner.optimizer
+        return self.pruner
 
     def _evaluate(self, name: str) -> float:
         self.watch.phase(name, len(self.data.test), 0)
@@ -209,14 +222,14 @@ class Run:
             bf16=self.settings.bf16,
             pruner=self.pruner,
         )
-        if self.pruner is not None and self.pruner.finished:
+        if self.pruner is not None and self.pruner.host.finished:
             return
         for step in steps:
             self.step = step.number + 1
             if log is not None:
                 log.write(self.step)
             self._record(phase, step)
-            if self.pruner is not None and self.pruner.finished:
+            if self.pruner is not None and self.pruner.host.finished:
                 break
             self._pause()
 
@@ -230,7 +243,7 @@ class Run:
         row["lr"] = step.lr
         note = f"loss {row['loss']:.3f}"
         if self.pruner is not None:
-            row["committed"] = self.pruner.remaining()["macs"]
+            row["committed"] = self.pruner.host.remaining()["macs"]
         if epoch_over:
             row["accuracy"] = evaluate(self.model, self.data.test, self.settings.bf16)
             note += f", accuracy {row['accuracy']:.1%}"
@@ -267,8 +280,8 @@ class Run:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.step, self.figures = state["step"], dict(state["figures"])
+        if state["pruner"] is not None:
+            # A host may gate or cut the model, and may be the optimizer: it comes first.
+            self._enter().load_state_dict(state["pruner"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["pruner"] is not None:
-            self.pruner = self._new_pruner()
-            self.pruner.load_state_dict(state["pruner"])

@@ -10,31 +10,17 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from decayprune.files import write_atomically
+
 LOGS = ("history.jsonl", "events.jsonl", "norms.jsonl")
 _SETTINGS, _REPORT = "settings.json", "report.json"
 _CHECKPOINT, _BEFORE_CUT = "checkpoint.pt", "before_cut.pt"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path``, then rename it over: all or nothing.
-
-    Raises:
-        OSError: The disk is full or the folder cannot be written; ``path`` is as it was.
-    """
-    beside = path.with_name(path.name + ".part")
-    try:
-        write(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +100,7 @@ class RunFolder:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON object, all or nothing."""
         text = json.dumps(_plain(dict(value)), indent=2) + "\n"
-        write_atomically(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically({self.path / name: lambda to: to.write_text(text, encoding="utf-8")})
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the final figures and drop the checkpoints, which are of no more use."""
@@ -132,7 +118,7 @@ class RunFolder:
         sizes = {log: self._size(log) for log in LOGS}
         content = {"format": "decayprune-checkpoint", "version": 1, "logs": sizes, "state": state}
         name = _BEFORE_CUT if before_cut else _CHECKPOINT
-        write_atomically(self.path / name, lambda path: torch.save(content, path))
+        write_atomically({self.path / name: lambda to: torch.save(content, to)})
 
     def load(self, *, before_cut: bool = False) -> dict[str, Any]:
         """Read a checkpoint; the running one also cuts the logs back to its moment.

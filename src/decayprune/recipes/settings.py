@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,11 +10,19 @@ from typing import Any, NamedTuple
 import torch
 
 from decayprune.cost import Budget
-from decayprune.rectify import Rectify
 from decayprune.selection import Schedule
 
 DATA_DIR = Path.home() / ".cache" / "decayprune"
 """Where data sets are looked for and downloaded to unless the user says otherwise."""
+
+
+HOSTS = ("default", "dhspg", "hesso", "torch-pruning", "gate-decorator")
+"""The names that ``decayprune prune --host`` understands."""
+
+VARIANTS = ("alone", "sp", "sp+sr")
+"""A host as published; with smooth pruning; with smooth pruning and self-rectifying."""
+
+_HOSTS_WITH_ROUNDS = ("default", "hesso", "torch-pruning")
 
 
 class _Defaults(NamedTuple):
@@ -46,7 +53,8 @@ class Settings:
         dataset: Name of a data set; ignored when ``data`` is given.
         model: Name of a model, or ``pkg.mod:factory``.
         data: ``pkg.mod:loaders`` of the user, or None.
-        host: The pruning method that selects.
+        host: The pruning method that selects, one of :data:`HOSTS`.
+        variant: One of :data:`VARIANTS`.
         budget: Multiply-accumulates that remain, as a fraction.
         params_budget: Parameters that remain, as a fraction; None leaves them free.
         epochs: Dense training before anything decays; 0 when the model is trained already.
@@ -57,8 +65,7 @@ class Settings:
         weight_decay: Of SGD.
         decay_steps: ``N``, steps of one decay.
         rounds: Instalments in which the budget is reached.
-        rectify: Release structures whose decay training resists.
-        importance: Criterion by which structures are ranked.
+        importance: Criterion by which the default host ranks structures.
         seed: What everything random follows from.
         data_dir: Where files of data sets are.
         threads: Threads of torch.
@@ -70,6 +77,7 @@ class Settings:
     model: str | None = None
     data: str | None = None
     host: str = "default"
+    variant: str = "sp+sr"
     budget: float = 0.5
     params_budget: float | None = None
     epochs: int | None = None
@@ -80,7 +88,6 @@ class Settings:
     weight_decay: float = 5e-4
     decay_steps: int | None = None
     rounds: int | None = None
-    rectify: bool = True
     importance: str = "magnitude"
     seed: int = 0
     data_dir: str = str(DATA_DIR)
@@ -103,8 +110,6 @@ class Settings:
                 f"--dataset expects one of {', '.join(_BY_DATASET)}; found {self.dataset!r}. "
                 "For your own data give --data pkg.mod:loaders."
             )
-        if self.host != "default":
-            raise ValueError(f"--host expects 'default'; found {self.host!r}.")
         defaults = _OWN_DATA if self.data else _BY_DATASET[self.dataset]
         filled = {
             name: value for name, value in defaults._asdict().items() if getattr(self, name) is None
@@ -125,9 +130,32 @@ class Settings:
             if value is not None and value < low:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} must be at least {low}; found {value}.")
+        self._check_host()
         if not self.lr > 0:
             raise ValueError(f"--lr must be above 0; found {self.lr}.")
         Budget(macs=self.budget, params=self.params_budget)
+
+    def _check_host(self) -> None:
+        for name, known in (("host", HOSTS), ("variant", VARIANTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"--{name} expects one of {', '.join(known)}; found {getattr(self, name)!r}."
+                )
+        if self.host != "default" and self.importance != "magnitude":
+            raise ValueError(
+                f"--importance has no effect with --host {self.host}, which ranks by a criterion "
+                "of its own: leave one of them out."
+            )
+        if self.rounds is not None and self.host not in _HOSTS_WITH_ROUNDS:
+            raise ValueError(
+                f"--rounds has no effect with --host {self.host}, which selects in steps of its "
+                "own: leave one of them out."
+            )
+        if self.decay_steps is not None and self.variant == "alone":
+            raise ValueError(
+                "--decay-steps has no effect with --variant alone, the host as published: leave "
+                "one of them out."
+            )
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Settings:
@@ -149,29 +177,10 @@ class Settings:
         """The settings as flat plain scalars."""
         return asdict(self)
 
-    def command(self) -> str:
-        """The command line that gives these settings, defaults left out."""
-        default = Settings(
-            dataset=self.dataset, data=self.data, model=self.model if self.data else None
-        ).resolved()
-        words = ["decayprune", "prune"]
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name == "dataset":
-                said = not self.data and value != field.default
-            elif name in ("data", "model") and self.data:
-                said = True
-            else:
-                said = value is not None and value != getattr(default, name)
-            option = "--" + name.replace("_", "-")
-            if said and isinstance(value, bool):
-                words.append(option if value else "--no-" + option[2:])
-            elif said:
-                words += [option, str(value)]
-        return shlex.join(words)
+    def schedule(self, epoch_steps: int) -> Schedule:
+        """When structures are selected, and how long they decay: the same for every host.
 
-    def pruning(self, epoch_steps: int) -> dict[str, Any]:
-        """Arguments of :class:`decayprune.DecayPruner`.
+        The variant *alone* selects at the same steps as the others, and cuts at once.
 
         Args:
             epoch_steps: Optimizer steps in one epoch.
@@ -181,20 +190,17 @@ class Settings:
         """
         steps = epoch_steps * (self.prune_epochs or 1)
         # for_run leaves 40 % to recover in; here fine-tuning is counted apart.
-        schedule = Schedule.for_run(max(1, steps * 10 // 6))
+        usual = Schedule.for_run(max(1, steps * 10 // 6))
+        stop, decay, rounds = usual.stop, usual.decay_steps, usual.rounds
         if self.decay_steps is not None or self.rounds is not None:
-            decay = self.decay_steps if self.decay_steps is not None else schedule.decay_steps
+            decay = decay if self.decay_steps is None else self.decay_steps
+            rounds = rounds if self.rounds is None else self.rounds
             if decay >= steps:
                 raise ValueError(
                     f"--decay-steps must be below the {steps} steps of pruning "
                     f"({self.prune_epochs} epochs of {epoch_steps}); found {decay}. Lower it or "
                     "raise --prune-epochs."
                 )
-            rounds = self.rounds if self.rounds is not None else schedule.rounds
-            schedule = Schedule(stop=steps - decay, rounds=rounds, decay_steps=decay)
-        return {
-            "budget": Budget(macs=self.budget, params=self.params_budget),
-            "schedule": schedule,
-            "rectify": Rectify() if self.rectify else None,
-            "importance": self.importance,
-        }
+            stop = steps - decay
+        smooth = self.variant != "alone"
+        return Schedule(stop=stop, rounds=rounds, decay_steps=decay if smooth else 1)

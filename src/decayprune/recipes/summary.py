@@ -14,10 +14,11 @@ from torch import nn
 import decayprune as dp
 from decayprune.compaction import CompactionReport
 from decayprune.latency import Latency, cpu_name
+from decayprune.recipes.hosts import Pruning
 from decayprune.recipes.settings import Settings
 
 
-def planned(pruner: dp.DecayPruner, offset: int) -> dict[str, Any]:
+def planned(pruner: Pruning, offset: int) -> dict[str, Any]:
     """What is to happen: steps of the rounds, the limits, and what cannot be pruned.
 
     Args:
@@ -26,11 +27,11 @@ def planned(pruner: dp.DecayPruner, offset: int) -> dict[str, Any]:
     """
     schedule = pruner.schedule
     return {
-        "rounds": [offset + schedule.begins(i) for i in range(schedule.rounds)],
+        "rounds": [offset + step for step in pruner.rounds],
         "limits": {"stop": offset + schedule.stop, "decay_steps": schedule.decay_steps},
         "refusals": [
             {"layer": refusal.layer, "width": refusal.width, "reason": refusal.reason}
-            for refusal in pruner.structures.refusals
+            for refusal in pruner.host.structures.refusals
         ],
     }
 
@@ -80,6 +81,12 @@ def check_saved(folder: Path, dense: nn.Module, compact: nn.Module, inputs: Any)
         )
 
 
+def _shortened(folder: str) -> str:
+    """A folder below the home folder without the name of who lives there."""
+    path, home = Path(folder), Path.home()
+    return str("~" / path.relative_to(home)) if path.is_relative_to(home) else folder
+
+
 def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dict[str, Any]:
     """The object of ``report.json``.
 
@@ -92,8 +99,7 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
     return {
         "format": "decayprune-report",
         "version": 1,
-        "command": settings.command(),
-        "settings": settings.to_json(),
+        "settings": settings.to_json() | {"data_dir": _shortened(settings.data_dir)},
         "versions": {
             "decayprune": version("decayprune"),
             "torch": torch.__version__,
@@ -107,6 +113,7 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
         "dataset": settings.data or settings.dataset,
         "model": settings.model,
         "host": None if settings.host == "default" else settings.host,
+        "variant": settings.variant,
         "seed": settings.seed,
         "budget": {name: bound for name, bound in budget.items() if bound is not None},
         "latency_before_ms": latency.before_ms,

@@ -7,10 +7,10 @@ through the template engine's escaping, and the page forbids itself scripts and 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decayprune.files import write_atomically
 from decayprune.report import plots, text, timeline
 from decayprune.report.records import Refusal, Summary, Width
 from decayprune.report.run import Report
@@ -36,28 +36,14 @@ def write_html(report: Report, path: str | Path) -> None:
     """
     path = Path(path)
     page = render(report)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_atomically({path: lambda to: to.write_bytes(page.encode())})
     except OSError as error:
         raise OSError(
             error.errno,
             f"expected a folder that takes the report, found: {error.strerror}; give another path",
             str(path),
         ) from error
-    finally:
-        _discard(beside)
-
-
-def _discard(path: Path) -> None:
-    try:
-        path.unlink()
-    except OSError:
-        return  # renamed already, or never made
 
 
 def render(report: Report) -> str:

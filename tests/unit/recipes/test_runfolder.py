@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from decayprune.recipes.runfolder import RunFolder, write_atomically
+from decayprune.recipes.runfolder import RunFolder
 
 
 def begun(path: Path) -> RunFolder:
@@ -83,22 +83,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         folder.save({"step": 2})
     assert folder.load()["step"] == 1
     assert not list(folder.path.glob("*.part"))
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def dies(beside: Path) -> None:
-        beside.write_text("new")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, dies)
-    assert path.read_text() == "old"
-    write_atomically(path, lambda beside: beside.write_text("new"))
-    assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 class Malicious:
