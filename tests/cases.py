@@ -339,7 +339,7 @@ def instance_norm() -> tuple[nn.Module, Any]:
 
 @case
 def mixing_norms() -> tuple[nn.Module, Any]:
-    """Norms that mix channels: their widths stay, what lies between is free."""
+    """Norms that mix channels of one width: as many leave each group of the group norm."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.gn(m.stem(x)).mean((2, 3))
@@ -556,7 +556,7 @@ def attention_grouped() -> tuple[nn.Module, Any]:
 
 @case
 def attention_module() -> tuple[nn.Module, Any]:
-    """nn.TransformerEncoderLayer: heads fixed, feed-forward free."""
+    """nn.TransformerEncoderLayer: heads and feed-forward leave, the width of its input stays."""
     return nn.Sequential(
         nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)
     ), torch.randn(2, 5, 8, dtype=torch.float64)
@@ -756,3 +756,122 @@ def recurrent() -> tuple[nn.Module, Any]:
         b=nn.Linear(5, 7),
         head=nn.Linear(7, 3),
     ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+# ---- normalisers that count what left, attention by head ---------------------------------------
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """A layer norm over dimension 1, as ConvNeXt has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class PlainRMSNorm(nn.Module):
+    """An RMS norm in words of its own, as language models have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+        self.variance_epsilon = 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
+
+
+@case
+def counting_norms() -> tuple[nn.Module, Any]:
+    """Every norm that mixes channels, on widths that a layer hands out."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.first(m.stem(x))
+        x = m.all(m.a(F.gelu(x))).mean((2, 3))
+        x = x + m.down(F.gelu(m.up(m.ln(x))))
+        return m.head(m.own(m.c(m.bare(m.b(m.rms(x))))))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 8, 3),
+        first=ChannelsFirst(8),
+        a=nn.Conv2d(8, 6, 3),
+        all=nn.GroupNorm(1, 6),
+        ln=nn.LayerNorm(6, bias=False),
+        up=nn.Linear(6, 9),
+        down=nn.Linear(9, 6),
+        rms=nn.RMSNorm(6),
+        b=nn.Linear(6, 7),
+        bare=nn.LayerNorm(7, elementwise_affine=False),
+        c=nn.Linear(7, 5),
+        own=PlainRMSNorm(5),
+        head=nn.Linear(5, 3),
+    ), image()
+
+
+@case
+def vision_transformer() -> tuple[nn.Module, Any]:
+    """Pre-norm blocks on a residual stream with class token and positions: all of it leaves."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1) + m.positions
+        return m.head(m.norm(m.blocks(x))[:, 0])
+
+    block = partial(
+        nn.TransformerEncoderLayer, 8, 4, 12, dropout=0.0, batch_first=True, norm_first=True
+    )
+    return Lambda(
+        forward,
+        patch=nn.Conv2d(3, 8, 4, stride=4),
+        token=nn.Parameter(torch.randn(1, 1, 8)),
+        positions=nn.Parameter(torch.randn(1, 5, 8)),
+        blocks=nn.Sequential(block(activation="gelu"), block()),
+        norm=nn.LayerNorm(8),
+        head=nn.Linear(8, 3),
+    ), image()
+
+
+@case
+def cross_attention() -> tuple[nn.Module, Any]:
+    """Keys and values of widths of their own, masks, sequence first; one with packed weights."""
+
+    def forward(m: Any, x: Tensor, memory: Tensor) -> Tensor:
+        unseen = torch.zeros(2, memory.shape[0], dtype=torch.bool)
+        unseen[0, -1] = True
+        k, v = m.k(memory), m.v(memory)
+        y = m.separate(m.q(x), k, v, key_padding_mask=unseen, need_weights=False)[0]
+        causal = nn.Transformer.generate_square_subsequent_mask(x.shape[0], dtype=x.dtype)
+        y = y + m.packed(y, F.relu(y), y, attn_mask=causal)[0]
+        y = y + m.packed(y, y, y, attn_mask=causal, is_causal=True, need_weights=False)[0]
+        return m.head(y)
+
+    return Lambda(
+        forward,
+        q=nn.Linear(5, 8),
+        k=nn.Linear(4, 6),
+        v=nn.Linear(4, 7),
+        separate=nn.MultiheadAttention(8, 4, kdim=6, vdim=7),
+        packed=nn.MultiheadAttention(8, 2, bias=False),
+        head=nn.Linear(8, 3),
+    ), (torch.randn(3, 2, 5, dtype=torch.float64), torch.randn(4, 2, 4, dtype=torch.float64))
+
+
+@case
+def attention_unbatched() -> tuple[nn.Module, Any]:
+    """Without a batch dimension; the weights of every head are an output and stay."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.a(m.stem(x), m.stem(x), m.stem(x))[0]
+        y, weights = m.b(x, x, x, average_attn_weights=False)
+        return m.head(y), weights
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(4, 6),
+        a=nn.MultiheadAttention(6, 3, batch_first=True),
+        b=nn.MultiheadAttention(6, 3, batch_first=True),
+        head=nn.Linear(6, 3),
+    ), torch.randn(5, 4, dtype=torch.float64)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from decayprune.structures import ops
 from decayprune.structures.forward import ExampleInputs, outputs
+from decayprune.structures.standins import become
 from decayprune.structures.structure_map import Role, StructureMap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
@@ -55,11 +56,14 @@ class Cut:
                 kept_of.setdefault(item.name, []).append((item.dim, index))
                 self.kept[item.name, item.dim] = index
         try:
+            modules = dict(model.named_modules())
+            loses = {m for m, _, labels, _ in structures.attributes if not stays[labels].all()}
+            self._undo += [become(modules[module]) for module in loses]
             for name, cuts in kept_of.items():
                 self._cut_tensor(tensors[name], cuts, optimizers)
-            modules = dict(model.named_modules())
             for module, attribute, labels, divisor in structures.attributes:
-                self._set(modules[module], attribute, int(stays[labels].sum()) // divisor)
+                if module in loses:
+                    self._set(modules[module], attribute, int(stays[labels].sum()) // divisor)
         except BaseException:
             self.undo()
             raise

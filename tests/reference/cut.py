@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures import StructureMap
+from decayprune.structures.standins import become
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -41,12 +42,17 @@ def zeroed(
 def cut(model: nn.Module, structures: StructureMap, removed: set[int]) -> nn.Module:
     """A copy of the model without some structures."""
     model = copy.deepcopy(model)
+    loses = {m for m, _, labels, _ in structures.attributes if gone(labels, removed).any()}
+    for module in loses:
+        become(model.get_submodule(module))  # a norm that counts, heads of their own width
     for item in structures.slices:
         kept = (~gone(item.structure, removed)).nonzero().flatten()
         value = tensors(model)[item.name]
         value.data = value.data.index_select(item.dim, kept)
     for module, attribute, labels, divisor in structures.attributes:
         count = int((~gone(labels, removed)).sum()) // divisor
+        if module not in loses:
+            continue
         holder = model.get_submodule(module)
         is_tuple = isinstance(getattr(holder, attribute), tuple)
         setattr(holder, attribute, (count,) if is_tuple else count)

@@ -242,7 +242,7 @@ def _macs_of_batches(call: Call, out: Tensor) -> int:
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _REASONS = {
-    "multi_head_attention_forward": "nn.MultiheadAttention fixes its width",
+    "multi_head_attention_forward": "no plain nn.MultiheadAttention: fixes its width",
     **dict.fromkeys(_RECURRENT, "read by a recurrent layer"),
 }
 _READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "index")

@@ -20,7 +20,7 @@ from decayprune.structures.tape import Key, Tape
 _ALONG_CHANNELS = "varies along a second dimension where a layer reads channels"
 
 
-def _handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
+def handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
     """Labels of a producer's outputs: new ones, or those of its first call."""
     known = tape.known(weight, dim)
     if known is not None:
@@ -42,7 +42,7 @@ def convolution(call: Call) -> Any:
         return _depthwise(tape, x, weight, bias, out, groups)
     channel = weight.dim() - 2  # an input without a batch dimension has channels first
     into = tape.channels(x, x.dim() - 1 - channel, _ALONG_CHANNELS)
-    labels = _handed_out(tape, weight, 0)
+    labels = handed_out(tape, weight, 0)
     if groups > 1:
         labels, into = _tie_groups(tape, labels, groups), _tie_groups(tape, into, groups)
     column = into[: weight.shape[1]]
@@ -52,7 +52,7 @@ def convolution(call: Call) -> Any:
     tape.attribute(layer, "in_channels", into)
     positions = out.numel() // weight.shape[0] * prod(weight.shape[2:])
     tape.operator(layer, positions, labels, column)
-    tape.produce(out, -1 - channel, labels, _sources(tape, weight, 0, bias))
+    tape.produce(out, -1 - channel, labels, sources_of(tape, weight, 0, bias))
     return out
 
 
@@ -82,7 +82,7 @@ def _producer(
     tape.consume(tape.mark(x), column[1], key)
 
 
-def _sources(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
+def sources_of(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
     """What scales a producer's output: its rows and its bias."""
     keys: list[Key] = [(tape.name(weight) or "", dim), (tape.name(bias) or "", 0)]
     return tape.scaled_by(*(key for key in keys if key in tape.cuts))
@@ -114,7 +114,7 @@ def transposed_convolution(call: Call) -> Any:
     groups = call.arg(6, "groups", 1)
     dim = x.dim() - weight.dim() + 1
     into = tape.channels(x, dim, _ALONG_CHANNELS)
-    row = _handed_out(tape, weight, 1)
+    row = handed_out(tape, weight, 1)
     labels = row.repeat(groups)
     if groups > 1:
         into = _tie_groups(tape, into, groups)
@@ -125,7 +125,7 @@ def transposed_convolution(call: Call) -> Any:
     tape.attribute(layer, "in_channels", into)
     positions = x.numel() // weight.shape[0] * prod(weight.shape[2:])
     tape.operator(layer, positions, into, row)
-    tape.produce(out, dim, labels, _sources(tape, weight, 1, bias))
+    tape.produce(out, dim, labels, sources_of(tape, weight, 1, bias))
     return out
 
 
@@ -158,14 +158,14 @@ def _affine_map(
     tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, row: int, out: Tensor, call: Call
 ) -> Tensor:
     into = tape.channels(x, -1, _ALONG_CHANNELS)
-    labels = _handed_out(tape, weight, row)
+    labels = handed_out(tape, weight, row)
     _producer(tape, call, out, weight, bias, (row, labels), (1 - row, into), x)
     layer = tape.owner(weight)
     for name, counted in (("out_features", labels), ("in_features", into)):
         tape.attribute(layer, name, counted)
     tape.attribute(layer, "nf", labels)  # what GPT-2's Conv1D calls it
     tape.operator(layer, x.numel() // x.shape[-1], labels, into)
-    tape.produce(out, -1, labels, _sources(tape, weight, row, bias))
+    tape.produce(out, -1, labels, sources_of(tape, weight, row, bias))
     return out
 
 
@@ -174,7 +174,7 @@ def embedding(call: Call) -> Any:
     tape, out = call.tape, call.run()
     weight = call.arg(1, "weight")
     tape.fix([call.arg(0, "input")], "used as an index")
-    labels = _handed_out(tape, weight, 1)
+    labels = handed_out(tape, weight, 1)
     key = tape.cut(weight, 1, "row", labels)
     tape.attribute(tape.owner(weight), "embedding_dim", labels)
     tape.produce(out, -1, labels, tape.scaled_by(key))
@@ -229,7 +229,7 @@ def layer_norm(call: Call) -> Any:
         return out
     inside = [d for d in varying(found.labels) if d >= first]
     if inside == [x.dim() - 1] == varying(found.labels) and len(tuple(shape)) == 1:
-        _mixing(tape, x, out, x.dim() - 1, affine, "normalized_shape")
+        _mixing(tape, x, out, x.dim() - 1, affine, "normalized_shape", call.name != "rms_norm")
         return out
     labels = found.labels
     for d in inside:
@@ -251,7 +251,26 @@ def group_norm(call: Call) -> Any:
         tape.attribute(tape.owner(weight), "num_groups", labels)
         tape.attribute(tape.owner(weight), "num_channels", labels)
     else:
+        _tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), groups)
         _mixing(tape, x, out, 1, (weight, bias), "num_channels")
+    return out
+
+
+def counting_layer_norm(call: Call) -> Any:
+    """The layer norm of a model that was cut before."""
+    out, x, dim = call.run(), call.arg(0, "x"), call.arg(5, "dim")
+    affine = call.arg(2, "weight"), call.arg(3, "bias")
+    if call.tape.mark(x) is not None:
+        _mixing(call.tape, x, out, dim % x.dim(), affine, "normalized_shape")
+    return out
+
+
+def counting_group_norm(call: Call) -> Any:
+    """The group norm of a model that was cut before."""
+    tape, out, x = call.tape, call.run(), call.arg(0, "x")
+    if tape.mark(x) is not None:
+        _tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), call.arg(1, "groups"))
+        _mixing(tape, x, out, 1, (call.arg(3, "weight"), call.arg(4, "bias")), "num_channels")
     return out
 
 
@@ -266,16 +285,27 @@ def _mixing(
     dim: int,
     affine: tuple[Tensor | None, Tensor | None],
     attribute: str,
+    shifts: bool = True,
 ) -> None:
-    """A normaliser that mixes the channels it normalises: listed in :attr:`Tape.mixed`."""
-    labels = tape.channels(x, dim, _ALONG_CHANNELS)
+    """A normaliser that mixes the channels it normalises: listed in :attr:`Tape.mixed`.
+
+    What scales its input carries as well as its own affine: the latter alone would leave the
+    channel's share of the mean and variance, which would then go with a jolt. Where the mean is
+    subtracted (``shifts``), a channel of zeros has a gradient.
+    """
+    found, labels = tape.mark(x), tape.channels(x, dim, _ALONG_CHANNELS)
     layer = tape.owner(affine[0])
     tape.mixed.append((labels, layer))
     keys = [tape.cut(value, 0, "affine", labels) for value in affine]
     tape.attribute(layer, attribute, labels)
+    before = frozenset[int]() if found is None else found.sources
+    scaled = frozenset(source for source in before if tape.has_scale(frozenset([source])))
     has_affine = any(key is not None for key in keys)
-    sources = tape.scaled_by(*keys) if has_affine else tape.unscaled(labels)
-    tape.put(out, along(labels, dim, out.shape), sources, has_affine)
+    sources = scaled | (tape.scaled_by(*keys) if has_affine else tape.unscaled(labels))
+    if shifts:
+        tape.unpinned.append(labels)
+    zero = has_affine or (not shifts and found is not None and found.zero)
+    tape.put(out, along(labels, dim, out.shape), sources, zero)
 
 
 def prelu(call: Call) -> Any:
@@ -302,7 +332,7 @@ def bag(call: Call) -> Any:
     weight = call.arg(1, "weight")
     if weight.dim() != 2 or not weight.is_floating_point():  # torch.embedding_bag swaps the two
         weight = call.arg(0, "input")
-    labels = _handed_out(tape, weight, 1)
+    labels = handed_out(tape, weight, 1)
     key = tape.cut(weight, 1, "row", labels)
     tape.attribute(tape.owner(weight), "embedding_dim", labels)
     tape.produce(value, -1, labels, tape.scaled_by(key))
@@ -325,5 +355,7 @@ LAYERS = {
     "layer_norm": layer_norm,
     "rms_norm": layer_norm,
     "group_norm": group_norm,
+    "counting_layer_norm": counting_layer_norm,
+    "counting_group_norm": counting_group_norm,
     "prelu": prelu,
 }

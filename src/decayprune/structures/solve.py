@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from decayprune.structures.labels import compress, varying
+from decayprune.structures.standins import stand_in
 from decayprune.structures.structure_map import FIXED
 from decayprune.structures.tape import Cut, Key, Tape
 
@@ -118,10 +119,12 @@ def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
 
 
 def _fix_mixed(tape: Tape) -> None:
-    """A normaliser that mixes channels would notice that some are gone."""
+    """A normaliser that mixes channels notices that some are gone, unless it can count them."""
     for labels, layer in tape.mixed:
-        kind = type(tape.modules[layer]).__name__
-        tape.partition.fix(labels, f"mixed by {kind} `{layer}`")
+        if stand_in(tape.modules[layer]) is None:
+            kind = type(tape.modules[layer]).__name__
+            reason = f"mixed by `{layer}`, a {kind}, which cannot count channels that are gone"
+            tape.partition.fix(labels, reason)
 
 
 def _make_rectangular(tape: Tape) -> None:

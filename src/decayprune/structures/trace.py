@@ -23,13 +23,15 @@ from decayprune.structures.calls import Call, canonical, tensors_in
 from decayprune.structures.forward import arguments
 from decayprune.structures.rules import RULES
 from decayprune.structures.rules_attention import CONTRACTIONS, left_alone
+from decayprune.structures.rules_heads import HEADS
 from decayprune.structures.rules_layers import LAYERS
 from decayprune.structures.rules_movement import MOVEMENT
 from decayprune.structures.rules_windows import WINDOWS
+from decayprune.structures.standins import rms_norms_by_name
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tape import Tape
 
-_RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS}
+_RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS, **HEADS}
 
 
 def trace(
@@ -59,7 +61,12 @@ def trace(
     ignored = _ignored(tape, ignored_layers)
     args, kwargs = arguments(example_inputs)
     _check_devices(model, (args, kwargs))
-    with _undisturbed(model), _names_of_running_modules(tape), torch.no_grad():
+    with (
+        rms_norms_by_name(model),
+        _undisturbed(model),
+        _names_of_running_modules(tape),
+        torch.no_grad(),
+    ):
         model.eval()
         _run(tape, args, kwargs)
         if tape.unseen():

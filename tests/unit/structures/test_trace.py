@@ -34,7 +34,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "no_affine": ([("0", 6, 1), ("3", 4, 1)], ["5"]),
     "transposed": ([("0", 6, 1), ("2", 2, 2), ("4", 3, 1)], ["6"]),
     "instance_norm": ([("0", 6, 1), ("3", 4, 1)], ["7"]),
-    "mixing_norms": ([("up", 9, 1)], ["stem", "down", "head"]),
+    "mixing_norms": ([("stem", 3, 2), ("up", 9, 1)], ["head"]),
     "layer_scale": ([("stem", 6, 1)], ["head"]),
     "padded_shortcut": ([("stem.0", 4, 1)], ["a.0", "head"]),
     "pixel_shuffle": ([("0", 3, 4)], ["3"]),
@@ -50,8 +50,8 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
         ["attention.out", "down", "head"],
     ),
     "attention_module": (
-        [("0.linear1", 12, 1)],
-        ["0.linear2", "1", "0.self_attn", "0.self_attn.out_proj"],
+        [("0.self_attn", 2, 12), ("0.linear1", 12, 1)],
+        ["0.linear2", "1", "0.self_attn.out_proj"],
     ),
     "attention_bias": ([("q", 4, 3)], ["head"]),
     "attention_rotary": ([("q", 2, 8)], ["head"]),
@@ -63,6 +63,35 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "gated_mlp": ([("gate", 6, 1)], ["down"]),
     "tokens": ([("patch", 6, 1)], ["head"]),
     "recurrent": ([("b", 7, 1)], ["a", "head", "lstm"]),
+    "counting_norms": (
+        [("stem", 8, 1), ("a", 6, 1), ("up", 9, 1), ("b", 7, 1), ("c", 5, 1)],
+        ["head"],
+    ),
+    "vision_transformer": (
+        [
+            ("patch", 8, 1),
+            ("blocks.0.self_attn", 4, 6),
+            ("blocks.0.linear1", 12, 1),
+            ("blocks.1.self_attn", 4, 6),
+            ("blocks.1.linear1", 12, 1),
+        ],
+        ["head"],
+    ),
+    "cross_attention": (
+        [
+            ("k", 6, 1),
+            ("v", 7, 1),
+            ("q", 8, 1),
+            ("separate", 4, 2),
+            ("separate.out_proj", 8, 1),
+            ("packed", 2, 12),
+        ],
+        ["head"],
+    ),
+    "attention_unbatched": (
+        [("stem", 6, 1), ("a", 3, 6), ("a.out_proj", 6, 1), ("b.out_proj", 6, 1)],
+        ["b", "head"],
+    ),
 }
 
 # per group: the (parameter, dim) whose scaling scales the function
@@ -105,6 +134,18 @@ CARRIERS: dict[str, list[set[tuple[str, int]]]] = {
         {("up.weight", 0), ("up.bias", 0)},
     ],
     "tokens": [{("norm.weight", 0), ("norm.bias", 0)}],
+    # what is normalised carries beside the norm: a norm alone would leave its share of the mean
+    "mixing_norms": [
+        {
+            *(("stem.weight", 0), ("stem.bias", 0), ("gn.weight", 0), ("gn.bias", 0)),
+            *(("ln.weight", 0), ("ln.bias", 0), ("down.weight", 0), ("down.bias", 0)),
+        },
+        {("up.weight", 0), ("up.bias", 0)},
+    ],
+    "attention_module": [
+        {("0.self_attn.out_proj.weight", 1)},
+        {("0.linear1.weight", 0), ("0.linear1.bias", 0)},
+    ],
     "pixel_shuffle": [{("0.weight", 0), ("0.bias", 0)}],
 }
 

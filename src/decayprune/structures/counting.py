@@ -1,0 +1,146 @@
+"""Normalisers that count channels which have left the model.
+
+A layer norm (or a group norm with several channels to a group) computes one mean and one variance
+over many channels, so removing channels changes it for all the others, even where the removed ones
+were exact zeros. The normalisers here remember how many channels there were and count the missing
+ones as the zeros they had become: what they compute for the channels that are left is, up to
+rounding, what the full normaliser computed. They are ordinary modules: same parameters under the
+same names, saved, loaded, exported and trained like any other.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+
+def counting_layer_norm(
+    x: Tensor, counted: int, weight: Tensor | None, bias: Tensor | None, eps: float, dim: int = -1
+) -> Tensor:
+    """Layer norm over ``x`` and as many zeros as are missing from ``counted`` channels (ours).
+
+    Args:
+        x: Activations with ``n`` channels along ``dim``.
+        counted: Channels of the mean and the variance, ``counted >= n``.
+        weight: Scale per channel, shape ``(n,)``, or None.
+        bias: Shift per channel, shape ``(n,)``, or None.
+        eps: Added to the variance.
+        dim: Dimension of the channels; each place along the others has its own mean.
+    """
+    if has_torch_function_variadic(x, weight, bias):
+        return handle_torch_function(
+            counting_layer_norm, (x, weight, bias), x, counted, weight, bias, eps, dim
+        )
+    return _affine(_normalised(x, x.shape[dim] / counted, eps, dim), weight, bias, dim)
+
+
+def counting_group_norm(
+    x: Tensor, groups: int, counted: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Group norm over ``x`` and as many zeros as are missing from ``counted`` channels (ours).
+
+    Args:
+        x: Activations, shape ``(batch, n, ...)``; every group lacks as many channels.
+        groups: Groups the channels are divided into.
+        counted: Channels of all groups together, ``counted >= n``.
+        weight: Scale per channel, shape ``(n,)``, or None.
+        bias: Shift per channel, shape ``(n,)``, or None.
+        eps: Added to the variances.
+    """
+    if has_torch_function_variadic(x, weight, bias):
+        return handle_torch_function(
+            counting_group_norm, (x, weight, bias), x, groups, counted, weight, bias, eps
+        )
+    flat = x.reshape(x.shape[0], groups, -1)
+    return _affine(_normalised(flat, x.shape[1] / counted, eps, -1).view(x.shape), weight, bias, 1)
+
+
+def _normalised(x: Tensor, share: float, eps: float, dim: int) -> Tensor:
+    """(x - mean) / sqrt(variance + eps), where ``share`` of what is counted is there.
+
+    With m and v of what is there, the mean over all is ``share * m`` and the variance
+    ``share * (v + (1 - share) * m ** 2)``: no difference of large numbers.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, dim, correction=0, keepdim=True)
+    variance = share * (variance + (1 - share) * mean.square())
+    return ((wide - share * mean) * torch.rsqrt(variance + eps)).to(x.dtype)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    if weight is not None:
+        x = x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+class CountingLayerNorm(nn.LayerNorm):
+    """What a :class:`torch.nn.LayerNorm` becomes when channels leave it.
+
+    Attributes:
+        counted: Channels it computes mean and variance over, those that left included.
+        channels_first: Whether the channels lie along dimension 1 instead of the last.
+        replaced: Name of the class it was before.
+    """
+
+    counted: int
+    channels_first: bool
+    replaced: str
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; channels along the last dimension, or the second one."""
+        dim = 1 if self.channels_first else -1
+        return counting_layer_norm(input, self.counted, self.weight, self.bias, self.eps, dim)
+
+    def extra_repr(self) -> str:
+        """As its base, and what is counted."""
+        return f"{super().extra_repr()}, counted={self.counted}"
+
+
+class CountingGroupNorm(nn.GroupNorm):
+    """What a :class:`torch.nn.GroupNorm` becomes when channels leave it, as many in every group.
+
+    Attributes:
+        counted: Channels of all groups together, those that left included.
+        replaced: Name of the class it was before.
+    """
+
+    counted: int
+    replaced: str
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise activations of shape ``(batch, channels, ...)``."""
+        return counting_group_norm(
+            input, self.num_groups, self.counted, self.weight, self.bias, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        """As its base, and what is counted."""
+        return f"{super().extra_repr()}, counted={self.counted}"
+
+
+class CountingRMSNorm(nn.RMSNorm):
+    """What a :class:`torch.nn.RMSNorm`, or a module that computes the same, becomes.
+
+    Attributes:
+        counted: Channels it takes the mean square over, those that left included.
+        replaced: Name of the class it was before.
+    """
+
+    counted: int
+    replaced: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over the last dimension."""
+        # x / sqrt(sum(x ** 2) / counted + eps), through the fused kernel that divides by n
+        times = self.counted / x.shape[-1]
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        y = F.rms_norm(x, self.normalized_shape, self.weight, eps * times)
+        return y.mul(times**0.5)
+
+    def extra_repr(self) -> str:
+        """As its base, and what is counted."""
+        return f"{tuple(self.normalized_shape)}, eps={self.eps}, counted={self.counted}"

@@ -1,0 +1,125 @@
+"""Which modules have a stand-in that stays exact when channels leave, and how they become it.
+
+A module becomes its stand-in by changing its class (as ``torch.nn.utils.parametrize`` does): the
+object, its parameters, hooks and every reference to it stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decayprune.structures.counting import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
+from decayprune.structures.heads import HeadwiseAttention
+
+STAND_INS = (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm, HeadwiseAttention)
+
+
+def stand_in(module: nn.Module) -> type[nn.Module] | None:
+    """The class that computes the same as a module for fewer channels; None if it needs none.
+
+    Modules that normalise every channel by itself, or hold no width, need none. A normaliser
+    whose class is not known has none either.
+    """
+    if isinstance(module, STAND_INS):
+        return type(module)
+    if isinstance(module, nn.LayerNorm):
+        return CountingLayerNorm if len(module.normalized_shape) == 1 else None
+    if type(module).forward is nn.GroupNorm.forward:
+        return CountingGroupNorm if module.num_groups != module.num_channels else None
+    if isinstance(module, nn.MultiheadAttention):
+        plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+        own = type(module).forward is not nn.MultiheadAttention.forward
+        return HeadwiseAttention if plain and not own else None
+    return CountingRMSNorm if _rms_norm(module) is not None else None
+
+
+def become(module: nn.Module) -> Callable[[], None]:
+    """Turn a module into its stand-in, before any of its channels leave; returns the way back."""
+    new = stand_in(module)
+    old, held = type(module), dict(vars(module))
+    if new is None or new is old:
+        return lambda: None
+    added: dict[str, Any] = {"replaced": old.__qualname__}
+    if (counted := counted_width(module)) is not None:
+        added["counted"] = counted
+    if isinstance(module, nn.LayerNorm):
+        # The one reason to override forward() is another dimension; the trial cut checks it.
+        added["channels_first"] = old.forward is not nn.LayerNorm.forward
+    elif (rms := _rms_norm(module)) is not None:
+        added |= {"normalized_shape": rms[:1], "eps": rms[1]}
+    vars(module).update(added)
+    module.__class__ = new
+
+    def back() -> None:
+        module.__class__ = old
+        for name in added:
+            if name in held:
+                setattr(module, name, held[name])
+            else:
+                vars(module).pop(name)
+
+    return back
+
+
+def counted_width(module: nn.Module) -> int | None:
+    """Channels that a normaliser with a stand-in counts; None for any other module."""
+    if isinstance(module, (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm)):
+        return module.counted
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[0] if stand_in(module) else None
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels if stand_in(module) else None
+    found = _rms_norm(module)
+    return None if found is None else found[0]
+
+
+@contextmanager
+def rms_norms_by_name(model: nn.Module) -> Iterator[None]:
+    """Show modules that compute an RMS norm in their own words as ``nn.RMSNorm`` to a tracer."""
+    undo: list[Callable[[], None]] = []
+    try:
+        undo += [
+            become(module)
+            for module in model.modules()
+            if type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
+        ]
+        yield
+    finally:
+        for back in undo:
+            back()
+
+
+def _rms_norm(module: nn.Module) -> tuple[int, float | None] | None:
+    """Width and epsilon of a module that is an RMS norm over the last dimension, by what it does.
+
+    A module of another library is believed only if it computes what ``rms_norm`` computes.
+    """
+    weight = getattr(module, "weight", None)
+    if type(module).forward is nn.RMSNorm.forward and isinstance(module, nn.RMSNorm):
+        shape = module.normalized_shape
+        return (shape[0], module.eps) if len(shape) == 1 else None
+    if not type(module).__name__.endswith("RMSNorm"):
+        return None
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    alone = len(list(module.parameters())) == 1 and not list(module.children())
+    if not (alone and isinstance(weight, Tensor) and weight.dim() == 1 and eps):
+        return None
+    with torch.no_grad():
+        x = torch.linspace(-1, 2, 2 * weight.numel(), dtype=weight.dtype, device=weight.device)
+        x = x.view(2, -1)
+        try:
+            found = module.forward(x)
+        except Exception:  # whatever it is, it is no normaliser of one tensor
+            return None
+        expected = F.rms_norm(x, weight.shape, weight, eps)
+    same = isinstance(found, Tensor) and found.shape == expected.shape
+    rounding = 16 * torch.finfo(weight.dtype).eps
+    if not same or not torch.allclose(found.to(expected), expected, rounding, rounding):
+        return None
+    return weight.numel(), eps
