@@ -94,6 +94,7 @@ def torch_pruning(model: nn.Module, decay_steps: int, rectify: Rectify | None) -
         out_channel_groups={},
         num_heads={},
     )
+    model.train()  # building the pruner has left it in evaluation mode
     host = TorchPruningHost(
         pruner,
         optimizer,
