@@ -7,6 +7,7 @@ one structure of every group before any training begins, because no trace can se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from decayprune.structures.structure_map import Role, StructureMap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
 _HALF_TOLERANCE = 2e-2
+_FAILS = "forward() fails once a channel is removed"
 
 
 class Cut:
@@ -203,7 +205,7 @@ def failure(
     try:
         relative = difference(before, outputs(model, example_inputs))[1]
     except Exception as raised:  # any error of a cut forward() is a reason to refuse the cut
-        return f"forward() fails once a channel is removed ({first_line(raised)})"
+        return f"{_FAILS} ({first_line(raised)})"
     finally:
         cut.undo()
     return None if relative <= limit else "removing a zeroed channel changes the model's output"
@@ -227,11 +229,15 @@ def refuse_uncuttable(
         example_inputs: What to run it on.
         roles: Slices that are zero once a structure is pruned.
     """
-    large = [group for group in structures.groups if group.size > 1]
+    members = [number for number, group in enumerate(structures.groups) if group.size > 1]
     trial = torch.zeros(structures.num_structures, dtype=torch.bool)
-    trial[[group.start for group in large]] = True
-    if not large:
+    trial[[structures.groups[member].start for member in members]] = True
+    if not members:
         return structures
+
+    def kind(member: int) -> str:
+        return _kind(structures, member)
+
     tensors = named_tensors(model)
     names = dict.fromkeys(item.name for item in structures.slices if item.role != "buffer")
     ranks = {name: tensors[name].dim() for name in names}
@@ -244,32 +250,43 @@ def refuse_uncuttable(
             ops.zero_(pick, tensors)
             before = outputs(model, example_inputs)
             limit = tolerance_for(before)
-            failed = _search(model, structures, trial, example_inputs, before, limit)
+
+            def try_(members: list[int]) -> str | None:
+                gone = torch.zeros_like(trial)
+                gone[[structures.groups[member].start for member in members]] = True
+                return failure(model, structures, gone, example_inputs, before, limit)
+
+            failed = _search(structures, sorted(members, key=kind), try_)
         finally:
             ops.scatter_(pick, tensors, saved)
     return structures.without(dict(failed)) if failed else structures
 
 
 def _search(
-    model: nn.Module,
-    structures: StructureMap,
-    trial: Tensor,
-    example_inputs: ExampleInputs,
-    before: Sequence[Tensor],
-    limit: float,
+    structures: StructureMap, members: list[int], try_: Callable[[list[int]], str | None]
 ) -> list[tuple[int, str]]:
     """(group, reason) of those that fail, by halving: cheap where nothing or little fails."""
-    reason = failure(model, structures, trial, example_inputs, before, limit)
+    reason = try_(members)
     if reason is None:
         return []
-    members = trial.nonzero().flatten()
-    groups = structures.group_of[members]
-    if members.numel() == 1:
-        return [(int(groups[0]), reason)]
-    failed = []
-    for half in members.tensor_split(2):
-        mask = torch.zeros_like(trial)
-        mask[half] = True
-        failed += _search(model, structures, mask, example_inputs, before, limit)
-    # Each half works and both together do not: nobody is to blame alone, so all are refused.
-    return failed or [(int(group), reason) for group in groups]
+    if len(members) == 1:
+        return [(members[0], reason)]
+    first, last = _kind(structures, members[0]), _kind(structures, members[-1])
+    cut = len(members) // 2
+    if first == last:
+        # Forty blocks run the same code: what fails in the first and in the last fails in all.
+        ends = [try_([members[0]]), try_([members[-1]])]
+        if all(end is not None and end.startswith(_FAILS) for end in ends):
+            return [(member, ends[0] or "") for member in members]
+    else:
+        kinds = [_kind(structures, member) for member in members]
+        edges = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
+        cut = min(edges, key=lambda edge: abs(edge - cut))
+    failed = _search(structures, members[:cut], try_) + _search(structures, members[cut:], try_)
+    # Each part works and both together do not: nobody is to blame alone, so all are refused.
+    return failed or [(member, reason) for member in members]
+
+
+def _kind(structures: StructureMap, group: int) -> str:
+    """The kinds of layers in a group, whatever their shapes."""
+    return re.sub(r"\d+", "", structures.groups[group].family)

@@ -124,7 +124,7 @@ class HeadwiseAttention(nn.MultiheadAttention):
     replaced: str
 
     @property
-    def _qkv_same_embed_dim(self) -> bool:  # type: ignore[override]
+    def _qkv_same_embed_dim(self) -> bool:
         # nn.TransformerEncoderLayer takes a fused path in evaluation mode that derives the width
         # of a head from the input; it asks this attribute first.
         return False

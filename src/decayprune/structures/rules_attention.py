@@ -19,9 +19,8 @@ from decayprune.structures.calls import Call, tensors_in
 from decayprune.structures.labels import along, core, varying
 from decayprune.structures.rules import against_fixed, raw_factor
 from decayprune.structures.rules_layers import times_parameter
-from decayprune.structures.tape import Mark, Tape
+from decayprune.structures.tape import SIZES, Mark, Tape
 
-_SIZES = ("dim", "size", "width", "hidden", "channels", "features")
 _MET = "met a tensor of fixed width in attention"
 _HEADS = "attention reads a whole head"
 
@@ -115,7 +114,7 @@ def _head_attributes(
     for name, value in vars(tape.modules[layer]).items():
         if type(value) is not int or (layer, name) in seen:
             continue
-        names_a_size = any(word in name for word in _SIZES)
+        names_a_size = any(word in name for word in SIZES)
         vectors = [v.repeat_interleave(width) for v in counts] if names_a_size else counts
         for vector in vectors:
             if value == vector.numel():

@@ -68,10 +68,21 @@ def reshape(call: Call) -> Any:
         call.tape.partition.fix(found.labels, "reinterpreted as another dtype")
         return out
     labels = compress(found.labels.reshape(out.shape))
-    if len(varying(labels)) > 1:
+    dims = varying(labels)
+    if len(dims) > 1:
         call.tape.matrices.append(core(labels))
+    elif dims and out.shape[dims[0]] in _named_sizes(call):
+        call.tape.sizes(core(labels).reshape(-1))
     call.tape.put(out, labels, found.sources, found.zero)
     return out
+
+
+def _named_sizes(call: Call) -> list[Any]:
+    """Sizes that a call names, one by one or in a list."""
+    named: list[Any] = []
+    for value in (*call.args[1:], *call.kwargs.values()):
+        named += value if isinstance(value, (tuple, list)) else [value]
+    return [value for value in named if type(value) is int]
 
 
 def join(call: Call) -> Any:

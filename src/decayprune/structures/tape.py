@@ -23,6 +23,10 @@ Key = tuple[str, int]
 """A dimension of a parameter or buffer: (qualified name, dim)."""
 
 
+SIZES = ("dim", "size", "width", "hidden", "channels", "features")
+"""Words in the name of an attribute that counts channels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Mark:
     """What is known of an activation.
@@ -203,6 +207,16 @@ class Tape:
         value = getattr(holder, name, None)
         if value in (labels.numel() // divisor, (labels.numel(),)) and not isinstance(value, bool):
             self.attributes.append((module, name, labels, divisor))
+
+    def sizes(self, labels: Tensor) -> None:
+        """Say that integers of the running module count these labels, if their names say so.
+
+        A wrong guess shows itself when the cut model runs on trial.
+        """
+        layer = self.stack[-1] if self.stack else ""
+        for name, value in vars(self.modules[layer]).items():
+            if type(value) is int and any(word in name for word in SIZES):
+                self.attribute(layer, name, labels)
 
     # ---- who scales what ---------------------------------------------------------------------
 
