@@ -127,6 +127,11 @@ class GateSelector:
         chosen = closing(
             score, alive, eligible, self._gates, groups, self._least, self._schedule.share
         )
+        if self._schedule.exact:
+            now = self._kept(state) - self._count(first)
+            chosen = refill(
+                chosen, now, self._least, groups, lambda k: self._cost.meets(self._budget, k)
+            )
         chosen = torch.cat([first, chosen])
         self._plan(self._kept(state) - self._count(chosen), step)
         extra = self._extra(eligible.index_fill(0, chosen, False), score, chosen.numel())

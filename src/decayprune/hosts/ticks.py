@@ -44,6 +44,7 @@ class TickTock:
         tock_steps: Ten epochs in the paper.
         ticks: Ticks between two tocks.
         share: Share of the open gates that a tick closes.
+        exact: The last tick closes only what the budget still needs; as published, its whole share.
 
     Raises:
         ValueError: A value is out of range.
@@ -53,6 +54,7 @@ class TickTock:
     tock_steps: int
     ticks: int = 10
     share: float = 0.005
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tick_steps", "ticks"):

@@ -234,7 +234,7 @@ def _torch_pruning(task: _Task) -> Pruning:
 
 
 def _gate_decorator(task: _Task) -> Pruning:
-    """Gate Decorator with short ticks, so small that the last one overshoots by little."""
+    """Gate Decorator with short ticks, the last of them cut short where the budget holds."""
     host = GateDecorator(
         task.model,
         task.optimizer,
@@ -263,6 +263,7 @@ def _ticks(steps: int, budget: float) -> TickTock:
         ticks=_TICKS_BEFORE_TOCK,
         # MACs fall faster than gates close, but not in layers whose inputs nobody closes.
         share=1 - (budget / 2) ** (1 / count),
+        exact=True,  # as close to the budget as the other hosts
     )
 
 

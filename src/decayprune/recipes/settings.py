@@ -37,7 +37,7 @@ class _Defaults(NamedTuple):
 # CIFAR and ImageNet, which want a GPU.
 _BY_DATASET = {
     "digits": _Defaults("resnet8", 15, 15, 10, 64),
-    "fashion-mnist": _Defaults("resnet20", 4, 3, 3, 128),
+    "fashion-mnist": _Defaults("resnet20", 3, 2, 2, 128),
     "cifar10": _Defaults("resnet56", 100, 60, 40, 128),
     "cifar100": _Defaults("vgg19", 100, 60, 40, 128),
     "imagenet": _Defaults("torchvision.models:resnet50", 40, 30, 20, 256),
