@@ -151,7 +151,7 @@ class Job:
             return _unpruned(model, example)
         if trial.variant == "small":
             return self._small(example, steps)
-        method = methods.build(trial, model, example, steps)
+        method = methods.build(trial.with_(budget=self._budget()), model, example, steps)
         report, kept = None, []
         made = train_steps(
             model,
@@ -184,12 +184,23 @@ class Job:
             "events": _counts(method.host.events),
         }
 
-    def _small(self, example: torch.Tensor, steps: int) -> dict[str, Any]:
-        """Train a network of the shape that the host alone ends with, for all steps there were."""
+    def _budget(self) -> float:
+        """What may remain: for all but the host alone, no more than the host alone kept."""
+        if self.trial.variant == "alone":
+            return self.trial.budget
+        alone = self._alone()
+        return float(alone["macs_after"] / alone["macs_before"])
+
+    def _alone(self) -> dict[str, Any]:
         partner = result_file(self._folder, self.trial.with_(variant="alone"))
         if not partner.is_file():
-            raise FileNotFoundError(f"The shape is that of {partner}; run that trial first.")
-        kept = json.loads(partner.read_text())["kept"]
+            raise ValueError(f"It is compared with {partner.stem}: run that trial first.")
+        figures: dict[str, Any] = json.loads(partner.read_text(encoding="utf-8"))
+        return figures
+
+    def _small(self, example: torch.Tensor, steps: int) -> dict[str, Any]:
+        """Train a network of the shape that the host alone ends with, for all steps there were."""
+        kept = self._alone()["kept"]
         model = self.fresh()
         report = cut_to(model, example, kept)
         how = self.trial.dense or self.trial.training

@@ -159,7 +159,7 @@ def _depgraph(
 
     sparse = trial.host == "depgraph-sl"
     optimizer = sgd(trial, model)
-    options = {"reg": 5e-4, "sparse": 0.0, **trial.options}
+    options = {"reg": 5e-4, "sparse": 0.0, "iterative_steps": 400, **trial.options}
     classifier = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     kind = tp.pruner.GroupNormPruner if sparse else tp.pruner.MetaPruner
     pruner = kind(
@@ -169,7 +169,7 @@ def _depgraph(
             p=2, **({"normalizer": "max"} if sparse else {})
         ),
         pruning_ratio=1.0,
-        iterative_steps=400,
+        iterative_steps=int(options["iterative_steps"]),
         global_pruning=True,
         ignored_layers=classifier,
         **({"reg": options["reg"]} if sparse else {}),

@@ -56,7 +56,8 @@ class Trial:
         model: Name of a model, or ``pkg.mod:factory``.
         host: One of :data:`HOSTS`.
         variant: One of :data:`VARIANTS` or :data:`CONTROLS`.
-        budget: MACs that remain.
+        budget: MACs that remain, at most; the variants and controls of a host aim at what the
+            host alone ended with.
         seed: What everything random follows from.
         dense: Training before, once per seed and shared; None: ``pretrained`` or from scratch.
         training: Training in which structures leave, and after.

@@ -36,8 +36,10 @@ def test_pairs_have_steps_weights_and_macs_in_common() -> None:
 @pytest.mark.parametrize("host", HOSTS)
 def test_every_host_runs_in_every_variant(tmp_path: Path, host: str) -> None:
     base = BASE.with_(host=host, decay_steps=4)
-    if host == "depgraph-sl":
-        base = base.with_(options={"sparse": 0.2})
+    if host.startswith("depgraph"):
+        sparse = {"sparse": 0.2} if host == "depgraph-sl" else {}
+        base = base.with_(options={"iterative_steps": 40, **sparse})
+    kept = []
     # Pairs of so small a network may lie further apart than a study allows.
     for variant in VARIANTS:
         trial = base.with_(variant=variant)
@@ -47,10 +49,12 @@ def test_every_host_runs_in_every_variant(tmp_path: Path, host: str) -> None:
         found = json.loads((tmp_path / folder / result_file(tmp_path, trial).name).read_text())
         assert found["steps"] == 40
         assert found["macs_after"] <= 0.4 * found["macs_before"]
+        kept.append(found["macs_after"])
         assert [point["step"] for point in found["curve"]] == [10, 20, 30, 40]
         assert 0 <= found["test_accuracy"] <= 1
         assert found["events"]["pruned"] > 0
         assert set(found) >= {"versions", "machine", "commit", "wall_seconds", "dense_digest"}
+    assert max(kept) == kept[0]  # never more than the host alone
     assert len(list((tmp_path / "dense").glob("*.pt"))) == 1
 
 
@@ -71,7 +75,7 @@ def test_controls_run_and_what_exists_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_the_same_trial_gives_the_same_figures_twice(tmp_path: Path) -> None:
-    trial = BASE.with_(training=Training(epochs=1, lr=0.02), decay_steps=2)
+    trial = BASE.with_(training=Training(epochs=1, lr=0.02), variant="alone")
     found: list[dict[str, Any]] = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         grid.run_trial(trial, folder, tmp_path, silent)
@@ -81,7 +85,12 @@ def test_the_same_trial_gives_the_same_figures_twice(tmp_path: Path) -> None:
 
 
 def test_a_run_that_breaks_says_why_and_is_tried_again(tmp_path: Path) -> None:
-    trial = BASE.with_(training=Training(epochs=1, lr=0.02), decay_steps=50, dense=None)
+    short = BASE.with_(training=Training(epochs=1, lr=0.02), dense=None)
+    assert "run that trial first" in grid.run_trial(short, tmp_path, tmp_path, silent)
+    grid.run_trial(short.with_(variant="alone"), tmp_path, tmp_path, silent)
+    trial = short.with_(options={"decay": "cosine"}, decay_steps=50, variant="alone")
+    grid.run_trial(trial, tmp_path, tmp_path, silent)
+    trial = trial.with_(variant="sp")
     outcome = grid.run_trial(trial, tmp_path, tmp_path, silent)
     assert "budget was not met within 10 steps" in outcome
     assert not result_file(tmp_path, trial).exists()
