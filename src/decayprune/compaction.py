@@ -19,6 +19,7 @@ from decayprune.cutting import Cut, difference, failure, first_line, named_tenso
 from decayprune.structures import ops
 from decayprune.structures.forward import ExampleInputs, outputs
 from decayprune.structures.structure_map import Role, StructureMap
+from decayprune.wrappers import check_unwrapped
 
 
 class CompactionError(RuntimeError):
@@ -99,14 +100,16 @@ def compact(
             consumers' columns leaves those out (the outputs are compared all the same).
 
     Raises:
+        RuntimeError: A DistributedDataParallel still wraps the model.
         CompactionError: A structure is not zero, or the outputs changed; the model is uncut.
     """
     gone = gone.cpu()
+    check_unwrapped(model)
     _check_zero(model, structures, gone, roles)
     _check_state(model, structures, optimizers)
     before = outputs(model, example_inputs)
     cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
-    cut = Cut(model, structures, gone, optimizers, gradients=True)
+    cut = Cut(model, structures, gone, optimizers, final=True)
     try:
         after = outputs(model, example_inputs)
         error, relative = difference(before, after)

@@ -32,8 +32,8 @@ class Cut:
         structures: Its structures.
         gone: Which of them leave, bool, shape ``(S,)``.
         optimizers: Their state of cut parameters is sliced along.
-        gradients: Slice gradients along too; otherwise they are dropped (an undo brings them
-            back).
+        final: Make tensors of their own, and slice gradients along. A trial looks into the old
+            ones and drops gradients until it is undone.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Cut:
         gone: Tensor,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         *,
-        gradients: bool = False,
+        final: bool = False,
     ) -> None:
         self._undo: list[Callable[[], None]] = []
-        self._gradients = gradients
+        self._final = final
         self.kept: dict[tuple[str, int], Tensor] = {}
         stays = torch.cat([~gone.cpu(), torch.ones(1, dtype=torch.bool)])  # label -1: stays
         tensors = named_tensors(model)
@@ -81,7 +81,7 @@ class Cut:
         def smaller(value: Tensor) -> Tensor:
             result = value.detach()
             for dim, index in cuts:
-                result = _select(result, dim, index.to(result.device))
+                result = _select(result, dim, index.to(result.device), copy=self._final)
             last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
             if last and not value.is_contiguous():
                 result = result.contiguous(memory_format=torch.channels_last)
@@ -95,7 +95,7 @@ class Cut:
         self._undo.append(put_back)
         tensor.grad = None
         _give(tensor, smaller(old))
-        if grad is not None and self._gradients:
+        if grad is not None and self._final:
             tensor.grad = smaller(grad)
         for optimizer in optimizers:
             state = optimizer.state.get(tensor, {})
@@ -124,10 +124,11 @@ class Cut:
             self._undo.pop()()
 
 
-def _select(value: Tensor, dim: int, index: Tensor) -> Tensor:
+def _select(value: Tensor, dim: int, index: Tensor, *, copy: bool) -> Tensor:
     first, count = int(index[0]), index.numel()
-    if int(index[-1]) - first + 1 == count:  # a stretch: copying it is many times faster
-        return value.narrow(dim, first, count).clone(memory_format=torch.contiguous_format)
+    if int(index[-1]) - first + 1 == count:  # a stretch: many times faster
+        part = value.narrow(dim, first, count)
+        return part.clone(memory_format=torch.contiguous_format) if copy else part
     return value.index_select(dim, index)
 
 

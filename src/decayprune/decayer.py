@@ -83,7 +83,8 @@ class Decayer:
         """Drop everything that belongs to one membership of the decaying set."""
         self._pick: ops.Pick | None = None  # carriers of the decaying structures
         self._pick_all: ops.Pick | None = None
-        self._now: ops.Values | None = None  # what is scaled, if read since the optimizer step
+        # What is scaled, and its norms, if read since the optimizer step.
+        self._now: tuple[ops.Values, Tensor] | None = None
         self._before: ops.Values | None = None  # carriers before the optimizer step
         self._resistance: Tensor | None = None
         self._pinned: ops.Pick | None = None  # carriers of the pruned structures
@@ -96,10 +97,31 @@ class Decayer:
     # ------------------------------------------------------------ around the optimizer step
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Note the weights that the optimizer step starts from (the gradient belongs to them)."""
-        if self.rectify is not None and self._carrier_pick().size:
-            self._before = ops.gather(self._carrier_pick(), self._parameters)
+    def remember(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Note the weights that the optimizer step starts from (the gradient belongs to them).
+
+        Args:
+            optimizer: Who is about to step; None for all. Only its own weights are noted anew, for
+                one of several may have stepped already.
+        """
+        pick = self._carrier_pick()
+        if self.rectify is None or not pick.size:
+            return
+        now = ops.gather(pick, self._parameters)
+        if optimizer is not None and self._before is not None:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            own = {n: float(id(self._parameters[n]) in held) for n in pick.names}
+            mine = _spread(pick, own, now)
+            now = ops.Values(
+                torch.where(mine.flat > 0, now.flat, self._before.flat),
+                tuple(
+                    torch.where(m > 0, new, old)
+                    for m, new, old in zip(
+                        mine.blocks, now.blocks, self._before.blocks, strict=True
+                    )
+                ),
+            )
+        self._before = now
 
     @torch.no_grad()
     def observe(self, grad_scale: float = 1.0) -> None:
@@ -122,20 +144,19 @@ class Decayer:
         return torch.zeros_like(self._parameters[name]) if grad is None else grad
 
     @torch.no_grad()
-    def step(self, step: int, selector: Selector, grad_scale: float = 1.0) -> list[Event] | None:
+    def step(self, step: int, selector: Selector) -> list[Event] | None:
         """Do what follows one optimizer step.
 
         Args:
             step: Number of the optimizer step just taken; the first is 1.
             selector: Who says which structures start to decay.
-            grad_scale: What the gradients are multiplied with at this moment.
 
         Returns:
             What happened; None if the decay waits because a gradient or a weight of a decaying
             structure is not finite.
         """
         if self.rectify is not None and self._resistance is None:
-            self.observe(grad_scale)
+            self.observe()
         if not self._account(step):
             return None
         events = self._release(step, selector)
@@ -235,7 +256,7 @@ class Decayer:
         self.state = lifecycle.tick(self.state)
         pick, length = self._scaled_length()
         factors = self._factors(ids, length, self.state.age[ids])
-        ops.scale_(pick, self._parameters, factors, self._now)
+        ops.scale_(pick, self._parameters, factors, self._now[0] if self._now else None)
         carriers = self._length(self._carrier_pick()) if self._all else length * factors
         lengths = self.state.length.index_copy(0, ids, carriers.to(self.state.length.dtype))
         self.state = replace(self.state, length=lengths)
@@ -280,8 +301,9 @@ class Decayer:
         """Slices that the decay scales, and their norms now, read once per step."""
         pick = self._all_pick() if self._all else self._carrier_pick()
         if self._now is None:
-            self._now = ops.gather(pick, self._parameters)
-        return pick, ops.dot(pick, self._now, self._now).sqrt()
+            values = ops.gather(pick, self._parameters)
+            self._now = values, ops.dot(pick, values, values).sqrt()
+        return pick, self._now[1]
 
     def _length(self, pick: ops.Pick) -> Tensor:
         values = ops.gather(pick, self._parameters)
@@ -302,20 +324,10 @@ class Decayer:
         rates = {owners[key]: value for key, value in rate.items() if key in owners}
         if self._before is None or not any(rates.get(name, 0) for name in pick.names):
             return 0.0
+        share = _spread(pick, rates, self._before)
         weighted = ops.Values(
-            self._before.flat
-            * torch.cat(
-                [
-                    self._before.flat.new_full((size,), rates.get(name, 0.0))
-                    for name, size in zip(pick.vectors, pick.sizes, strict=True)
-                ]
-            )[pick.position]
-            if pick.vectors
-            else self._before.flat,
-            tuple(
-                value * rates.get(block.name, 0.0)
-                for block, value in zip(pick.blocks, self._before.blocks, strict=True)
-            ),
+            self._before.flat * share.flat,
+            tuple(v * s for v, s in zip(self._before.blocks, share.blocks, strict=True)),
         )
         length = ops.dot(pick, self._before, self._before).sqrt()
         return ops.dot(pick, self._before, weighted) / length.clamp(min=1e-38)
@@ -350,6 +362,17 @@ class Decayer:
             )
             for structure, row in zip(ids.tolist(), figures, strict=True)
         ]
+
+
+def _spread(pick: ops.Pick, by_name: Mapping[str, float], like: ops.Values) -> ops.Values:
+    """One number per tensor, 0 where there is none, at every picked place of it."""
+    flat = torch.zeros_like(like.flat)
+    if pick.vectors:
+        pairs = zip(pick.vectors, pick.sizes, strict=True)
+        parts = [like.flat.new_full((size,), by_name.get(name, 0.0)) for name, size in pairs]
+        flat = torch.cat(parts)[pick.position]
+    blocks = zip(pick.blocks, like.blocks, strict=True)
+    return ops.Values(flat, tuple(v.new_full((), by_name.get(b.name, 0.0)) for b, v in blocks))
 
 
 def _weight_decay_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, float]:

@@ -7,7 +7,6 @@ step. It checks the order of calls, saves and resumes, and hands over to the kni
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -24,27 +23,26 @@ from decayprune.importance import Importance
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
 from decayprune.selection import ImportanceSelector, Schedule, Scope
+from decayprune.stepping import StepWatch
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 
 _FORMAT = 1
 _ORDER = "loss.backward(); optimizer.step(); pruner.step(); optimizer.zero_grad()"
-_pruners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[DecayPruner]] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 class DecayPruner:
     """Prunes a model smoothly while it trains.
 
-    Example::
-
+    Example:
+        ```python
         pruner = DecayPruner(model, optimizer, inputs, budget=Budget(macs=0.5),
                              schedule=Schedule.for_run(total_steps))
         for inputs, targets in loader:
             criterion(model(inputs), targets).backward()
             optimizer.step(); pruner.step(); optimizer.zero_grad()
         report = pruner.compact()
+        ```
 
     Args:
         model: Trained in place. Build the pruner from the bare module, before it is wrapped or
@@ -91,17 +89,16 @@ class DecayPruner:
         floor: float = 0.1,
         inflate: bool = True,
     ) -> None:
-        checks.check_free(model, _pruners)
+        checks.check_free(model)
         self.optimizers = checks.as_optimizers(optimizer)
         structures = trace(model, example_inputs, ignored_layers)
         structures = refuse_uncuttable(model, structures, example_inputs)
         checks.check_prunable(structures)
         self.model, self.structures, self.schedule = model, structures, schedule
         self._example_inputs = example_inputs
+        names = {item.name for item in structures.slices}
         self._parameters = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if name in {item.name for item in structures.slices}
+            name: parameter for name, parameter in model.named_parameters() if name in names
         }
         checks.check_held(self._parameters, self.optimizers)
         checks.check_slices(slices)
@@ -148,9 +145,8 @@ class DecayPruner:
         self.events: list[Event] = []
         self._attached = False
         self._report: CompactionReport | None = None
-        self._stepped: set[int] = set()
-        self._hooks = _register_hooks(self)
-        _pruners[model] = weakref.ref(self)
+        self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
+        checks.claim(model, self)
 
     # ---------------------------------------------------------------- what a user reads
 
@@ -190,7 +186,7 @@ class DecayPruner:
                 "This pruner is attached to the optimizer and steps by itself: remove the call "
                 "of pruner.step(), or call pruner.detach() first."
             )
-        if len(self._stepped) == len(self.optimizers):
+        if self._watch.taken():
             self._follow()
 
     def observe(self) -> None:
@@ -251,9 +247,8 @@ class DecayPruner:
 
     def close(self) -> None:
         """Let go of the model and the optimizer: hooks are removed, another pruner may start."""
-        for hook in self._hooks:
-            hook.remove()
-        _pruners.pop(self.model, None)
+        self._watch.close()
+        checks.give_up(self.model, self)
 
     # ---------------------------------------------------------------- save and resume
 
@@ -312,7 +307,7 @@ class DecayPruner:
         self._seed = int(state["seed"])
         self._selector.importance = checks.as_importance(self._importance, self._seed)
         self.events = [Event(*row) for row in state["events"]]
-        self._stepped.clear()
+        self._watch.forget()
 
     def _signature(self) -> list[str]:
         return [f"{s.name} (dimension {s.dim}, {s.width} wide)" for s in self.structures.slices]
@@ -325,22 +320,15 @@ class DecayPruner:
 
     # ---------------------------------------------------------------- inside
 
-    def _before_step(self) -> None:
-        if not self._stepped:
-            self._decayer.remember()
+    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
+        self._decayer.remember(optimizer)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Under GradScaler a fused optimizer is called even where it must skip. Where it steps, it
-        # leaves its gradients unscaled.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            return
-        self._stepped.add(id(optimizer))
-        if self._attached and len(self._stepped) == len(self.optimizers):
+    def _after_step(self) -> None:
+        if self._attached:
+            self._watch.forget()
             self._follow()
 
     def _follow(self) -> None:
-        self._stepped.clear()
         self._anatomy.check()
         if self._needs_gradients:
             self._check_gradients()
@@ -357,22 +345,3 @@ class DecayPruner:
                 "pruner.step() needs the gradients of this step, and every .grad is None: was "
                 f"zero_grad() called first? The order is: {_ORDER}"
             )
-
-
-def _register_hooks(pruner: DecayPruner) -> list[torch.utils.hooks.RemovableHandle]:
-    # The hooks must not keep a forgotten pruner alive, or its model could never be pruned again.
-    alive = weakref.ref(pruner)
-
-    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if (self := alive()) is not None:
-            self._before_step()
-
-    def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if (self := alive()) is not None:
-            self._after_step(optimizer)
-
-    hooks = []
-    for optimizer in pruner.optimizers:
-        hooks.append(optimizer.register_step_pre_hook(before))
-        hooks.append(optimizer.register_step_post_hook(after))
-    return hooks

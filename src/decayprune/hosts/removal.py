@@ -43,7 +43,7 @@ def cut(
     try:
         depgraph.remove(pruner, structures, roots, gone)
         snapshot.restore_tensors()
-        return snapshot, Cut(pruner.model, structures, gone, optimizers)
+        return snapshot, Cut(pruner.model, structures, gone, optimizers, final=True)
     except BaseException:
         snapshot.restore()
         raise

@@ -301,26 +301,34 @@ def scale_(
         vectors = [tensors[name] for name in pick.vectors]
         parts = torch.split(stretch, list(pick.sizes))
         torch._foreach_mul_(vectors, [p.to(v.dtype) for p, v in zip(parts, vectors, strict=True)])
-    known = [None] * len(pick.blocks) if values is None else values.blocks
-    # Columns first: their values were read before any row was scaled.
+    known = gather(pick, tensors) if values is None else values
+    rows: dict[str, tuple[Tensor, Tensor]] = {}
+    # Rows first; then what was read of a column lags behind where it crosses them.
     for block, value in sorted(
-        zip(pick.blocks, known, strict=True), key=lambda pair: pair[0].dim == 0
+        zip(pick.blocks, known.blocks, strict=True), key=lambda pair: pair[0].dim
     ):
-        _scale_block_(block, tensors[block.name], factors, value)
+        tensor = tensors[block.name]
+        factor = factors[block.owner].to(value.dtype)
+        if block.dim == 0:
+            rows[block.name] = block.index, factor
+        elif tensor.stride(block.dim) == 1:
+            # Single floats in every cache line: multiplying the whole tensor is faster.
+            whole = factor.new_ones(tensor.shape[block.dim]).index_copy_(0, block.index, factor)
+            tensor.mul_(_along_dim(whole.to(tensor.dtype), block.dim, tensor.dim()))
+            continue
+        elif block.name in rows:
+            crossing, row_factor = rows[block.name]
+            lagging = value.index_select(0, crossing)
+            value.index_copy_(0, crossing, lagging.mul_(_along_dim(row_factor, 0, value.dim())))
+        value.mul_(_along_dim(factor, block.dim, value.dim()))
+        tensor.index_copy_(block.dim, block.index, value.to(tensor.dtype))
 
 
-def _scale_block_(block: Block, tensor: Tensor, factors: Tensor, value: Tensor | None) -> None:
-    shape = [1] * tensor.dim()
-    shape[block.dim] = -1
-    factor = factors[block.owner].to(tensor.dtype)
-    if block.dim == 1 and tensor.stride(1) == 1:
-        # Single floats in every cache line: multiplying the whole tensor is faster.
-        whole = factor.new_ones(tensor.shape[1]).index_copy_(0, block.index, factor)
-        tensor.mul_(whole.view(shape))
-        return
-    if value is None or block.dim == 0:
-        value = tensor.index_select(block.dim, block.index)
-    tensor.index_copy_(block.dim, block.index, value.to(tensor.dtype).mul_(factor.view(shape)))
+def _along_dim(vector: Tensor, dim: int, rank: int) -> Tensor:
+    """A vector shaped so that it multiplies a tensor of so many dimensions along one of them."""
+    shape = [1] * rank
+    shape[dim] = -1
+    return vector.view(shape)
 
 
 @torch.no_grad()
