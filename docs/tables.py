@@ -1,8 +1,8 @@
 """Write measured figures into the README and the docs: ``python docs/tables.py [--check]``.
 
 Between ``<!-- table:NAME -->`` and ``<!-- /table -->`` stands the table of
-``benchmarks/results/NAME.json``. A name without such a file keeps what stands there. ``--check``
-changes nothing and fails if a table is out of date.
+``benchmarks/results/NAME.json``; ``NAME.HOST`` takes only the runs of one host. A name without such
+a file keeps what stands there. ``--check`` changes nothing and fails if a table is out of date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MARK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+MARK = re.compile(
+    r"(?P<begin><!-- table:(?P<name>[\w-]+)(\.(?P<host>[\w-]+))? -->\n).*?"
+    r"(?P<end><!-- /table -->)",
+    re.DOTALL,
+)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -70,7 +74,39 @@ def overhead(found: dict[str, Any]) -> str:
     return f"{table(['', 'measured', 'at most'], rows)}\n{facts}"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"fashion-mnist": run, "overhead": overhead}
+def hosts(found: dict[str, Any]) -> str:
+    """The runs of benchmarks/hosts_fashion.py, one line per host and variant."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in found["runs"]:
+        groups.setdefault((one["host"] or "default", one["variant"]), []).append(one)
+
+    def line(host: str, variant: str, runs: list[dict[str, Any]]) -> list[str]:
+        def share(key: str) -> str:
+            left = [one[f"{key}_after"] / one[f"{key}_before"] for one in runs]
+            return f"{sum(left) / len(left):.1%}"
+
+        after = " ".join(f"{one['accuracy_after']:.2%}" for one in runs)
+        counts = [" ".join(str(one[key]) for one in runs) for key in ("released", "removed")]
+        return [f"{host}, {variant}", after, share("macs"), share("params"), *counts]
+
+    rows = [line(*names, runs) for names, runs in sorted(groups.items())]
+    head = ["host, variant", "test accuracy", "MACs left", "parameters left", "released", "removed"]
+    first = found["runs"][0]
+    dense = sorted({(one["seed"], one["accuracy_before"]) for one in found["runs"]})
+    facts = (
+        f"Dense: {', '.join(f'{accuracy:.2%} (seed {seed})' for seed, accuracy in dense)}. "
+        f"One figure per seed: {machine(found['machine'])}; {machine(found['versions'])}. "
+        "The first run; the others differ in `--host`, `--variant`, `--seed` and `--out`:\n\n"
+        f"```sh\n{first['command']}\n```\n"
+    )
+    return f"{table(head, rows)}\n{facts}"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "fashion-mnist": run,
+    "hosts_fashion": hosts,
+    "overhead": overhead,
+}
 
 
 def filled(text: str) -> str:
@@ -81,7 +117,11 @@ def filled(text: str) -> str:
         if mark["name"] not in TABLES or not path.is_file():
             return mark[0]
         found = json.loads(path.read_text(encoding="utf-8"))
-        return f"{mark[1]}{TABLES[mark['name']](found)}{mark[3]}"
+        if mark["host"]:
+            found["runs"] = [one for one in found["runs"] if one["host"] == mark["host"]]
+            if not found["runs"]:
+                return mark[0]
+        return f"{mark['begin']}{TABLES[mark['name']](found)}{mark['end']}"
 
     return MARK.sub(fill, text)
 
