@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from decayprune import wrappers
 from decayprune.decay import CURVES, Curve
 from decayprune.importance import IMPORTANCES, Importance, random
 from decayprune.structures.structure_map import StructureMap
 
+_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[object]] = weakref.WeakKeyDictionary()
+"""Who prunes which model; a forgotten pruner frees its model."""
 
-def check_free(model: nn.Module, pruners: Mapping[nn.Module, Callable[[], object | None]]) -> None:
-    """Raise unless this is a model that no living pruner works on."""
+
+def check_free(model: nn.Module) -> None:
+    """Raise unless this is a bare model that no living pruner works on.
+
+    Raises:
+        TypeError: It is no module.
+        ValueError: It is wrapped (data parallelism, compilation).
+        RuntimeError: A pruner works on it.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-    if model in pruners and pruners[model]() is not None:
+    owner = _owners.get(model)
+    if owner is not None and owner() is not None:
         raise RuntimeError(
             "Another pruner already works on this model. Let it finish with compact(), or call "
             "its close() first."
         )
+    wrappers.check_bare(model)
+
+
+def claim(model: nn.Module, owner: object) -> None:
+    """Note who prunes a model, until it is given up or the owner is forgotten."""
+    _owners[model] = weakref.ref(owner)
+
+
+def give_up(model: nn.Module, owner: object) -> None:
+    """Let another pruner have the model."""
+    held = _owners.get(model)
+    if held is not None and held() is owner:
+        del _owners[model]
 
 
 def as_optimizers(
@@ -38,6 +63,12 @@ def as_optimizers(
             raise ValueError(
                 "LBFGS takes many inner steps in one step() and keeps a history of flattened "
                 "gradients that cannot be cut along; use SGD, Adam or AdamW."
+            )
+        # By name: torch has it since 2.5, and transformers has one of its own.
+        if any(kind.__name__ == "Adafactor" for kind in type(one).__mro__):
+            raise ValueError(
+                "Adafactor keeps sums over rows and columns of its gradients, which cannot be cut "
+                "along when structures are removed; use SGD, Adam or AdamW."
             )
     return given
 

@@ -112,14 +112,10 @@ class Decayer:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own = {n: float(id(self._parameters[n]) in held) for n in pick.names}
             mine = _spread(pick, own, now)
+            blocks = zip(mine.blocks, now.blocks, self._before.blocks, strict=True)
             now = ops.Values(
                 torch.where(mine.flat > 0, now.flat, self._before.flat),
-                tuple(
-                    torch.where(m > 0, new, old)
-                    for m, new, old in zip(
-                        mine.blocks, now.blocks, self._before.blocks, strict=True
-                    )
-                ),
+                tuple(torch.where(m > 0, new, old) for m, new, old in blocks),
             )
         self._before = now
 

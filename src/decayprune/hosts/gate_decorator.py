@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decayprune import checks
 from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
 from decayprune.compaction import CompactionReport, compact
 from decayprune.cost import Budget, CostModel
@@ -24,10 +25,10 @@ from decayprune.decay import Curve
 from decayprune.decayer import Decayer
 from decayprune.hosts import gates
 from decayprune.hosts.gate_selection import NEVER, GateSelector
-from decayprune.hosts.stepping import StepWatch, grad_scale
 from decayprune.hosts.ticks import TickTock, least_open, triangle
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
 from decayprune.rectify import Rectify
+from decayprune.stepping import StepWatch, grad_scale
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 
@@ -97,6 +98,7 @@ class GateDecorator:
         if not 0 <= minimal < 1:
             raise ValueError(f"minimal is a share of each width in [0, 1), found {minimal}.")
         curve = as_curve(decay)
+        checks.check_free(model)
         self.model, self.optimizers = model, as_optimizers(optimizer)
         structures = refuse_uncuttable(
             model, trace(model, example_inputs, ignored_layers), example_inputs
@@ -141,6 +143,7 @@ class GateDecorator:
         self._rates: _Rates | None = None
         self._report: CompactionReport | None = None
         self._watch = StepWatch(self.optimizers, self._before_step)
+        checks.claim(model, self)
 
     # ---------------------------------------------------------------- what a user reads
 
@@ -179,9 +182,9 @@ class GateDecorator:
         Raises:
             RuntimeError: There are no gradients, or the model was changed by others.
         """
-        scale = self._watch.taken()
+        taken = self._watch.taken()
         noted, self._noted = self._noted, None
-        if scale is None or self._report is not None or self.finished:
+        if not taken or self._report is not None or self.finished:
             return
         self._check_model()
         if noted is None:
@@ -191,7 +194,7 @@ class GateDecorator:
             )
         before = self._selector.score
         self._selector.collect(self.steps + 1, noted.cpu())
-        events = self._decayer.step(self.steps + 1, self._selector, scale)
+        events = self._decayer.step(self.steps + 1, self._selector)
         if events is None:
             self._selector.score = before
             self.waited += 1
@@ -230,16 +233,21 @@ class GateDecorator:
             optimizers=self.optimizers,
             tolerance=tolerance,
         )
-        self._watch.close()
+        self.close()
         return self._report
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer: another pruner may start."""
+        self._watch.close()
+        checks.give_up(self.model, self)
 
     # ---------------------------------------------------------------- before the optimizer steps
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         if self._report is not None or self.finished:
             return
+        self._decayer.remember(optimizer)
         if first:
-            self._decayer.remember()
             if self._noted is None:
                 self._observe(grad_scale(optimizer))
             self._shape_gradients(grad_scale(optimizer))

@@ -81,6 +81,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         check_numbers(lr, group_divisible, decay_steps, target)
         if slices not in ("carriers", "all"):
             raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
+        checks.check_free(model)
         super().__init__(
             model.parameters() if params is None else params, defaults_of(variant, lr, **base)
         )
@@ -117,6 +118,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         self.events: list[Event] = []
         self._report: CompactionReport | None = None
         self._observed = False
+        checks.claim(model, self)
 
     # ---------------------------------------------------------------- what a host decides
 
@@ -294,7 +296,12 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
             tolerance=tolerance,
             roles=ROLES,
         )
+        self.close()
         return self._report
+
+    def close(self) -> None:
+        """Let go of the model: another pruner may start."""
+        checks.give_up(self.model, self)
 
     def _check_gradients(self) -> None:
         if all(p.grad is None for group in self.param_groups for p in group["params"]):

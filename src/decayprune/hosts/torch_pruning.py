@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from decayprune import checks
 from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
 from decayprune.compaction import CompactionReport
 from decayprune.cost import Budget, CostModel
@@ -24,9 +25,9 @@ from decayprune.decay import Curve
 from decayprune.decayer import Decayer
 from decayprune.hosts import depgraph, removal
 from decayprune.hosts.chunks import Chunks, ChunkSelector
-from decayprune.hosts.stepping import StepWatch
 from decayprune.lifecycle import PRUNED, Event, LifecycleState
 from decayprune.rectify import Rectify
+from decayprune.stepping import StepWatch
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 
@@ -98,6 +99,7 @@ class TorchPruningHost:
         tolerance: float | None = None,
     ) -> None:
         _check_pruner(pruner)
+        checks.check_free(pruner.model)
         self.pruner, self.model = pruner, pruner.model
         self.optimizers = as_optimizers(optimizer)
         depgraph.own_channel_groups(pruner)
@@ -146,6 +148,7 @@ class TorchPruningHost:
         self._report: CompactionReport | None = None
         self._decayer = self._new_decayer()
         self._watch = StepWatch(self.optimizers, self._before_step)
+        checks.claim(self.model, self)
 
     # ---------------------------------------------------------------- what a user reads
 
@@ -187,13 +190,12 @@ class TorchPruningHost:
             ValueError: The pruner cannot reach the budget, or chose what cannot be removed.
             CompactionError: A removal would have changed the model; it was undone.
         """
-        scale = self._watch.taken()
-        if scale is None or self._report is not None:
+        if not self._watch.taken() or self._report is not None:
             return
         self._check_model()
         if self.rectify is not None:
             self._check_gradients()
-        events = self._decayer.step(self.steps + 1, self._selector, scale)
+        events = self._decayer.step(self.steps + 1, self._selector)
         if events is None:
             self.waited += 1
             return
@@ -237,8 +239,13 @@ class TorchPruningHost:
             ),
             kept=removal.kept_indices(self._dense, self._removed),
         )
-        self._watch.close()
+        self.close()
         return self._report
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer: another pruner may start."""
+        self._watch.close()
+        checks.give_up(self.model, self)
 
     # ---------------------------------------------------------------- removal
 
@@ -345,8 +352,8 @@ class TorchPruningHost:
     # ---------------------------------------------------------------- checks
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
-        if first and self._report is None:
-            self._decayer.remember()
+        if self._report is None:
+            self._decayer.remember(optimizer)
 
     def _check_gradients(self) -> None:
         if all(parameter.grad is None for parameter in self._parameters.values()):

@@ -566,12 +566,16 @@ def test_wrong_use_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     host = build(budget=Budget(macs=0.01))
     with pytest.raises(ValueError, match="higher pruning_ratio"):
         train(model, optimizer, host, 1)
+    with pytest.raises(RuntimeError, match="Another pruner"):
+        build()
+    host.close()
     host = build(decay_steps=3, rectify=Rectify(rule="thresholds"))
     with pytest.raises(RuntimeError, match="before the host has finished"):
         host.compact()
     optimizer.zero_grad()
     with pytest.raises(RuntimeError, match="order is"):
         host.observe()
+    host.close()
     host = build(pruner := prune_with(model))
     pruner.step()
     backward(model, 0)

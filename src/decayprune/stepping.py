@@ -1,7 +1,7 @@
 """Knowing when an optimizer really stepped, and doing something right before it does.
 
-A host that lives beside an optimizer is called after ``optimizer.step()``; whether that call moved
-the weights (accumulation, a step that GradScaler skipped) only the optimizer's own hooks can tell.
+Whoever lives beside an optimizer is called after ``optimizer.step()``; whether that call moved the
+weights (accumulation, a step that GradScaler skipped) only the optimizer's own hooks can tell.
 """
 
 from __future__ import annotations
@@ -21,22 +21,32 @@ class StepWatch:
 
     Args:
         optimizers: All of them step once per step.
-        before: Called before each of them steps.
+        before: Method called before each of them steps.
+        after: Method called once all of them have stepped.
+
+    The watch does not keep the object behind the methods alive, so that a forgotten pruner is
+    gone at once.
     """
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], before: Before) -> None:
-        self._optimizers, self._before = list(optimizers), before
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        before: Before,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        self._optimizers = list(optimizers)
+        self._before = weakref.WeakMethod(before)
+        self._after = None if after is None else weakref.WeakMethod(after)
         self._begun: set[int] = set()
         self._stepped: set[int] = set()
-        self._scale = 1.0
         self._hooks = _register(self)
 
-    def taken(self) -> float | None:
-        """What the gradients are multiplied with, if a step was taken since the last call."""
+    def taken(self) -> bool:
+        """Whether a step was taken since the last call that said so."""
         if len(self._stepped) < len(self._optimizers):
-            return None
-        self._stepped.clear()
-        return self._scale
+            return False
+        self.forget()
+        return True
 
     def forget(self) -> None:
         """Drop a step that was taken and not asked for yet."""
@@ -49,30 +59,36 @@ class StepWatch:
             hook.remove()
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
+        if id(optimizer) in self._begun:  # the step before was never completed
+            self._begun.clear()
         first = not self._begun
         self._begun.add(id(optimizer))
-        self._before(optimizer, first)
+        if (before := self._before()) is not None:
+            before(optimizer, first)
 
     def _leave(self, optimizer: torch.optim.Optimizer) -> None:
-        # Under GradScaler a fused optimizer is called even where it must skip, and its gradients
-        # are still scaled (the scaler hands it both as attributes).
-        found_inf = getattr(optimizer, "found_inf", None)
         if len(self._begun) == len(self._optimizers):
             self._begun.clear()
+        # Under GradScaler a fused optimizer is called even where it must skip.
+        found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
-        self._scale = grad_scale(optimizer)
         self._stepped.add(id(optimizer))
+        after = None if self._after is None else self._after()
+        if after is not None and len(self._stepped) == len(self._optimizers):
+            after()
 
 
 def grad_scale(optimizer: torch.optim.Optimizer) -> float:
-    """What the gradients that an optimizer steps on are multiplied with (fused ones under AMP)."""
+    """What gradients are multiplied with before an optimizer steps (fused ones under AMP).
+
+    A fused optimizer unscales them in place while it steps.
+    """
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else float(scale)
 
 
 def _register(watch: StepWatch) -> list[torch.utils.hooks.RemovableHandle]:
-    # The hooks must not keep a forgotten host alive, or its model could never be pruned again.
     alive = weakref.ref(watch)
 
     def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,0 +1,78 @@
+"""Wrappers around a model that know its shapes: who they are, and what to write instead.
+
+Data parallelism and compilation put a module around the user's own. A pruner names layers as the
+bare module does, and its cut changes shapes that a wrapper has recorded, so both the moment of
+building a pruner and the moment of cutting ask here first.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import nn
+
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+
+
+def check_bare(model: nn.Module) -> None:
+    """Raise if a model is wrapped, or is made of wrapped parts.
+
+    Raises:
+        ValueError: It is; says what to pass instead.
+    """
+    for name, module in model.named_modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        where = f"The part {name!r} of the model" if name else "The model"
+        if kinds.intersection(_SHARDED):
+            raise ValueError(
+                f"{where} is sharded by FSDP, where no process holds a whole layer to prune. Prune "
+                "under DistributedDataParallel or on one device, and shard the model after "
+                "compact()."
+            )
+        if kinds & {"DistributedDataParallel", "DataParallel"}:
+            raise ValueError(
+                f"{where} is wrapped in {type(module).__name__}. Build the pruner from the bare "
+                "module, before wrapping it: dp.DecayPruner(model, ...) (or pass the wrapper's "
+                ".module)."
+            )
+        if "OptimizedModule" in kinds:
+            raise ValueError(
+                f"{where} is compiled. Build the pruner from the module that was given to "
+                "torch.compile: dp.DecayPruner(model, ...); compiled = torch.compile(model)."
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"{where} is compiled in place. Build the pruner first and call .compile() after."
+            )
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise if a living DistributedDataParallel holds this model: it keeps the shapes of old.
+
+    Raises:
+        RuntimeError: There is one; the message has the two lines to write.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if not _wrapped(model):
+        return
+    gc.collect()  # a wrapper that was deleted may hang in a cycle
+    if _wrapped(model):
+        raise RuntimeError(
+            "A DistributedDataParallel still wraps this model, and its buckets have the sizes "
+            "before the cut. Delete it, compact the module on every rank, and wrap again:\n"
+            "    del parallel; pruner.compact()\n"
+            "    parallel = DistributedDataParallel(model)"
+        )
+
+
+def _wrapped(model: nn.Module) -> bool:
+    parameters = {id(parameter) for parameter in model.parameters()}
+    # type(), not isinstance(): the latter asks every object for its __class__, and lazy ones act.
+    wrappers = [
+        item
+        for item in gc.get_objects()
+        if issubclass(type(item), nn.parallel.DistributedDataParallel)
+    ]
+    return any(id(p) in parameters for wrapper in wrappers for p in wrapper.parameters())
