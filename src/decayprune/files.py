@@ -12,6 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
+def unfinished(name: str) -> str:
+    """The name of a file while it is written, by its final name."""
+    return f"{name}.part"
+
+
 def write_atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
     """Write files beside their final names, all of them to the disk, and only then rename.
 
@@ -21,7 +26,7 @@ def write_atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
     Raises:
         OSError: The disk is full or a folder cannot be written; the old files are as they were.
     """
-    beside = {path: path.with_name(path.name + ".part") for path in files}
+    beside = {path: path.with_name(unfinished(path.name)) for path in files}
     try:
         for path, write in files.items():
             write(beside[path])

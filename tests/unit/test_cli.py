@@ -4,7 +4,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,7 +140,10 @@ def test_inspect_lists_groups_and_refusals() -> None:
         (["prune", "--model", "mine:fails"], "inside your code'\nRun the command again with --tr"),
         (["inspect", "--input", "1,6"], "--input goes with a model of your own"),
         (["inspect", "--model", "mine:net", "--input", "a,b"], "sizes such as 1,3,224,224"),
-        (["inspect", "--model", "mine:net", "--input", "1,3,8,8"], "rror"),
+        (
+            ["inspect", "--model", "mine:net", "--input", "1,3,8,8"],
+            "does not run on example_inputs",
+        ),
         (["report", "nowhere"], "found no folder"),
         (["bench", "nowhere"], "holds no settings.json"),
     ],
@@ -203,33 +205,93 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(
         assert (folder / "whole" / name).read_bytes() == (folder / "my run" / name).read_bytes()
 
 
-def _start(*words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "decayprune.cli", "prune", "--save-every", "0", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_finished_run_is_replaced_only_when_asked(folder: Path) -> None:
+    own = ["prune", "--model", "mine:net", "--data", "mine:loaders", *TINY, "--lr", "0.05"]
+    assert call(*own)[0] == 0
+    before = (folder / "decayprune-out" / "report.json").read_bytes()
+    code, _, err = call(*own, "--seed", "1")
+    assert code == 2
+    assert "holds a finished run. Keep it and give another --out, or replace it with --ov" in err
+    assert (folder / "decayprune-out" / "report.json").read_bytes() == before
+    assert call(*own, "--seed", "1", "--overwrite")[0] == 0
+    assert json.loads((folder / "decayprune-out" / "report.json").read_text())["seed"] == 1
 
 
-@pytest.mark.parametrize("kill_at", [3, 26, 45])
+def test_a_report_that_cannot_be_written_is_one_message(folder: Path) -> None:
+    (folder / "run" / "report.html").mkdir(parents=True)
+    (folder / "run" / "settings.json").write_text("{}")
+    code, _, err = call("report", "run")
+    assert code == 2
+    assert "Is a directory" in err
+    assert "Traceback" not in err
+
+
+# Kills itself as kill -9 does: after a step, or with a checkpoint half written.
+KILLED = """
+import os, signal, sys
+from decayprune.cli import main
+from decayprune.recipes import run, runfolder
+
+kill_at, writing = int(sys.argv.pop(1)), sys.argv.pop(1) == "writing"
+record, write = run.Run._record, runfolder.write_atomically
+step = 0
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def recorded(self, *words):
+    global step
+    record(self, *words)
+    step = self.step
+    if step == kill_at and not writing:
+        die()
+
+def written(targets):
+    if step == kill_at and writing:
+        for path in targets:
+            path.with_name(path.name + ".part").write_bytes(b"half of it")
+        die()
+    write(targets)
+
+run.Run._record, runfolder.write_atomically = recorded, written
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "moment", "host"),
+    [
+        (3, "training", "default"),
+        (26, "writing", "default"),
+        (55, "training", "default"),
+        (30, "training", "hesso"),
+    ],
+)
 def test_killed_and_resumed_it_ends_the_same_bit_for_bit(
-    folder: Path, kill_at: int, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, kill_at: int, moment: str, host: str
 ) -> None:
-    """kill -9 in dense training, in decaying and in fine-tuning (57 steps in all)."""
+    """kill -9 in dense training, in decaying and in fine-tuning (60 steps in all)."""
     own = ["--model", "mine:net", "--data", "mine:loaders", "--lr", "0.05", "--threads", "1"]
-    epochs = ["--epochs", "2", "--prune-epochs", "2", "--finetune-epochs", "2"]
-    process = _start(*own, *epochs, "--out", "killed")
-    history = folder / "killed" / "history.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if history.is_file() and history.read_bytes().count(b"\n") >= kill_at:
-            break
-        time.sleep(0.0005)
-    process.kill()
-    process.wait()
+    words = [*own, "--epochs", "2", "--prune-epochs", "2", "--finetune-epochs", "2"]
+    words += ["--host", host]
+    command = [sys.executable, "-c", KILLED, str(kill_at), moment, "prune", "--save-every", "0"]
+    process = subprocess.run(
+        [*command, *words, "--out", "killed"], capture_output=True, timeout=200, check=False
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert (folder / "killed" / "checkpoint.pt").is_file()
+    assert not (folder / "killed" / "report.json").exists()
+    history = (folder / "killed" / "history.jsonl").read_bytes()
+    assert history.count(b"\n") == kill_at
     code, _, err = call("prune", "--resume", "--out", "killed")
     assert (code, err) == (0, "")
-    code, _, _ = call("prune", *own, *epochs, "--out", "whole")
+    code, _, _ = call("prune", *words, "--out", "whole")
     assert code == 0
     for name in ("model.safetensors", "events.jsonl", "history.jsonl"):
         assert (folder / "whole" / name).read_bytes() == (folder / "killed" / name).read_bytes()
+    assert not list((folder / "killed").glob("*.part"))
+    kept = json.loads((folder / "killed" / "report.json").read_text())["command"]
+    assert kept.startswith("decayprune prune --save-every 0 --model mine:net")
 
 
 def test_version_and_help() -> None:

@@ -93,29 +93,36 @@ def test_every_host_hits_the_budget_in_the_same_steps(
 
 
 @pytest.mark.parametrize(
-    ("host", "stop_at"),
-    [("hesso", 60), ("dhspg", 90), ("torch-pruning", 30), ("gate-decorator", 56), ("hesso", 110)],
+    ("host", "phase"),
+    [
+        ("hesso", "prune"),
+        ("dhspg", "prune"),
+        ("torch-pruning", "prune"),
+        ("gate-decorator", "prune"),
+        ("hesso", "finetune"),
+    ],
 )
 def test_stopped_and_resumed_every_host_ends_the_same_bit_for_bit(
-    host: str, stop_at: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    host: str, phase: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of decays, and (step 110) after the cut."""
+    """In the middle of decays, and after the cut."""
     words = [*WORDS, "--host", host, "--out"]
     assert prune(*words, "whole")[0] == 0
-    decaying: list[int] = []
+    seen: list[int] = []
     original = run.Run._record
 
     def interrupting(self: run.Run, *arguments: object) -> None:
         original(self, *arguments)  # type: ignore[arg-type]
-        if self.step == stop_at:
-            pruner = self.pruner
-            decaying.append(0 if pruner is None else pruner.lifecycle.decaying.numel())
+        decays = self.pruner is not None and self.pruner.lifecycle.decaying.numel() > 0
+        if decays if phase == "prune" else self.phase == phase:
+            seen.append(self.step)
+        if len(seen) == 4:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(run.Run, "_record", interrupting)
     assert prune(*words, "parts")[0] == 130
     monkeypatch.setattr(run.Run, "_record", original)
-    assert (decaying[0] > 0) == (stop_at < 100)
+    assert len(seen) == 4
     torch.manual_seed(1234)  # a new process
     assert prune("--resume", "--out", "parts")[::2] == (0, "")
     for name in FILES:

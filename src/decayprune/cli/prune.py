@@ -160,7 +160,9 @@ def prune(
 ) -> None:
     """Train, decay-prune, cut, fine-tune, check, save and report: the main job.
 
-    Without any option: a small ResNet on scikit-learn's digits, to half of its MACs.
+    Without any option: a small ResNet on scikit-learn's digits, to half of its MACs, in less than a
+    minute and a half on two CPU cores. With --dataset fashion-mnist: a ResNet-20 on 60,000 images,
+    in about a quarter of an hour.
     """
     console = Console(highlight=False)
     folder = RunFolder(out)

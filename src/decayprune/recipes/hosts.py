@@ -70,8 +70,9 @@ class Pruning:
     @property
     def lifecycle(self) -> LifecycleState:
         """Where every structure stands."""
-        host: Any = self.host
-        state: LifecycleState = host.lifecycle if host is self.optimizer else host.state
+        # An optimizer's ``state`` is its own.
+        name = "lifecycle" if isinstance(self.host, torch.optim.Optimizer) else "state"
+        state: LifecycleState = getattr(self.host, name)
         return state
 
     def observe(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from decayprune.files import write_atomically
+from decayprune.files import unfinished, write_atomically
 
 LOGS = ("history.jsonl", "events.jsonl", "norms.jsonl")
 _SETTINGS, _REPORT = "settings.json", "report.json"
@@ -63,8 +63,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # The report goes first: what follows is no longer a finished run.
-            for name in (_REPORT, _SETTINGS, _CHECKPOINT, _BEFORE_CUT, "report.html", *LOGS):
-                (self.path / name).unlink(missing_ok=True)
+            self._remove(_REPORT, _SETTINGS, _CHECKPOINT, _BEFORE_CUT, "report.html", *LOGS)
             self.write_json(_SETTINGS, settings)
         except OSError as error:
             raise ValueError(
@@ -105,8 +104,13 @@ class RunFolder:
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the final figures and drop the checkpoints, which are of no more use."""
         self.write_json(_REPORT, report)
-        for name in (_CHECKPOINT, _BEFORE_CUT):
+        self._remove(_CHECKPOINT, _BEFORE_CUT)
+
+    def _remove(self, *names: str) -> None:
+        """Remove files, and what a killed process left of them."""
+        for name in names:
             (self.path / name).unlink(missing_ok=True)
+            (self.path / unfinished(name)).unlink(missing_ok=True)
 
     def save(self, state: Mapping[str, Any], *, before_cut: bool = False) -> None:
         """Write a checkpoint of plain tensors and scalars.
