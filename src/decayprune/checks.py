@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,6 +128,17 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
     return known[importance]
 
 
+def shared_seed(importance: str | Importance) -> int:
+    """A seed for random importance, the same in every process of a data-parallel run."""
+    seed = torch.initial_seed() % 2**63
+    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if importance != "random" or not parallel:
+        return seed
+    shared = [seed]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
 def check_slices(slices: str) -> None:
     """Raise unless these are slices that can shrink."""
     if slices not in ("carriers", "all"):
@@ -176,3 +188,21 @@ def _edited(what: str) -> str:
         f"The model was changed between two steps: {what}, unlike when the pruner was built. "
         "Change the model before building the pruner, or build a new one."
     )
+
+
+def check_settings(saved: Mapping[str, Any], built: Mapping[str, Any]) -> None:
+    """A state goes on only under the settings it was saved with.
+
+    Args:
+        saved: By name, as they were saved.
+        built: Those of the pruner or host that is to go on.
+
+    Raises:
+        ValueError: One differs, or only one of both has it.
+    """
+    for name in {**built, **saved}:
+        if saved.get(name) != built.get(name):
+            raise ValueError(
+                f"This state was saved with {name}={saved.get(name)!r}, and what is to go on was "
+                f"built with {built.get(name)!r}. Build it as it was saved."
+            )

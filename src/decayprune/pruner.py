@@ -104,7 +104,7 @@ class DecayPruner:
         checks.check_slices(slices)
         self._anatomy = checks.Anatomy(model, self._parameters)
 
-        self._importance, self._seed = importance, torch.initial_seed() % 2**63
+        self._importance, self._seed = importance, checks.shared_seed(importance)
         self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
         tournament = rectify is not None and rectify.rule == "tournament"
         self._selector = ImportanceSelector(
@@ -211,7 +211,12 @@ class DecayPruner:
         """Undo :meth:`attach`: the loop calls :meth:`step` again."""
         self._attached = False
 
-    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+    def compact(
+        self,
+        *,
+        tolerance: float | None = None,
+        copies: nn.Module | Sequence[nn.Module] = (),
+    ) -> CompactionReport:
         """Remove the pruned structures from the model, in place, once the pruner has finished.
 
         Parameters keep their identity and optimizer state is sliced along, so training simply
@@ -219,12 +224,21 @@ class DecayPruner:
 
         Args:
             tolerance: Largest error relative to the largest output; None for the dtype's default.
+            copies: Copies of the model with weights of their own (moving averages, wrapped as
+                ``AveragedModel`` or bare), zeroed and cut at the same structures.
 
         Raises:
-            RuntimeError: Structures still decay, or rounds are still to come.
-            CompactionError: Outputs would change; the model was left uncut.
+            RuntimeError: Structures still decay, rounds are still to come, a living
+                DistributedDataParallel wraps the model, or it is compact already.
+            ValueError: A copy is none; nothing was cut.
+            CompactionError: Outputs would change; the model and its copies were left uncut.
         """
         if self._report is not None:
+            if copies:
+                raise RuntimeError(
+                    "The model is compact already, and its copies can only be cut along with it: "
+                    "call pruner.compact(copies=...) once, with all of them."
+                )
             return self._report
         if not self.finished:
             raise RuntimeError(
@@ -240,6 +254,7 @@ class DecayPruner:
             self.state.phase == 2,
             example_inputs=self._example_inputs,
             optimizers=self.optimizers,
+            copies=copies,
             tolerance=tolerance,
         )
         self.close()
@@ -294,14 +309,7 @@ class DecayPruner:
                 f"{differs or 'the number of layers'}. Build the same model and pass the same "
                 "ignored_layers."
             )
-        settings = self._settings()
-        for name in {**settings, **state["settings"]}:
-            saved, value = state["settings"].get(name), settings.get(name)
-            if saved != value:
-                raise ValueError(
-                    f"This pruner state was saved with {name}={saved!r}, this pruner was built "
-                    f"with {value!r}. Build it as it was saved."
-                )
+        checks.check_settings(state["settings"], self._settings())
         self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
         self.steps, self.waited = int(state["steps"]), int(state["waited"])
         self._seed = int(state["seed"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune import checks
-from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
+from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable, check_settings
 from decayprune.compaction import CompactionReport, compact
 from decayprune.cost import Budget, CostModel
 from decayprune.cutting import refuse_uncuttable
@@ -333,12 +333,7 @@ class GateDecorator:
             raise ValueError(f"Expected the state of a GateDecorator of format {_FORMAT}.")
         if state["fingerprint"] != self.structures.fingerprint:
             raise ValueError("This state was saved for another model: the structures differ.")
-        for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
-                raise ValueError(
-                    f"This state was saved with {name}={state['settings'].get(name)!r}, the host "
-                    f"was built with {value!r}. Build it with the settings it was saved with."
-                )
+        check_settings(state["settings"], self._settings())
         self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
         self._selector.load_state_dict(state["selector"])
         self._decayer.last_release = self._selector.last_release

@@ -345,12 +345,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
                 "This state was saved for another model: the structures differ. Build the same "
                 "model and pass the same ignored_layers."
             )
-        for name, value in self._settings().items():
-            if saved["settings"].get(name) != value:
-                raise ValueError(
-                    f"This state was saved with {name}={saved['settings'].get(name)!r}, the host "
-                    f"was built with {value!r}. Build it with the settings it was saved with."
-                )
+        checks.check_settings(saved["settings"], self._settings())
         super().load_state_dict(state_dict)
         self._decayer.load(LifecycleState.from_state_dict(saved["lifecycle"], like=self.lifecycle))
         self.steps, self.waited = int(saved["steps"]), int(saved["waited"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decayprune import checks
-from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
+from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable, check_settings
 from decayprune.compaction import CompactionReport
 from decayprune.cost import Budget, CostModel
 from decayprune.cutting import refuse_uncuttable
@@ -321,12 +321,7 @@ class TorchPruningHost:
             raise ValueError(f"Expected the state of a TorchPruningHost of format {_FORMAT}.")
         if state["fingerprint"] != self._dense.fingerprint:
             raise ValueError("This state was saved for another model: the structures differ.")
-        for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
-                raise ValueError(
-                    f"This state was saved with {name}={state['settings'].get(name)!r}, the host "
-                    f"was built with {value!r}. Build it with the settings it was saved with."
-                )
+        check_settings(state["settings"], self._settings())
         self._selector.load_state_dict(state["selector"])
         gone = state["removed"].cpu() & ~self._removed
         if bool(gone.any()):
