@@ -81,6 +81,16 @@ def zoo() -> dict[str, Maker]:
     return makers
 
 
+def size_of(make: Maker) -> int:
+    """Parameters of a model, without drawing them where it can be helped."""
+    try:
+        with torch.device("meta"):
+            model, _ = make()
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        model, _ = make()
+    return sum(p.numel() for p in model.parameters())
+
+
 def randomise(model: nn.Module) -> None:
     """Statistics and affine parameters that are not neutral, heads that are not zero."""
     with torch.no_grad():
@@ -213,9 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="models; all by default")
     parser.add_argument("--collect", action="store_true", help="only gather what was measured")
-    parser.add_argument(
-        "--largest", type=float, default=1e9, help="skip models with more parameters"
-    )
+    parser.add_argument("--largest", type=float, help="skip models with more parameters")
     options = parser.parse_args()
     torch.set_num_threads(1)
     EACH.mkdir(parents=True, exist_ok=True)
@@ -224,9 +232,7 @@ def main() -> None:
         wanted = name in options.names if options.names else not path.exists()
         if options.collect or not wanted:
             continue
-        with torch.device("meta"):
-            size = sum(p.numel() for p in make()[0].parameters())
-        if size > options.largest:
+        if options.largest and size_of(make) > options.largest:
             continue
         row = measure(make)
         path.write_text(json.dumps(row, indent=1) + "\n")

@@ -281,3 +281,54 @@ def test_state_that_cannot_be_cut_along_is_refused() -> None:
     with pytest.raises(dp.CompactionError, match=r"SGD keeps 'factor' of shape \(8, 12\) for c"):
         compact(model, structures, gone, example_inputs=INPUTS, optimizers=[optimizer])
     assert same(before, model)
+
+
+class HardCoded(nn.Module):
+    """Computes with a width it has written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(6, 10, 1), nn.Conv2d(10, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.a(x).reshape(x.shape[0], 10, *x.shape[2:]))
+
+
+class Counted(nn.Module):
+    """A network that counts how often it ran, and on how many pixels."""
+
+    def __init__(self, blocks: int, flat: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.blocks = nn.Sequential(*(HardCoded() for _ in range(blocks)))
+        self.free = nn.Sequential(nn.Conv2d(6, 5, 1), nn.PReLU(5), nn.Conv2d(5, 2, 1))
+        self.head = nn.Linear(2 * 130 * 130, 3) if flat else nn.AdaptiveAvgPool2d(1)
+        self.flat, self.pixels = flat, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.pixels.append(x.shape[-1])
+        x = self.free(self.blocks(self.stem(x)))
+        return self.head(x.flatten(1) if self.flat else x)
+
+
+def test_like_blocks_are_not_all_tried() -> None:
+    model, inputs = Counted(32, flat=False), torch.randn(1, 3, 8, 8)
+    structures = trace(model, inputs)
+    assert len(structures.groups) == 34
+    model.pixels.clear()
+    found = refuse_uncuttable(model, structures, inputs)
+    assert [group.layer for group in found.groups] == ["stem", "free.0"]
+    reasons = [refusal for refusal in found.refusals if refusal.layer.endswith(".a")]
+    assert len(reasons) == 32
+    assert all("forward() fails once a channel is removed" in r.reason for r in reasons)
+    assert len(model.pixels) < 12
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_trials_are_made_on_fewer_pixels_where_the_model_takes_them(flat: bool) -> None:
+    model, inputs = Counted(1, flat), torch.randn(1, 3, 130, 130)
+    structures = trace(model, inputs)
+    model.pixels.clear()
+    found = refuse_uncuttable(model, structures, inputs)
+    assert [group.layer for group in found.groups][:2] == ["stem", "free.0"]
+    assert set(model.pixels[1:]) == {130 if flat else 65}

@@ -7,6 +7,7 @@ All of it is arithmetic on vectors: nothing loops over structures in Python.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,13 @@ class Solution:
     index: Array
     width: Array
 
+    @cached_property
+    def _of_label(self) -> Array:
+        return np.asarray(self.number[self.component])
+
     def structures(self, labels: Tensor) -> Tensor:
         """Structure of each label, :data:`FIXED` where it stays."""
-        return torch.from_numpy(self.number[self.component[labels.numpy()]])
+        return torch.from_numpy(self._of_label[labels.numpy()])
 
 
 def solve(tape: Tape, ignored: set[str]) -> Solution:
@@ -238,9 +243,9 @@ def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
 
 
 def _mask(labels: Tensor, component: Array, count: int) -> Array:
-    labels = labels[labels != 0]
     mask = np.zeros(count, bool)
     mask[component[labels.numpy()]] = True
+    mask[component[0]] = False  # of "no label"
     return mask
 
 
