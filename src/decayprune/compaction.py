@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from decayprune.copies import CopyCut, matching
 from decayprune.cost import CostModel
 from decayprune.cutting import Cut, difference, failure, first_line, named_tensors, tolerance_for
 from decayprune.structures import ops
@@ -83,6 +84,7 @@ def compact(
     *,
     example_inputs: ExampleInputs,
     optimizers: Sequence[torch.optim.Optimizer] = (),
+    copies: nn.Module | Sequence[nn.Module] = (),
     tolerance: float | None = None,
     roles: Collection[Role] = ops.WEIGHTS,
 ) -> CompactionReport:
@@ -94,6 +96,7 @@ def compact(
         gone: Which of them leave, bool, shape ``(S,)``; their slices must be exact zeros.
         example_inputs: What the outputs are compared on.
         optimizers: Their state is sliced along.
+        copies: Copies of the model (moving averages) to zero and cut at the same structures.
         tolerance: Largest error relative to the largest output; by default 1e-4 in float32,
             1e-9 in float64, 2e-2 in half precision.
         roles: Slices that must be exact zeros; a method whose structures do not hold the
@@ -101,9 +104,11 @@ def compact(
 
     Raises:
         RuntimeError: A DistributedDataParallel still wraps the model.
-        CompactionError: A structure is not zero, or the outputs changed; the model is uncut.
+        ValueError: A copy is none; nothing was cut.
+        CompactionError: A structure is not zero, or outputs changed; model and copies are uncut.
     """
     gone = gone.cpu()
+    others = matching(copies, model)
     check_unwrapped(model)
     _check_zero(model, structures, gone, roles)
     _check_state(model, structures, optimizers)
@@ -128,6 +133,11 @@ def compact(
             f"was left uncut. Groups that fail alone: {', '.join(guilty) or 'none'}. Put them into "
             "ignored_layers, or pass a larger tolerance if the difference is acceptable."
         )
+    try:
+        _cut_copies(others, structures, gone, example_inputs, tolerance, roles)
+    except BaseException:
+        cut.undo()
+        raise
     cut.commit()
     kept_counts = cost.keep_counts(gone)
     return CompactionReport(
@@ -144,6 +154,32 @@ def compact(
         ),
         kept=cut.kept,
     )
+
+
+def _cut_copies(
+    copies: Sequence[nn.Module],
+    structures: StructureMap,
+    gone: Tensor,
+    example_inputs: ExampleInputs,
+    tolerance: float | None,
+    roles: Collection[Role],
+) -> None:
+    """Cut all copies or none."""
+    cuts: list[CopyCut] = []
+    try:
+        for number, copy in enumerate(copies):
+            cuts.append(CopyCut(copy, structures, gone, roles))
+            problem = cuts[-1].cut(example_inputs, tolerance)
+            if problem is not None:
+                raise CompactionError(
+                    f"Cutting copies[{number}] would change it: {problem}. The model and its "
+                    "copies were left uncut. Compact without this copy, and make a new one of "
+                    "the model after it."
+                )
+    except BaseException:
+        for cut in cuts:
+            cut.undo()
+        raise
 
 
 def _check_zero(

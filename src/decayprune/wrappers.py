@@ -61,7 +61,8 @@ def check_unwrapped(model: nn.Module) -> None:
     if _wrapped(model):
         raise RuntimeError(
             "A DistributedDataParallel still wraps this model, and its buckets have the sizes "
-            "before the cut. Delete it, compact the module on every rank, and wrap again:\n"
+            "before the cut. Delete it (and what else holds it), compact the module on every rank, "
+            "and wrap again:\n"
             "    del parallel; pruner.compact()\n"
             "    parallel = DistributedDataParallel(model)"
         )

@@ -195,7 +195,7 @@ def _rank(rank: int, folder: str) -> None:
                 setup.step()
 
             taken = run(setup, step)
-            del wrapped
+            del wrapped, step
             check_weights = [p.detach().clone() for p in setup.model.parameters()]
             report = setup.host.compact()
             results[f"{name}, {variant}"] = {
