@@ -145,11 +145,13 @@ def prune(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", rich_help_panel=_WHERE)] = None,
     bf16: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--bf16/--no-bf16", help="Forward passes in bfloat16.", rich_help_panel=_WHERE
+            "--bf16/--no-bf16",
+            help="Forward passes in bfloat16; by default where the processor is made for it.",
+            rich_help_panel=_WHERE,
         ),
-    ] = False,
+    ] = None,
     save_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints.", rich_help_panel=_WHERE)
     ] = 30.0,

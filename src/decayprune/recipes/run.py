@@ -199,7 +199,7 @@ class Run:
 
     def _evaluate(self, name: str) -> float:
         self.watch.phase(name, len(self.data.test), 0)
-        return evaluate(self.model, self.data.test, self.settings.bf16, self.watch.tick)
+        return evaluate(self.model, self.data.test, bool(self.settings.bf16), self.watch.tick)
 
     def _rate(self, step: int) -> float:
         """Two falls of the learning rate: dense training; then pruning and fine-tuning, at half."""
@@ -219,7 +219,7 @@ class Run:
             stop=at_most or end,
             lr=self._rate,
             seed=self.settings.seed,
-            bf16=self.settings.bf16,
+            bf16=bool(self.settings.bf16),
             pruner=self.pruner,
         )
         if self.pruner is not None and self.pruner.host.finished:
@@ -245,7 +245,7 @@ class Run:
         if self.pruner is not None:
             row["committed"] = self.pruner.host.remaining()["macs"]
         if epoch_over:
-            row["accuracy"] = evaluate(self.model, self.data.test, self.settings.bf16)
+            row["accuracy"] = evaluate(self.model, self.data.test, bool(self.settings.bf16))
             note += f", accuracy {row['accuracy']:.1%}"
         self.folder.append("history.jsonl", [row])
         self.watch.tick(note)

@@ -31,18 +31,19 @@ class _Defaults(NamedTuple):
     prune_epochs: int
     finetune_epochs: int
     batch_size: int | None
+    bf16: bool  # where the processor has units for it
 
 
 # Few epochs where a laptop should finish over a cup of coffee; the usual 200 and 90 in all on
 # CIFAR and ImageNet, which want a GPU.
 _BY_DATASET = {
-    "digits": _Defaults("resnet8", 15, 15, 10, 64),
-    "fashion-mnist": _Defaults("resnet20", 3, 2, 2, 128),
-    "cifar10": _Defaults("resnet56", 100, 60, 40, 128),
-    "cifar100": _Defaults("vgg19", 100, 60, 40, 128),
-    "imagenet": _Defaults("torchvision.models:resnet50", 40, 30, 20, 256),
+    "digits": _Defaults("resnet8", 15, 15, 10, 64, False),
+    "fashion-mnist": _Defaults("resnet20", 3, 2, 2, 128, True),
+    "cifar10": _Defaults("resnet56", 100, 60, 40, 128, True),
+    "cifar100": _Defaults("vgg19", 100, 60, 40, 128, True),
+    "imagenet": _Defaults("torchvision.models:resnet50", 40, 30, 20, 256, True),
 }
-_OWN_DATA = _Defaults(None, 10, 6, 4, None)
+_OWN_DATA = _Defaults(None, 10, 6, 4, None, False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ class Settings:
         data_dir: Where files of data sets are.
         threads: Threads of torch.
         device: Where to compute.
-        bf16: Forward passes in bfloat16 autocast.
+        bf16: Forward passes in bfloat16 autocast. None: where the processor has units for it
+            (AMX, or a GPU that supports it), except on digits and the user's own data.
     """
 
     dataset: str = "digits"
@@ -93,7 +95,7 @@ class Settings:
     data_dir: str = str(DATA_DIR)
     threads: int | None = None
     device: str | None = None
-    bf16: bool = False
+    bf16: bool | None = None
 
     def resolved(self) -> Settings:
         """The same with every None that has a default filled in, and checked.
@@ -114,11 +116,11 @@ class Settings:
         filled = {
             name: value for name, value in defaults._asdict().items() if getattr(self, name) is None
         }
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if filled.get("bf16"):
+            filled["bf16"] = _has_bf16_units(device)
         settings = replace(
-            self,
-            **filled,
-            threads=self.threads or torch.get_num_threads(),
-            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            self, **filled, threads=self.threads or torch.get_num_threads(), device=device
         )
         settings._check()
         return settings
@@ -204,3 +206,9 @@ class Settings:
             stop = steps - decay
         smooth = self.variant != "alone"
         return Schedule(stop=stop, rounds=rounds, decay_steps=decay if smooth else 1)
+
+
+def _has_bf16_units(device: str) -> bool:
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported())
