@@ -262,7 +262,8 @@ def dot(pick: Pick, a: Values, b: Values) -> Tensor:
 def _along(x: Tensor, y: Tensor, dim: int) -> Tensor:
     """Sum of ``x * y`` over all dimensions but one."""
     if dim == 0:
-        return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
+        rows: Tensor = torch.linalg.vecdot(x.flatten(1), y.flatten(1))
+        return rows
     product = x * y
     if dim == 1:  # adding up whole rows first is several times faster than strided reduction
         return product.flatten(1).sum(0).view(x.shape[1], -1).sum(1)
