@@ -18,6 +18,7 @@ from torch import nn
 from decayprune.compaction import CompactionReport
 from decayprune.cost import Budget
 from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruningHost
+from decayprune.hosts.penalty import PENALTIES
 from decayprune.inspection import inspect
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.pruner import DecayPruner
@@ -165,13 +166,19 @@ def _default(task: _Task) -> Pruning:
 
 
 def _dhspg(task: _Task) -> Pruning:
-    """OTOv2. What the half-space has not caught when selection ends is enrolled then."""
+    """OTOv2. What the half-space has not caught when selection ends is enrolled then.
+
+    The published penalty is made for a hundred epochs. Here it is as strong as takes a length of
+    about 10 in the steps that there are, at the rate of pruning (half the peak).
+    """
+    stop = max(1, task.schedule.stop)
     host = DHSPG(
         task.model,
         task.example,
         epsilon=0.95,
         tolerance_group_sparsity=0.0,  # more than the budget needs would miss it from below
-        stop_step=max(1, task.schedule.stop),
+        lmbda=max(PENALTIES["sgd"].lmbda, 20 / (task.settings.lr * stop)),
+        stop_step=stop,
         decay_steps=task.schedule.decay_steps,
         **task.sgd,
         **task.common,
