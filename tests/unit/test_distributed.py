@@ -1,0 +1,55 @@
+"""Two processes, started by torchrun, decide the same without a word about pruning."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    paths = [str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(TESTS / "ddp_run.py"), str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "random"])
+def test_ranks_decide_alike_and_end_with_the_same_weights(
+    ranks: list[dict[str, Any]], importance: str
+) -> None:
+    one, two = (rank[importance] for rank in ranks)
+    assert one["moves"] == two["moves"]
+    assert len({kind for _, kind, _ in one["moves"]} & {"decay", "prune"}) == 2
+    assert one["trained"] == two["trained"]
+    assert one["fine-tuned"] == two["fine-tuned"]
+    assert one["fine-tuned"] != one["trained"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_living_wrapper_is_refused_and_a_new_one_trains_on(
+    ranks: list[dict[str, Any]], rank: int
+) -> None:
+    result = ranks[rank]["magnitude"]
+    assert "del parallel; pruner.compact()" in result["refused"]
+    assert result["whole"] == 12  # the refusal left the model uncut
+    assert result["macs"] <= 0.5
+    assert result["error"] <= 1e-5
+    assert result["shape"] == [8, 4]
