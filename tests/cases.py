@@ -835,6 +835,23 @@ def vision_transformer() -> tuple[nn.Module, Any]:
 
 
 @case
+def padded_encoder() -> tuple[nn.Module, Any]:
+    """nn.TransformerEncoder with a padding mask, which packs its tokens in evaluation mode."""
+
+    def forward(m: Any, tokens: Tensor, unseen: Tensor) -> Tensor:
+        x = m.encoder(m.embed(tokens), src_key_padding_mask=unseen)
+        return m.head(x[:, 0])
+
+    layer = nn.TransformerEncoderLayer(8, 4, 12, dropout=0.0, batch_first=True)
+    return Lambda(
+        forward,
+        embed=nn.Embedding(11, 8),
+        encoder=nn.TransformerEncoder(layer, 2),
+        head=nn.Linear(8, 3),
+    ), (torch.arange(10).view(2, 5), torch.tensor([[False] * 5, [False] * 3 + [True] * 2]))
+
+
+@case
 def cross_attention() -> tuple[nn.Module, Any]:
     """Keys and values of widths of their own, masks, sequence first; one with packed weights."""
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from decayprune.cutting import named_tensors
 from decayprune.files import write_atomically
-from decayprune.structures.standins import STAND_INS, become, counted_width
+from decayprune.structures.standins import STAND_INS, become_all, counted_width
 
 _FORMAT, _VERSION = "decayprune-structure", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
@@ -109,8 +109,7 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     weights = _read_weights(Path(folder) / _WEIGHTS, structure)
     plan = _fit(structure, model)
     own = _saved_tensors(model)
-    for module in _losers(plan):
-        become(module)
+    become_all(model, _losers(plan))
     with torch.no_grad():
         for name, value in weights.items():
             target = own[name]

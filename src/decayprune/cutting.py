@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from decayprune.structures import ops
 from decayprune.structures.forward import ExampleInputs, outputs
-from decayprune.structures.standins import become
+from decayprune.structures.standins import become_all
 from decayprune.structures.structure_map import Role, StructureMap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
@@ -62,7 +62,7 @@ class Cut:
         try:
             modules = dict(model.named_modules())
             loses = {m for m, _, labels, _ in structures.attributes if not stays[labels].all()}
-            self._undo += [become(modules[module]) for module in loses]
+            self._undo.append(become_all(model, [modules[module] for module in loses]))
             for name, cuts in kept_of.items():
                 self._cut_tensor(tensors[name], cuts, optimizers)
             for module, attribute, labels, divisor in structures.attributes:

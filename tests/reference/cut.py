@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures import StructureMap
-from decayprune.structures.standins import become
+from decayprune.structures.standins import become_all
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -43,8 +43,8 @@ def cut(model: nn.Module, structures: StructureMap, removed: set[int]) -> nn.Mod
     """A copy of the model without some structures."""
     model = copy.deepcopy(model)
     loses = {m for m, _, labels, _ in structures.attributes if gone(labels, removed).any()}
-    for module in loses:
-        become(model.get_submodule(module))  # a norm that counts, heads of their own width
+    # norms that count, heads of their own width
+    become_all(model, [model.get_submodule(module) for module in loses])
     for item in structures.slices:
         kept = (~gone(item.structure, removed)).nonzero().flatten()
         value = tensors(model)[item.name]

@@ -59,7 +59,13 @@ def test_decay_prune_and_cut(name: str) -> None:
     optimizer.step()
 
 
-NORMS = ("mixing_norms", "counting_norms", "vision_transformer", "cross_attention")
+NORMS = (
+    "mixing_norms",
+    "counting_norms",
+    "vision_transformer",
+    "padded_encoder",
+    "cross_attention",
+)
 
 
 @pytest.mark.parametrize("name", NORMS)

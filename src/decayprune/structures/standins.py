@@ -6,7 +6,7 @@ object, its parameters, hooks and every reference to it stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,6 +65,26 @@ def become(module: nn.Module) -> Callable[[], None]:
                 vars(module).pop(name)
 
     return back
+
+
+def become_all(model: nn.Module, modules: Iterable[nn.Module]) -> Callable[[], None]:
+    """Turn modules of a model into their stand-ins; returns the way back."""
+    undo = [become(module) for module in modules]
+    if any(isinstance(module, STAND_INS) for module in model.modules()):
+        # Given a padding mask, an encoder packs its tokens for torch's own fused layers only.
+        undo += [_unpacked(m) for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+
+    def back() -> None:
+        for one in reversed(undo):
+            one()
+
+    return back
+
+
+def _unpacked(encoder: nn.TransformerEncoder) -> Callable[[], None]:
+    before = encoder.use_nested_tensor
+    encoder.use_nested_tensor = False
+    return lambda: setattr(encoder, "use_nested_tensor", before)
 
 
 def counted_width(module: nn.Module) -> int | None:

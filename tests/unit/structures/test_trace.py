@@ -77,6 +77,16 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
         ],
         ["head"],
     ),
+    "padded_encoder": (
+        [
+            ("embed", 8, 1),
+            ("encoder.layers.0.self_attn", 4, 6),
+            ("encoder.layers.0.linear1", 12, 1),
+            ("encoder.layers.1.self_attn", 4, 6),
+            ("encoder.layers.1.linear1", 12, 1),
+        ],
+        ["head"],
+    ),
     "cross_attention": (
         [
             ("k", 6, 1),

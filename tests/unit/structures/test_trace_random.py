@@ -64,6 +64,7 @@ class RandomNet(nn.Module):
                 nn.BatchNorm2d(width),
                 nn.BatchNorm2d(width, affine=False),
                 nn.GroupNorm(1, width),
+                nn.GroupNorm(2 if width % 2 == 0 else 1, width),
                 nn.GroupNorm(width, width),
                 nn.InstanceNorm2d(width),
             ]
