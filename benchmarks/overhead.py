@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 import torch_pruning as tp
@@ -27,6 +28,7 @@ import decayprune as dp
 from decayprune.compaction import compact
 from decayprune.structures.forward import outputs
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 BARS = {
     "idle": 0.02,
@@ -51,7 +53,9 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
 
-def pruner_of(model: nn.Module, **arguments: object) -> tuple[dp.DecayPruner, torch.optim.Optimizer]:
+def pruner_of(
+    model: nn.Module, **arguments: object
+) -> tuple[dp.DecayPruner, torch.optim.Optimizer]:
     optimizer = optimizer_of(model)
     settings = {
         "budget": dp.Budget(structures=0.9),
@@ -61,10 +65,11 @@ def pruner_of(model: nn.Module, **arguments: object) -> tuple[dp.DecayPruner, to
     return dp.DecayPruner(model, optimizer, torch.randn(1, 3, 64, 64), **settings), optimizer
 
 
-def timed(action: Callable[[], object]) -> float:
+def timed(action: Callable[[], T]) -> tuple[T, float]:
+    """What an action returns, and its seconds."""
     start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    result = action()
+    return result, time.perf_counter() - start
 
 
 def per_step(repeats: int) -> dict[str, float]:
@@ -83,13 +88,13 @@ def per_step(repeats: int) -> dict[str, float]:
     )
     times: dict[str, list[float]] = {name: [] for name in (*cases, "plain")}
     for repeat in range(repeats + 3):
-        measured = {"plain": timed(plain.step)}
+        measured = {"plain": timed(plain.step)[1]}
         for name, (pruner, optimizer) in cases.items():
             optimizer.step()
-            measured[name] = timed(pruner.step)
+            measured[name] = timed(pruner.step)[1]
         # What rectifying adds around the step happens in the optimizer's pre-hook.
         for name in ("decay, carriers", "decay, all slices"):
-            measured[name] += timed(cases[name][0]._decayer.remember)
+            measured[name] += timed(cases[name][0]._decayer.remember)[1]
         if repeat >= 3:
             for name, seconds in measured.items():
                 times[name].append(seconds)
@@ -107,52 +112,40 @@ def per_step(repeats: int) -> dict[str, float]:
     return ratios | {"seconds of a plain step": base}
 
 
+def _once(dense: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+    model = model_with_gradients().eval()
+    optimizer = optimizer_of(model)
+    arguments = {
+        "budget": dp.Budget(macs=0.5),
+        "schedule": dp.Schedule(stop=10, decay_steps=1),
+    }
+    pruner, ours = timed(lambda: dp.DecayPruner(model, optimizer, inputs, **arguments))
+    optimizer.step()
+    pruner.step()
+    gone = pruner.state.phase == 2
+    arguments = {"example_inputs": inputs, "optimizers": [optimizer]}
+    _, cut = timed(lambda: compact(model, pruner.structures, gone, **arguments))
+    _, forward = timed(lambda: outputs(dense, inputs))
+    other = copy.deepcopy(dense)
+    arguments = {
+        "importance": tp.importance.GroupMagnitudeImportance(p=2),
+        "global_pruning": True,
+        "pruning_ratio": 0.3,
+        "ignored_layers": [other.fc],
+    }
+    kept, theirs = timed(lambda: tp.pruner.MetaPruner(other, inputs, **arguments))
+    _, step = timed(kept.step)
+    return {"ours": ours, "theirs": theirs, "cut": cut, "step": step, "forward": forward}
+
+
 def build_and_cut(repeats: int) -> dict[str, float]:
     """Building the pruner and cutting, against Torch-Pruning, at 224 pixels."""
     inputs = torch.randn(1, 3, 224, 224)
     dense = model_with_gradients().eval()
     rows: dict[str, list[float]] = {"ours": [], "theirs": [], "cut": [], "step": [], "forward": []}
     for _ in range(repeats):
-        model = model_with_gradients().eval()
-        optimizer = optimizer_of(model)
-        schedule = dp.Schedule(stop=10, decay_steps=1)
-        build: list[dp.DecayPruner] = []
-        rows["ours"].append(
-            timed(
-                lambda m=model, o=optimizer: build.append(
-                    dp.DecayPruner(m, o, inputs, budget=dp.Budget(macs=0.5), schedule=schedule)
-                )
-            )
-        )
-        optimizer.step()
-        pruner = build[0]
-        pruner.step()
-        gone = pruner.state.phase == 2
-        rows["cut"].append(
-            timed(
-                lambda p=pruner, m=model, g=gone, o=optimizer: compact(
-                    m, p.structures, g, example_inputs=inputs, optimizers=[o]
-                )
-            )
-        )
-        rows["forward"].append(timed(lambda m=dense: outputs(m, inputs)))
-        theirs = copy.deepcopy(dense)
-        kept: list[tp.pruner.BasePruner] = []
-        rows["theirs"].append(
-            timed(
-                lambda m=theirs: kept.append(
-                    tp.pruner.MetaPruner(
-                        m,
-                        inputs,
-                        importance=tp.importance.GroupMagnitudeImportance(p=2),
-                        global_pruning=True,
-                        pruning_ratio=0.3,
-                        ignored_layers=[m.fc],
-                    )
-                )
-            )
-        )
-        rows["step"].append(timed(kept[0].step))
+        for name, seconds in _once(dense, inputs).items():
+            rows[name].append(seconds)
     middle = {name: median(values) for name, values in rows.items()}
     return {
         "build / Torch-Pruning": middle["ours"] / middle["theirs"],
@@ -182,7 +175,12 @@ def main() -> None:
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
         }
-        document = {"machine": machine, "repeats": options.repeats, "bars": BARS, "figures": figures}
+        document = {
+            "machine": machine,
+            "repeats": options.repeats,
+            "bars": BARS,
+            "figures": figures,
+        }
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 
 
