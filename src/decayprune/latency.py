@@ -2,21 +2,27 @@
 
 Runs of both models are interleaved, so that a machine that slows down slows both, and medians are
 reported beside the ratio of their multiply-accumulates: that ratio is the speed-up to hope for.
+Image models are timed in channels-last memory format as well, any model compiled on request, and
+the widths that suit this machine are looked for.
 """
 
 from __future__ import annotations
 
+import copy
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
+
+from decayprune import advice
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,12 @@ class Latency:
         runs: Timed runs of each model.
         threads: Threads torch used.
         device: What it ran on.
+        channels_last: The two medians in channels-last memory format; None for other inputs.
+        compiled: The two medians under ``torch.compile``, in the faster format; None unless asked.
+        round_to: Multiple that makes widths fast on this machine, for the pruner's ``round_to``;
+            None if the first model has no plain convolution or linear layer.
+        flushes_denormals: Whether numbers below the normal range count as zero. They are slow on
+            many processors: see ``torch.set_flush_denormal``.
     """
 
     before_ms: float
@@ -42,6 +54,16 @@ class Latency:
     runs: int
     threads: int
     device: str
+    channels_last: tuple[float, float] | None = None
+    compiled: tuple[float, float] | None = None
+    round_to: int | None = None
+    flushes_denormals: bool = False
+
+    @property
+    def memory_format(self) -> str:
+        """The faster format for the second model: ``"contiguous"`` or ``"channels_last"``."""
+        faster = self.channels_last is not None and self.channels_last[1] < self.after_ms
+        return "channels_last" if faster else "contiguous"
 
     @property
     def speedup(self) -> float:
@@ -54,16 +76,31 @@ class Latency:
         return self.macs_before / max(self.macs_after, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, the two ratios included, as plain scalars."""
-        return {**asdict(self), "speedup": self.speedup, "ideal": self.ideal}
+        """All figures, with the two ratios and the format, ready for ``json.dumps``."""
+        ratios = {"speedup": self.speedup, "ideal": self.ideal}
+        return {**asdict(self), **ratios, "memory_format": self.memory_format}
 
     def __str__(self) -> str:
         return (
             f"{self.before_ms:.2f} ms -> {self.after_ms:.2f} ms, {self.speedup:.2f}x faster "
             f"(MACs alone would give {self.ideal:.2f}x); batch {self.batch_size}, "
             f"{self.threads} thread{'s' if self.threads > 1 else ''}, {self.device}, "
-            f"median of {self.runs}"
+            f"median of {self.runs}" + "".join(f"\n{line}" for line in self._details())
         )
+
+    def _details(self) -> list[str]:
+        lines = []
+        for name, pair in (("channels last", self.channels_last), ("compiled", self.compiled)):
+            if pair is not None:
+                ratio = pair[0] / pair[1]
+                lines.append(f"{name}: {pair[0]:.2f} ms -> {pair[1]:.2f} ms, {ratio:.2f}x faster")
+        denormals = "flushed to zero" if self.flushes_denormals else "computed"
+        advice = [f"denormals are {denormals}"]
+        if self.channels_last is not None:
+            advice.append(f"fastest in {self.memory_format.replace('_', ' ')} format")
+        if self.round_to is not None:
+            advice.append(f"prune with round_to={self.round_to}")
+        return [*lines, "On this machine: " + ", ".join(advice) + "."]
 
 
 def cpu_name() -> str:
@@ -113,6 +150,7 @@ def benchmark(
     *,
     runs: int = 30,
     min_run_ms: float = 5.0,
+    compiled: bool = False,
 ) -> Latency:
     """Time two models on the same inputs, in evaluation mode, without gradients.
 
@@ -123,9 +161,10 @@ def benchmark(
         runs: Timed runs of each model, alternating.
         min_run_ms: A run repeats the forward pass until it lasts about this long, so that the
             clock's and the scheduler's grain do not show.
+        compiled: Time both under ``torch.compile``, too; compiling may take a minute.
 
     Returns:
-        The medians. Training modes are restored.
+        The medians, and what they recommend. Training modes are restored.
 
     Raises:
         ValueError: ``runs`` is less than 1.
@@ -133,31 +172,92 @@ def benchmark(
     if runs < 1:
         raise ValueError(f"benchmark() needs runs of at least 1; found {runs!r}.")
     example = _first_tensor(example_inputs)
-    synchronize = torch.cuda.synchronize if example.is_cuda else lambda: None
-    modules = [m for model in (model_a, model_b) for m in model.modules()]
-    modes = [module.training for module in modules]
-    calls = [_caller(model, example_inputs) for model in (model_a, model_b)]
+    race = _Race(runs, min_run_ms, torch.cuda.synchronize if example.is_cuda else lambda: None)
+    models = (model_a, model_b)
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         model_a.eval(), model_b.eval()
         with torch.inference_mode():
+            calls = [_caller(model, example_inputs) for model in models]
             macs = [_macs(call) for call in calls]
-            once = [min(_time(call, 1, synchronize) for _ in range(3)) for call in calls]
-            repeats = [max(1, round(min_run_ms / max(t, 1e-6))) for t in once]
-            times: list[list[float]] = [[], []]
-            for run in range(runs):
-                # Who goes first alternates too: a warm cache favours the second.
-                for side in (0, 1) if run % 2 == 0 else (1, 0):
-                    times[side].append(_time(calls[side], repeats[side], synchronize))
+            plain = race.medians(calls)
+            last, last_calls = None, calls
+            if example.dim() == 4:
+                last_calls = [_channels_last(model, example_inputs) for model in models]
+                last = race.medians(last_calls)
+            faster = last is not None and last[1] < plain[1]
+            layer = advice.busiest(model_a, calls[0])
+            unit = None if layer is None else advice.round_to(*layer, race.alone)
+        with torch.no_grad():  # the compiler does not take inference tensors
+            quick = [_compiled(m, example_inputs, faster) for m in models] if compiled else None
+            compiled_times = None if quick is None else race.medians(quick)
     finally:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes:
             module.training = mode
     return Latency(
-        statistics.median(times[0]),
-        statistics.median(times[1]),
-        macs[0],
-        macs[1],
+        before_ms=plain[0],
+        after_ms=plain[1],
+        macs_before=macs[0],
+        macs_after=macs[1],
         batch_size=example.shape[0] if example.dim() else 1,
         runs=runs,
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(example.device) if example.is_cuda else cpu_name(),
+        channels_last=last,
+        compiled=compiled_times,
+        round_to=unit,
+        flushes_denormals=flushes_denormals(),
     )
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread counts numbers below the normal range as zero."""
+    return float(torch.tensor([1e-39]) * torch.tensor([0.5])) == 0
+
+
+@dataclass(frozen=True)
+class _Race:
+    """How calls are timed against each other."""
+
+    runs: int
+    min_run_ms: float
+    synchronize: Callable[[], None]
+
+    def medians(self, calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
+        """Median milliseconds of two calls that take turns."""
+        once = [min(_time(call, 1, self.synchronize) for _ in range(3)) for call in calls]
+        repeats = [max(1, round(self.min_run_ms / max(t, 1e-6))) for t in once]
+        times: list[list[float]] = [[], []]
+        for run in range(self.runs):
+            # Who goes first alternates too: a warm cache favours the second.
+            for side in (0, 1) if run % 2 == 0 else (1, 0):
+                times[side].append(_time(calls[side], repeats[side], self.synchronize))
+        return statistics.median(times[0]), statistics.median(times[1])
+
+    def alone(self, call: Callable[[], object]) -> float:
+        """Milliseconds of one call: the best of a few runs."""
+        once = min(_time(call, 1, self.synchronize) for _ in range(3))
+        repeats = max(1, round(self.min_run_ms / max(once, 1e-6)))
+        return min(_time(call, repeats, self.synchronize) for _ in range(min(self.runs, 5)))
+
+
+def _channels_last(model: nn.Module, inputs: Any) -> Callable[[], object]:
+    """A copy of a model, and inputs, in channels-last memory format."""
+    return _caller(_in_channels_last(copy.deepcopy(model)), tree_map(_in_channels_last, inputs))
+
+
+def _in_channels_last(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dim() == 4:
+        return value.to(memory_format=torch.channels_last)
+    if isinstance(value, nn.Module):
+        return value.to(memory_format=torch.channels_last)
+    return value
+
+
+def _compiled(model: nn.Module, inputs: Any, channels_last: bool) -> Callable[[], object]:
+    model = copy.deepcopy(model)
+    if channels_last:
+        model, inputs = _in_channels_last(model), tree_map(_in_channels_last, inputs)
+    call = _caller(cast("nn.Module", torch.compile(model)), inputs)
+    call()
+    return call

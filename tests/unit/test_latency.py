@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from decayprune.latency import Latency, benchmark
+from decayprune.latency import Latency, benchmark, flushes_denormals
 
 
 def net(width: int) -> nn.Sequential:
@@ -46,3 +46,51 @@ def test_ratios_say_their_direction() -> None:
 def test_runs_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1; found 0"):
         benchmark(nn.Identity(), nn.Identity(), torch.zeros(1), runs=0)
+
+
+def images(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3))
+
+
+def test_images_are_timed_in_channels_last_and_left_as_they_were() -> None:
+    before, after = images(16), images(4)
+    found = benchmark(before, after, torch.zeros(2, 3, 8, 8), runs=2, min_run_ms=0.1)
+    assert found.channels_last is not None
+    assert all(ms > 0 for ms in found.channels_last)
+    assert before[0].weight.is_contiguous()
+    assert before[2].weight.is_contiguous()
+    assert f"fastest in {found.memory_format.replace('_', ' ')} format" in str(found)
+    assert benchmark(net(8), net(4), torch.zeros(2, 8), runs=1).channels_last is None
+
+
+def test_compiled_models_are_timed_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    models = images(16), images(4)
+    found = benchmark(*models, torch.zeros(2, 3, 8, 8), runs=1, min_run_ms=0.1, compiled=True)
+    assert found.compiled is not None
+    assert "\ncompiled: " in str(found)
+    assert len(compiled) == 2
+    assert all(one not in models for one in compiled)
+
+
+def test_what_was_measured_is_what_is_recommended() -> None:
+    found = Latency(4.0, 2.0, 100, 40, 8, 5, 1, "a machine", (3.0, 2.1), None, 16, True)
+    assert found.memory_format == "contiguous"
+    assert Latency(4.0, 2.0, 100, 40, 8, 5, 1, "", (3.0, 1.9)).memory_format == "channels_last"
+    lines = str(found).splitlines()
+    assert lines[1] == "channels last: 3.00 ms -> 2.10 ms, 1.43x faster"
+    assert lines[2] == (
+        "On this machine: denormals are flushed to zero, fastest in contiguous format, prune "
+        "with round_to=16."
+    )
+
+
+def test_denormals_are_stated() -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        assert flushes_denormals()
+    finally:
+        torch.set_flush_denormal(False)
+    assert not flushes_denormals()

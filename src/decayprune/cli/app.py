@@ -94,6 +94,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per forward pass.")] = 64,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Time torch.compile, too.")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Time the compact model of a finished run beside the dense one."""
@@ -105,7 +106,7 @@ def bench(
         dp.load(folder, compact)
         batch = subject.example(settings, source, batch_size)
         with Console(stderr=True).status("measuring"):
-            found = dp.benchmark(dense, compact, batch, runs=runs)
+            found = dp.benchmark(dense, compact, batch, runs=runs, compiled=compiled)
         typer.echo(str(found))
 
 
