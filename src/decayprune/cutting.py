@@ -1,7 +1,7 @@
 """Cutting structures out of a model, putting them back, and telling whether it made a difference.
 
 A :class:`Cut` gives every tensor smaller data and can be undone; :func:`refuse_uncuttable` tries
-one structure of every group before any training begins, because no trace can see a width that a
+a few structures of every group before any training begins, because no trace can see a width that a
 ``forward()`` has written into it as a number.
 """
 
@@ -22,6 +22,7 @@ from decayprune.structures.structure_map import Role, StructureMap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
 _HALF_TOLERANCE = 2e-2
+_FEW = 16  # structures of a group cut on trial; odd widths would be slower to run
 _ENOUGH = 64  # pixels along the shorter side of an image that trial cuts are made on
 _FAILS = "forward() fails once a channel is removed"
 
@@ -220,11 +221,11 @@ def refuse_uncuttable(
     example_inputs: ExampleInputs,
     roles: Collection[Role] = ops.WEIGHTS,
 ) -> StructureMap:
-    """The map without the groups that cannot be cut: each is tried, one structure at a time.
+    """The map without the groups that cannot be cut: a few structures of each are tried.
 
-    A forward() may compute with a width that it hard-codes, which no trace can see. One structure
-    of every group is zeroed, the outputs noted, and the structure cut out; a group for which this
-    fails is refused with the reason. The model is put back exactly.
+    A forward() may compute with a width that it hard-codes, which no trace can see. A few
+    structures of every group are zeroed, the outputs noted, and the structures cut out; a group
+    for which this fails is refused with the reason. The model is put back exactly.
 
     Args:
         model: Put back bit for bit.
@@ -233,20 +234,21 @@ def refuse_uncuttable(
         roles: Slices that are zero once a structure is pruned.
     """
     members = [number for number, group in enumerate(structures.groups) if group.size > 1]
-    trial = torch.zeros(structures.num_structures, dtype=torch.bool)
-    trial[[structures.groups[member].start for member in members]] = True
     if not members:
         return structures
 
-    def kind(member: int) -> str:
-        return _kind(structures, member)
+    def some(members: list[int]) -> Tensor:
+        mask = torch.zeros(structures.num_structures, dtype=torch.bool)
+        for group in (structures.groups[member] for member in members):
+            mask[group.start : group.start + min(_FEW, group.size // 2)] = True
+        return mask
 
     tensors = named_tensors(model)
     names = dict.fromkeys(item.name for item in structures.slices if item.role != "buffer")
     ranks = {name: tensors[name].dim() for name in names}
     device = next(iter(tensors.values())).device
     locator = ops.Locator(ops.labelled(structures, roles), structures.num_structures, ranks, device)
-    pick = locator.pick(trial.nonzero().flatten().to(device))
+    pick = locator.pick(some(members).nonzero().flatten().to(device))
     with torch.no_grad():
         saved = ops.gather(pick, tensors)
         try:
@@ -255,11 +257,9 @@ def refuse_uncuttable(
             limit = tolerance_for(before)
 
             def try_(members: list[int]) -> str | None:
-                gone = torch.zeros_like(trial)
-                gone[[structures.groups[member].start for member in members]] = True
-                return failure(model, structures, gone, example_inputs, before, limit)
+                return failure(model, structures, some(members), example_inputs, before, limit)
 
-            failed = _search(structures, sorted(members, key=kind), try_)
+            failed = _search(structures, sorted(members, key=lambda m: _kind(structures, m)), try_)
         finally:
             ops.scatter_(pick, tensors, saved)
     return structures.without(dict(failed)) if failed else structures
