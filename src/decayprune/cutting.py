@@ -23,7 +23,7 @@ from decayprune.structures.structure_map import Role, StructureMap
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
 _HALF_TOLERANCE = 2e-2
 _FEW = 16  # structures of a group cut on trial; odd widths would be slower to run
-_ENOUGH = 64  # pixels along the shorter side of an image that trial cuts are made on
+_ENOUGH = 48  # pixels along the shorter side of an image that trial cuts are made on
 _FAILS = "forward() fails once a channel is removed"
 
 
