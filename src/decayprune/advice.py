@@ -20,7 +20,7 @@ UNITS = (1, 4, 8, 16, 32)
 _ENOUGH = 0.97  # of the best speed: below it, coarser widths are worth their lost precision
 _SHARE = 0.6  # widths are tried around this share of the dense one
 
-Layer = nn.Conv2d | nn.Linear
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 Timer = Callable[[Callable[[], object]], float]
 
 
@@ -58,14 +58,15 @@ def round_to(layer: Layer, example: Tensor, timer: Timer) -> int:
     """
     speed = {}
     for unit in UNITS:
-        wide_in, wide_out = (_near(width, unit) for width in _widths(layer))
-        narrow, inputs = _resized(layer, example, wide_in, wide_out)
+        wide_in, wide_out = (_near(width, unit) for width in widths(layer))
+        narrow, inputs = resized(layer, example, wide_in, wide_out)
         speed[unit] = wide_in * wide_out / timer(partial(narrow, inputs))
     best = max(speed.values())
     return next(unit for unit in UNITS if speed[unit] >= _ENOUGH * best)
 
 
-def _widths(layer: Layer) -> tuple[int, int]:
+def widths(layer: Layer) -> tuple[int, int]:
+    """Channels or features that go in and out."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
@@ -76,19 +77,31 @@ def _near(width: int, unit: int) -> int:
     return int(width * _SHARE) // UNITS[-1] * UNITS[-1] + unit
 
 
-def _resized(layer: Layer, example: Tensor, wide_in: int, wide_out: int) -> tuple[Layer, Tensor]:
-    dim = 1 if isinstance(layer, nn.Conv2d) else -1
+def resized(layer: Layer, example: Tensor, wide_in: int, wide_out: int) -> tuple[Layer, Tensor]:
+    """The same layer at other widths, and an input for it; depthwise stays depthwise.
+
+    Args:
+        layer: A linear layer, or a convolution that is plain or depthwise; not changed.
+        example: Its input.
+        wide_in: Width of the new input.
+        wide_out: Width of the new output.
+    """
+    plain = getattr(layer, "groups", 1) == 1
+    dim = -1 if isinstance(layer, nn.Linear) else 1
     index = torch.arange(wide_in, device=example.device) % example.shape[dim]
     inputs = example.index_select(dim, index)
     narrow = copy.copy(layer)
     narrow._parameters = dict(layer._parameters)
-    shape = (wide_out, wide_in, *layer.weight.shape[2:])
-    weight = torch.rand(shape, dtype=layer.weight.dtype, device=layer.weight.device) - 0.5
-    if isinstance(layer, nn.Conv2d):
+    # No random numbers: a run must not depend on whether something was timed.
+    weight = layer.weight.new_full(
+        (wide_out, wide_in if plain else 1, *layer.weight.shape[2:]), 0.1
+    )
+    if not isinstance(narrow, nn.Linear):
         narrow.in_channels, narrow.out_channels = wide_in, wide_out
-        if example.is_contiguous(memory_format=torch.channels_last):
+        narrow.groups = 1 if plain else wide_in
+        if example.dim() == 4 and example.is_contiguous(memory_format=torch.channels_last):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             weight = weight.contiguous(memory_format=torch.channels_last)
-    narrow._parameters["weight"] = nn.Parameter(weight)
+    narrow._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     narrow._parameters["bias"] = None
     return narrow, inputs

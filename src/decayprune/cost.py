@@ -27,6 +27,8 @@ class Budget:
         macs: Multiply-accumulates of one forward pass.
         params: Number of parameters.
         structures: Number of prunable structures.
+        latency: Time of a forward pass on the example inputs, estimated from a table that is
+            measured when the pruner is built, on this machine and in its state of then.
 
     Raises:
         ValueError: A bound lies outside (0, 1], or none is given.
@@ -35,6 +37,7 @@ class Budget:
     macs: float | None = None
     params: float | None = None
     structures: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
         if not self.bounds:
@@ -84,9 +87,16 @@ class CostModel:
     Args:
         structures: What can be cut, and what is computed.
         shapes: Shape of every parameter of the model, by name.
+        latency: Time of a forward pass, if a budget bounds it: gives it for a vector ``kept``.
     """
 
-    def __init__(self, structures: StructureMap, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        structures: StructureMap,
+        shapes: Mapping[str, Sequence[int]],
+        latency: Callable[[Tensor], float] | None = None,
+    ) -> None:
+        self._latency = latency
         self.sizes = torch.tensor([group.size for group in structures.groups], dtype=torch.int64)
         self._group_of = structures.group_of
         self._widths: list[Tensor] = []
@@ -145,6 +155,22 @@ class CostModel:
         """
         return self._params(self._kept_widths(kept))
 
+    def latency(self, kept: Tensor) -> float:
+        """Estimated time of one forward pass, in the unit it was measured in.
+
+        Args:
+            kept: Structures that stay in each group, shape ``(G,)``.
+
+        Raises:
+            ValueError: Nobody measured it.
+        """
+        if self._latency is None:
+            raise ValueError(
+                "A latency budget needs measurements, which only dp.DecayPruner makes; bound macs, "
+                "params or structures here."
+            )
+        return self._latency(kept)
+
     def fractions(self, kept: Tensor, names: Sequence[str]) -> dict[str, float]:
         """Costs at some widths as fractions of the dense model's.
 
@@ -152,12 +178,13 @@ class CostModel:
             kept: Structures that stay in each group, shape ``(G,)``.
             names: Which costs: fields of :class:`Budget`.
         """
-        value: dict[str, Callable[[Tensor], int]] = {
+        value: dict[str, Callable[[Tensor], float]] = {
             "macs": self.macs,
             "params": self.params,
             "structures": lambda kept: int(kept.sum()),
+            "latency": self.latency,
         }
-        return {name: value[name](kept) / max(value[name](self.sizes), 1) for name in names}
+        return {name: value[name](kept) / (value[name](self.sizes) or 1) for name in names}
 
     def meets(self, budget: Budget, kept: Tensor) -> bool:
         """Whether every bound of the budget holds at some widths.

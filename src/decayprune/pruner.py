@@ -20,6 +20,7 @@ from decayprune.cutting import refuse_uncuttable
 from decayprune.decay import Curve
 from decayprune.decayer import Decayer
 from decayprune.importance import Importance
+from decayprune.latency_model import LatencyModel
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
 from decayprune.selection import ImportanceSelector, Schedule, Scope
@@ -105,7 +106,11 @@ class DecayPruner:
         self._anatomy = checks.Anatomy(model, self._parameters)
 
         self._importance, self._seed = importance, checks.shared_seed(importance)
-        self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
+        shapes = {n: p.shape for n, p in model.named_parameters()}
+        self._latency = None
+        if budget.latency is not None:
+            self._latency = LatencyModel(model, structures, example_inputs)
+        self.cost = CostModel(structures, shapes, self._latency)
         tournament = rectify is not None and rectify.rule == "tournament"
         self._selector = ImportanceSelector(
             structures,
@@ -163,9 +168,13 @@ class DecayPruner:
         )
 
     def remaining(self) -> dict[str, float]:
-        """MACs, parameters and structures that remain, commitments counted, as fractions."""
+        """What remains, commitments counted, as fractions: MACs, parameters, structures, latency.
+
+        Latency only under a latency budget, as estimated from the table.
+        """
         kept = self.cost.keep_counts(self.state.committed.cpu())
-        return self.cost.fractions(kept, ["macs", "params", "structures"])
+        timed = [] if self._latency is None else ["latency"]
+        return self.cost.fractions(kept, ["macs", "params", "structures", *timed])
 
     # ---------------------------------------------------------------- what a loop calls
 
@@ -273,7 +282,9 @@ class DecayPruner:
         It loads with ``torch.load(..., weights_only=True)``. Save it together with the model and
         the optimizer, after :meth:`step`.
         """
-        return {
+        # What was measured goes along: another day's table would decide otherwise.
+        measured = {} if self._latency is None else {"latency": self._latency.table}
+        return measured | {
             "format": _FORMAT,
             "fingerprint": self.structures.fingerprint,
             "slices": self._signature(),
@@ -311,6 +322,8 @@ class DecayPruner:
             )
         checks.check_settings(state["settings"], self._settings())
         self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
+        if self._latency is not None:
+            self._latency.table = state["latency"]
         self.steps, self.waited = int(state["steps"]), int(state["waited"])
         self._seed = int(state["seed"])
         self._selector.importance = checks.as_importance(self._importance, self._seed)

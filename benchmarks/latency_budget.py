@@ -1,0 +1,88 @@
+"""Does ``Budget(latency=...)`` keep its word? Models are cut to a latency and then timed.
+
+``python benchmarks/latency_budget.py --write`` stores ``results/latency_budget.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import decayprune as dp
+from decayprune.latency import cpu_name
+from decayprune.latency_model import TOLERANCE
+
+MODELS = ("resnet18", "mobilenet_v2", "vgg11_bn")
+TARGETS = (0.3, 0.5, 0.7)
+RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
+
+
+def measure(name: str, target: float, round_to: int | None, size: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    dense, model = (torchvision.models.get_model(name) for _ in range(2))
+    inputs = torch.randn(1, 3, size, size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    began = time.perf_counter()
+    pruner = dp.DecayPruner(
+        model,
+        optimizer,
+        inputs,
+        budget=dp.Budget(latency=target),
+        schedule=dp.Schedule(stop=0, decay_steps=1),
+        rectify=None,
+        round_to=round_to,
+    )
+    built = time.perf_counter() - began
+    optimizer.step()  # nothing moves: only the pruner does anything
+    pruner.step()
+    estimate = pruner.remaining()["latency"]
+    report = pruner.compact()
+    found = dp.benchmark(dense, model, inputs, runs=15)
+    return {
+        "model": name,
+        "round_to": round_to,
+        "target": target,
+        "estimate": round(estimate, 4),
+        "measured": round(found.after_ms / found.before_ms, 4),
+        "macs": round(report.macs_after / report.macs_before, 4),
+        "error": round(found.after_ms / found.before_ms / target - 1, 4),
+        "build_s": round(built, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--size", type=int, default=128, help="Side of the images.")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for name in arguments.models:
+        for target in TARGETS:
+            for round_to in (None, 8):
+                rows.append(measure(name, target, round_to, arguments.size))
+                print(rows[-1], flush=True)
+    worst = max(row["error"] for row in rows)
+    print(f"worst excess over the budget: {worst:.1%} (tolerance {TOLERANCE:.0%})")
+    if arguments.write:
+        machine = {
+            "processor": cpu_name(),
+            "threads": arguments.threads,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "size": arguments.size,
+        }
+        result = {"machine": machine, "tolerance": TOLERANCE, "worst": worst, "rows": rows}
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
