@@ -39,16 +39,18 @@ def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
 def _slices(solution: Solution) -> tuple[Slice, ...]:
     found = []
     for cut in solution.incidence.cuts:
-        structure = solution.structures(cut.labels)
+        labels = cut.labels.numpy()
+        structure = solution.of_label[labels]
         prunable = structure >= 0
-        if not bool(prunable.any()):
+        if not prunable.any():
             continue
         carried = solution.carried.get((cut.name, cut.dim))
         if carried is None:
-            carrier = torch.zeros(structure.shape, dtype=torch.bool)
+            carrier = np.zeros_like(prunable)
         else:
-            carrier = torch.from_numpy(carried[solution.component[cut.labels.numpy()]]) & prunable
-        found.append(Slice(cut.name, cut.dim, cut.role, structure, carrier))
+            carrier = carried[solution.component[labels]] & prunable
+        tensors = torch.from_numpy(structure), torch.from_numpy(carrier)
+        found.append(Slice(cut.name, cut.dim, cut.role, *tensors))
     return tuple(found)
 
 

@@ -77,12 +77,13 @@ class Solution:
     width: Array
 
     @cached_property
-    def _of_label(self) -> Array:
+    def of_label(self) -> Array:
+        """Structure of each label handed out."""
         return np.asarray(self.number[self.component])
 
     def structures(self, labels: Tensor) -> Tensor:
         """Structure of each label, :data:`FIXED` where it stays."""
-        return torch.from_numpy(self._of_label[labels.numpy()])
+        return torch.from_numpy(self.of_label[labels.numpy()])
 
 
 def solve(tape: Tape, ignored: set[str]) -> Solution:
