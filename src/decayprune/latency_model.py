@@ -3,8 +3,8 @@
 Every plain and depthwise convolution and every linear layer is timed, on the input it gets, at a
 few widths; between them times are interpolated. What else the model does (norms, activations,
 attention) is the rest of its own measured time, and shrinks with the activations that are left.
-So the estimate is exact for the dense model, and elsewhere as good as this machine is steady:
-``benchmarks/latency_budget.py`` measures how good.
+So the estimate is exact for the dense model and approximate elsewhere: see what
+``benchmarks/latency_budget.py`` measured. It errs most where little time is spent in large layers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from decayprune.advice import Layer, Timer, resized, widths
 from decayprune.structures.forward import ExampleInputs, arguments, quiet
 from decayprune.structures.structure_map import StructureMap
-
-TOLERANCE = 0.15
-"""What the measured latency of a pruned model may exceed its budget by, relative to the budget."""
 
 _GRID = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of each width that are timed
 _UNIT = 8  # widths of the grid are multiples of it, as odd ones would make the table jump
