@@ -2,7 +2,8 @@
 
 Every plain and depthwise convolution and every linear layer is timed, on the input it gets, at a
 few widths; between them times are interpolated. What else the model does (norms, activations,
-attention) is the rest of its own measured time, and shrinks with the activations that are left.
+attention) is the rest of its own measured time; how much of that shrinks with the activations is
+learnt from one more measurement, of the model with every width halved for a moment.
 So the estimate is exact for the dense model and approximate elsewhere: see what
 ``benchmarks/latency_budget.py`` measured. It errs most where little time is spent in large layers.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.advice import Layer, Timer, resized, widths
+from decayprune.cutting import Cut
 from decayprune.structures.forward import ExampleInputs, arguments, quiet
 from decayprune.structures.structure_map import StructureMap
 
@@ -91,6 +93,25 @@ class LatencyModel:
         self._keys = [call.key for call in calls]
         self._shares = [(self._counts(c.inside), self._counts(c.outside)) for c in calls]
         self._outputs = torch.tensor([float(call.outputs) for call in calls])
+        with quiet(model):
+            self.table |= _shared(lambda: self._rest_of(model, structures, run, timer))
+
+    def _rest_of(
+        self, model: nn.Module, structures: StructureMap, run: Callable[[], object], timer: Timer
+    ) -> dict[str, Any]:
+        """How much of the rest stays whatever is cut: what the model takes with halved widths."""
+        kept = (self._sizes + 1) // 2
+        start = torch.tensor([group.start for group in structures.groups])
+        place = torch.arange(self._group_of.numel()) - start[self._group_of]
+        cut = Cut(model, structures, place >= kept[self._group_of], final=True)
+        try:
+            whole = timer(run)
+        finally:
+            cut.undo()
+        layers, activations = self._parts(kept)
+        rest = self.table["rest"]
+        falls = (rest - max(0.0, whole - layers)) / max(1 - activations, 1e-6)
+        return {"fixed": rest - min(max(falls, 0.0), rest)}
 
     def _counts(self, labels: Tensor | None) -> tuple[int, Tensor, int]:
         """Fixed indices of a width, indices per structure of each group, and all of them."""
@@ -107,6 +128,12 @@ class LatencyModel:
         Args:
             kept: Structures that stay in each group, shape ``(G,)``.
         """
+        layers, activations = self._parts(kept)
+        fixed = self.table["fixed"]
+        return float(layers + fixed + (self.table["rest"] - fixed) * activations)
+
+    def _parts(self, kept: Tensor) -> tuple[float, float]:
+        """Time of the layers, and the share of the activations that is left."""
         shares = [
             [(fixed + float((per_group * kept).sum())) / total for fixed, per_group, total in pair]
             for pair in self._shares
@@ -117,7 +144,7 @@ class LatencyModel:
         )
         left = torch.tensor([out for _, out in shares])
         activations = float((left * self._outputs).sum() / self._outputs.sum().clamp(min=1))
-        return float(self.table["scale"] * layers + self.table["rest"] * activations)
+        return float(self.table["scale"] * layers), activations
 
 
 def _calls(model: nn.Module, structures: StructureMap, run: Callable[[], object]) -> list[_Call]:

@@ -55,17 +55,22 @@ def test_where_only_macs_take_time_latency_is_macs(make: Callable[[], nn.Module]
         assert found == pytest.approx(cost.fractions(kept, ["macs"])["macs"], rel=1e-4)
 
 
-def test_what_is_no_layer_shrinks_with_the_activations() -> None:
+@pytest.mark.parametrize("fixed", [0.0, 4.0, 10.0])
+def test_what_is_no_layer_shrinks_with_the_activations_or_stays(fixed: float) -> None:
     model = net()
     structures = trace(model, INPUTS)
+    stem = model.stem[0].weight
 
     def timer(call: Any) -> float:
-        return 10.0 if call.func is model else 0.0  # layers are free
+        whole = stem.shape[0] == 12  # or halved; layers are free
+        return (10.0 if whole else (fixed + 10) / 2) if call.func is model else 0.0
 
     latency = LatencyModel(model, structures, INPUTS, timer)
     sizes = torch.tensor([group.size for group in structures.groups])
     assert latency(sizes) == 10
-    assert latency(sizes // 2) == pytest.approx(5, rel=0.1)  # the output is never cut
+    half = latency((sizes + 1) // 2)
+    assert half == pytest.approx((fixed + 10) / 2, rel=0.01)
+    assert latency(sizes // 6) == pytest.approx(fixed + (10 - fixed) / 6, abs=1)
 
 
 def test_layers_that_are_slower_alone_than_together_are_scaled() -> None:
@@ -105,8 +110,8 @@ def test_like_layers_are_timed_once() -> None:
     timed: list[Any] = []
     inputs = torch.ones(2, 16)
     LatencyModel(model, trace(model, inputs), inputs, lambda call: timed.append(call) or 1.0)
-    # Widths 8 and 16: first layer (out), middle layers (both), last layer (in), the model.
-    assert len(timed) == 2 + 4 + 2 + 1
+    # Widths 8 and 16: first layer (out), middle layers (both), last layer (in), the model twice.
+    assert len(timed) == 2 + 4 + 2 + 2
 
 
 class TestPruner:
