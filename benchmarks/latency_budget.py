@@ -18,7 +18,7 @@ import decayprune as dp
 from decayprune.latency import cpu_name
 
 MODELS = ("resnet18", "mobilenet_v2", "vgg11_bn")
-TARGETS = (0.3, 0.5, 0.7)
+TARGETS = (0.5, 0.7)
 RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
 
 

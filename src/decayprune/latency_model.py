@@ -26,6 +26,7 @@ from decayprune.structures.structure_map import StructureMap
 
 _GRID = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of each width that are timed
 _UNIT = 8  # widths of the grid are multiples of it, as odd ones would make the table jump
+_WHOLE = 3  # times the whole model is timed: differences of these times are taken
 _Table = dict[str, Any]  # shares of both widths, and times[in][out]; plain, so that it is saved
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -105,7 +106,7 @@ class LatencyModel:
         place = torch.arange(self._group_of.numel()) - start[self._group_of]
         cut = Cut(model, structures, place >= kept[self._group_of], final=True)
         try:
-            whole = timer(run)
+            whole = min(timer(run) for _ in range(_WHOLE))
         finally:
             cut.undo()
         layers, activations = self._parts(kept)
@@ -177,7 +178,8 @@ def _measure(calls: Sequence[_Call], run: Callable[[], object], timer: Timer) ->
     for call in calls:
         if repr(call.key) not in layers:
             layers[repr(call.key)] = _grid_of(call, timer)
-    whole, sum_ = timer(run), sum(layers[repr(call.key)]["times"][-1][-1] for call in calls)
+    whole = min(timer(run) for _ in range(_WHOLE))
+    sum_ = sum(layers[repr(call.key)]["times"][-1][-1] for call in calls)
     # Timed alone, layers may take longer than inside of the model: then they are all of it.
     scale = min(1.0, whole / sum_) if sum_ else 1.0
     return {"layers": layers, "scale": scale, "rest": whole - scale * sum_}

@@ -110,8 +110,9 @@ def test_like_layers_are_timed_once() -> None:
     timed: list[Any] = []
     inputs = torch.ones(2, 16)
     LatencyModel(model, trace(model, inputs), inputs, lambda call: timed.append(call) or 1.0)
-    # Widths 8 and 16: first layer (out), middle layers (both), last layer (in), the model twice.
-    assert len(timed) == 2 + 4 + 2 + 2
+    # Widths 8 and 16: first layer (out), middle layers (both), last layer (in), the model
+    # three times whole and three times halved.
+    assert len(timed) == 2 + 4 + 2 + 6
 
 
 class TestPruner:
