@@ -59,4 +59,6 @@ def outputs(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
     leaves, _ = tree_flatten(result)
     if not any(isinstance(leaf, Tensor) for leaf in leaves) and hasattr(result, "__dict__"):
         leaves = tree_flatten(vars(result))[0]  # an output object that pytree does not know
-    return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [
+        leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]

@@ -174,11 +174,19 @@ class StructureMap:
                 )
                 start = stop
         reasons = tuple(
-            Refusal(self.groups[number].layer, self.groups[number].size * self.groups[number].width, why)
+            Refusal(
+                self.groups[number].layer, self.groups[number].size * self.groups[number].width, why
+            )
             for number, why in sorted(refused.items())
         )
         slices = tuple(
-            Slice(s.name, s.dim, s.role, renumber[s.structure], s.carrier & (renumber[s.structure] >= 0))
+            Slice(
+                s.name,
+                s.dim,
+                s.role,
+                renumber[s.structure],
+                s.carrier & (renumber[s.structure] >= 0),
+            )
             for s in self.slices
         )
         return StructureMap(
