@@ -83,8 +83,7 @@ class Decayer:
         """Drop everything that belongs to one membership of the decaying set."""
         self._pick: ops.Pick | None = None  # carriers of the decaying structures
         self._pick_all: ops.Pick | None = None
-        # What is scaled, and its norms, if read since the optimizer step.
-        self._now: tuple[ops.Values, Tensor] | None = None
+        self._now: Tensor | None = None  # norms of what is scaled, if read since the last step
         self._before: ops.Values | None = None  # carriers before the optimizer step
         self._resistance: Tensor | None = None
         self._pinned: ops.Pick | None = None  # carriers of the pruned structures
@@ -252,7 +251,7 @@ class Decayer:
         self.state = lifecycle.tick(self.state)
         pick, length = self._scaled_length()
         factors = self._factors(ids, length, self.state.age[ids])
-        ops.scale_(pick, self._parameters, factors, self._now[0] if self._now else None)
+        ops.scale_(pick, self._parameters, factors)
         carriers = self._length(self._carrier_pick()) if self._all else length * factors
         lengths = self.state.length.index_copy(0, ids, carriers.to(self.state.length.dtype))
         self.state = replace(self.state, length=lengths)
@@ -297,9 +296,8 @@ class Decayer:
         """Slices that the decay scales, and their norms now, read once per step."""
         pick = self._all_pick() if self._all else self._carrier_pick()
         if self._now is None:
-            values = ops.gather(pick, self._parameters)
-            self._now = values, ops.dot(pick, values, values).sqrt()
-        return pick, self._now[1]
+            self._now = ops.squares(pick, self._parameters).sqrt()
+        return pick, self._now
 
     def _length(self, pick: ops.Pick) -> Tensor:
         values = ops.gather(pick, self._parameters)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -259,6 +259,28 @@ def dot(pick: Pick, a: Values, b: Values) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def squares(pick: Pick, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Squared norm of each picked structure, shape ``(D,)``.
+
+    As ``dot`` of what ``gather`` copies, but one block at a time: a copy that stays in the cache
+    costs a fraction of one that does not.
+
+    Args:
+        pick: Which slices.
+        tensors: Parameters by name.
+    """
+    flat = gather(replace(pick, blocks=()), tensors)
+    like = tensors[pick.blocks[0].name] if pick.blocks else flat.flat
+    total = _wide(like.new_zeros(pick.size)) if not pick.vectors else flat.flat.new_zeros(pick.size)
+    if pick.vectors:
+        total.index_add_(0, pick.owner, flat.flat * flat.flat)
+    for block in pick.blocks:
+        part = _wide(tensors[block.name].index_select(block.dim, block.index))
+        total.index_add_(0, block.owner, _along(part, part, block.dim).to(total.dtype))
+    return total
+
+
 def _along(x: Tensor, y: Tensor, dim: int) -> Tensor:
     """Sum of ``x * y`` over all dimensions but one."""
     if dim == 0:
@@ -281,9 +303,7 @@ def scaled(pick: Pick, values: Values, factors: Tensor) -> Values:
 
 
 @torch.no_grad()
-def scale_(
-    pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor, values: Values | None = None
-) -> None:
+def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
     """Multiply the slices of each picked structure, in place, by its factor.
 
     An element that is a row of one and a column of another picked structure takes both factors.
@@ -292,8 +312,6 @@ def scale_(
         pick: Which slices.
         tensors: Parameters by name.
         factors: Shape ``(D,)``.
-        values: What :func:`gather` would return now, to save reading strided columns again; used
-            up.
     """
     if pick.vectors:
         stretch = factors.new_ones(sum(pick.sizes)).index_put_(
@@ -302,27 +320,17 @@ def scale_(
         vectors = [tensors[name] for name in pick.vectors]
         parts = torch.split(stretch, list(pick.sizes))
         torch._foreach_mul_(vectors, [p.to(v.dtype) for p, v in zip(parts, vectors, strict=True)])
-    known = gather(pick, tensors) if values is None else values
-    rows: dict[str, tuple[Tensor, Tensor]] = {}
-    # Rows first; then what was read of a column lags behind where it crosses them.
-    for block, value in sorted(
-        zip(pick.blocks, known.blocks, strict=True), key=lambda pair: pair[0].dim
-    ):
+    for block in pick.blocks:
         tensor = tensors[block.name]
-        factor = factors[block.owner].to(value.dtype)
-        if block.dim == 0:
-            rows[block.name] = block.index, factor
-        elif tensor.stride(block.dim) == 1:
+        factor = factors[block.owner].to(tensor.dtype)
+        if block.dim > 0 and tensor.stride(block.dim) == 1:
             # Single floats in every cache line: multiplying the whole tensor is faster.
             whole = factor.new_ones(tensor.shape[block.dim]).index_copy_(0, block.index, factor)
-            tensor.mul_(_along_dim(whole.to(tensor.dtype), block.dim, tensor.dim()))
+            tensor.mul_(_along_dim(whole, block.dim, tensor.dim()))
             continue
-        elif block.name in rows:
-            crossing, row_factor = rows[block.name]
-            lagging = value.index_select(0, crossing)
-            value.index_copy_(0, crossing, lagging.mul_(_along_dim(row_factor, 0, value.dim())))
-        value.mul_(_along_dim(factor, block.dim, value.dim()))
-        tensor.index_copy_(block.dim, block.index, value.to(tensor.dtype))
+        part = tensor.index_select(block.dim, block.index)
+        part.mul_(_along_dim(factor, block.dim, tensor.dim()))
+        tensor.index_copy_(block.dim, block.index, part)
 
 
 def _along_dim(vector: Tensor, dim: int, rank: int) -> Tensor:
