@@ -296,12 +296,11 @@ class Decayer:
         """Slices that the decay scales, and their norms now, read once per step."""
         pick = self._all_pick() if self._all else self._carrier_pick()
         if self._now is None:
-            self._now = ops.squares(pick, self._parameters).sqrt()
+            self._now = self._length(pick)
         return pick, self._now
 
     def _length(self, pick: ops.Pick) -> Tensor:
-        values = ops.gather(pick, self._parameters)
-        return ops.dot(pick, values, values).sqrt()
+        return ops.squares(pick, self._parameters).sqrt()
 
     def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:
         """What takes decaying structures from their length now to where they are at that age."""

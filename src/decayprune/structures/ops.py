@@ -270,11 +270,11 @@ def squares(pick: Pick, tensors: Mapping[str, Tensor]) -> Tensor:
         pick: Which slices.
         tensors: Parameters by name.
     """
-    flat = gather(replace(pick, blocks=()), tensors)
-    like = tensors[pick.blocks[0].name] if pick.blocks else flat.flat
-    total = _wide(like.new_zeros(pick.size)) if not pick.vectors else flat.flat.new_zeros(pick.size)
+    flat = gather(replace(pick, blocks=()), tensors).flat
+    like = flat if pick.vectors or not pick.blocks else tensors[pick.blocks[0].name]
+    total = _wide(like.new_zeros(pick.size))
     if pick.vectors:
-        total.index_add_(0, pick.owner, flat.flat * flat.flat)
+        total.index_add_(0, pick.owner, flat * flat)
     for block in pick.blocks:
         part = _wide(tensors[block.name].index_select(block.dim, block.index))
         total.index_add_(0, block.owner, _along(part, part, block.dim).to(total.dtype))
