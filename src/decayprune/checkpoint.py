@@ -3,11 +3,14 @@
 The shapes and a few integer attributes of its layers say everything about a compact model, so
 loading takes a fresh dense model, cuts it to those shapes, and copies the weights in. Nothing is
 pickled or unpickled, every field of a file is checked before the model is touched, and files are
-written beside their final name and renamed, so that a full disk or a crash loses nothing.
+written beside their final name and renamed, so that a full disk or a crash loses nothing. A digest
+over both files tells a pair that was saved together from one of two different models, or of one
+whose bits have changed since: it finds accidents, the checks find lies.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -83,9 +86,11 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
         },
     }
     weights = {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
+    content = serialise(weights, {"format": "pt"})
+    structure["digest"] = _digest(structure, hashlib.sha256(content).digest())
     write_atomically(
         {
-            path / _WEIGHTS: lambda to: to.write_bytes(serialise(weights, {"format": "pt"})),
+            path / _WEIGHTS: lambda to: to.write_bytes(content),
             path / _STRUCTURE: lambda to: to.write_bytes(json.dumps(structure, indent=1).encode()),
         }
     )
@@ -107,6 +112,7 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     """
     structure = _read_structure(Path(folder) / _STRUCTURE)
     weights = _read_weights(Path(folder) / _WEIGHTS, structure)
+    _check_digest(Path(folder), structure)
     plan = _fit(structure, model)
     own = _saved_tensors(model)
     become_all(model, _losers(plan))
@@ -182,6 +188,12 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return found
 
 
+def _digest(structure: dict[str, Any], weights: bytes) -> str:
+    """SHA-256 of what a structure file says and of the digest of the weights beside it."""
+    said = {key: value for key, value in structure.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode() + weights).hexdigest()
+
+
 # ---------------------------------------------------------------- reading, distrustfully
 
 
@@ -233,6 +245,8 @@ def _problems(structure: dict[str, Any]) -> Iterator[str]:
         if name in tensors or not isinstance(other, str) or other not in tensors:
             yield f"tensor {name!r} is tied to nothing"
     yield from _module_problems(structure["modules"])
+    if not isinstance(structure.get("digest"), str):
+        yield "it holds no digest"
 
 
 def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
@@ -275,6 +289,18 @@ def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
                 f"{entry['shape']} in {_STRUCTURE}; they do not belong together."
             )
     return weights
+
+
+def _check_digest(folder: Path, structure: dict[str, Any]) -> None:
+    weights = hashlib.sha256()
+    with (folder / _WEIGHTS).open("rb") as file:
+        while block := file.read(1 << 20):
+            weights.update(block)
+    if _digest(structure, weights.digest()) != structure["digest"]:
+        raise CheckpointError(
+            f"{_WEIGHTS} and {_STRUCTURE} in {folder} should be as they were saved, together; one "
+            "of them is from another model, or has changed since. Save the model again."
+        )
 
 
 def _fit(structure: dict[str, Any], model: nn.Module) -> list[tuple[nn.Module, str, Any]]:

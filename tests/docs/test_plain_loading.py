@@ -89,6 +89,33 @@ def test_it_loads_what_the_library_loads(name: str, tmp_path: Path) -> None:
         assert plain.out.weight is plain.embed.weight
 
 
+def test_it_refuses_what_only_the_library_can_load(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+
+    model, inputs = make(), torch.randn(2, 5, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = dp.DecayPruner(
+        model,
+        optimizer,
+        inputs,
+        budget=dp.Budget(structures=0.5),
+        schedule=dp.Schedule(stop=0, decay_steps=1),
+        rectify=None,
+        scope="local",
+        ignored_layers=["norm1", "norm2"],
+    )
+    model(inputs).square().mean().backward()
+    optimizer.step()
+    pruner.step()
+    pruner.compact()
+    assert model.self_attn.num_heads == 2
+    dp.save(tmp_path, model)
+    with pytest.raises(ValueError, match="self_attn reckons with what has left: load it with"):
+        load_pruned()(str(tmp_path), make())
+    dp.load(tmp_path, make())
+
+
 def test_it_is_about_thirty_lines_of_plain_torch() -> None:
     code = next(c for _, c in blocks(PAGE.read_text(encoding="utf-8")) if c and "load_pruned" in c)
     definition = code.partition("\n\n\nplain = ")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from torch import nn
 
 import decayprune as dp
 from cases import CASES
+from decayprune import checkpoint
 from decayprune.compaction import compact
 from decayprune.cutting import refuse_uncuttable
 from decayprune.structures import trace
@@ -201,9 +203,12 @@ def test_lies_in_the_weights(folder: Path, lie: str) -> None:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Who lies on purpose makes the digest fit."""
     path = folder / "structure.json"
     structure = json.loads(path.read_text())
     change(structure)
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
+    structure["digest"] = checkpoint._digest(structure, weights)
     path.write_text(json.dumps(structure))
 
 
@@ -296,6 +301,43 @@ def test_a_folder_instead_of_a_file(folder: Path, name: str) -> None:
 def test_weights_of_another_model_beside_the_structure(folder: Path) -> None:
     save_file({"fc.bias": torch.zeros(4)}, folder / "model.safetensors")
     refused(folder, "hold different tensors")
+
+
+def test_a_flipped_bit_in_the_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    refused(folder, "should be as they were saved, together.* Save the model again")
+
+
+def test_a_structure_changed_by_hand(folder: Path) -> None:
+    path = folder / "structure.json"
+    path.write_text(path.read_text().replace('"groups": 1', '"groups": 2', 1))
+    refused(folder, "has changed since")
+    structure = json.loads(path.read_text())
+    del structure["digest"]
+    path.write_text(json.dumps(structure))
+    refused(folder, "is damaged: it holds no digest")
+
+
+def test_halves_of_two_saves(folder: Path, compacted: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file was renamed, the second could not be: same shapes, other weights."""
+    real = Path.replace
+
+    def only_once(self: Path, target: Path) -> Path:
+        if target.name == "structure.json":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(self, target)
+
+    other = copy.deepcopy(compacted)
+    with torch.no_grad():
+        other.fc.bias.add_(1)
+    monkeypatch.setattr(Path, "replace", only_once)
+    with pytest.raises(PermissionError):
+        dp.save(folder, other)
+    monkeypatch.undo()
+    refused(folder, "one of them is from another model")
 
 
 class Other(nn.Module):
