@@ -46,7 +46,6 @@ from decayprune.recipes import models
 from decayprune.recipes.batches import Augmentation, MemoryBatches, seed_all
 from decayprune.recipes.loop import cosine, evaluate
 from decayprune.recipes.study.controls import RandomRelease
-from decayprune.recipes.study.snug import Snug
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "probe"
@@ -70,7 +69,6 @@ class Probe:
     clip: float = 1.0
     rectify: str = "default"  # default | none | thresholds | tournament | random
     teacher: float = 0.0  # weight of the dense model's soft targets
-    snug: bool = True  # end at the budget, so that runs compare at equal MACs
     bn: int = 0  # batches to re-estimate BatchNorm from at the end
     schedule: dict[str, Any] = field(default_factory=dict)
     rectifying: dict[str, Any] = field(default_factory=dict)
@@ -136,8 +134,6 @@ class Run:
             rectify=None if p.rectify == "none" else dp.Rectify(**rule, **p.rectifying),
             **p.pruner,
         )
-        if p.snug:
-            pruner._selector = Snug(pruner._selector)
         if p.rectify == "random":
             pruner._selector = RandomRelease(pruner._selector, self.seed)
         return pruner

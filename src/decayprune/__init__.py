@@ -33,7 +33,8 @@ from decayprune.latency import benchmark
 from decayprune.lifecycle import Event
 from decayprune.pruner import DecayPruner
 from decayprune.rectify import Rectify
-from decayprune.selection import Picks, Schedule, Selector
+from decayprune.schedule import Schedule
+from decayprune.selection import Picks, Selector
 
 __version__ = "0.1.0"
 

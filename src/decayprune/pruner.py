@@ -23,7 +23,8 @@ from decayprune.importance import Importance
 from decayprune.latency_model import LatencyModel
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
-from decayprune.selection import ImportanceSelector, Schedule, Scope
+from decayprune.schedule import Schedule
+from decayprune.selection import ImportanceSelector, Scope
 from decayprune.stepping import StepWatch
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
@@ -361,7 +362,7 @@ class DecayPruner:
         self.events += events
 
     def _check_gradients(self) -> None:
-        if all(parameter.grad is None for parameter in self._parameters.values()):
+        if all(parameter.grad is None for parameter in self.model.parameters()):
             raise RuntimeError(
                 "pruner.step() needs the gradients of this step, and every .grad is None: was "
                 f"zero_grad() called first? The order is: {_ORDER}"

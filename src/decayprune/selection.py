@@ -1,15 +1,15 @@
-"""Who starts to decay now: schedules, and the shortest part of a ranking that meets a budget.
+"""Who starts to decay now: the part of a ranking that meets a budget and wastes nothing of it.
 
 :class:`Selector` is the one protocol of the library: a host implements it to bring its own choice.
 :class:`ImportanceSelector` is ours: rank structures by importance, and at each round of a
-:class:`Schedule` commit the shortest prefix of the ranking that meets the budget of that round.
+schedule commit the shortest prefix of the ranking that meets the budget of that round, without
+those of it that the budget can spare.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -18,80 +18,11 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.importance import Importance, normalised
 from decayprune.lifecycle import ACTIVE, LifecycleState
+from decayprune.refill import affordable
+from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
 
 Scope = Literal["global", "local", "isomorphic"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """When structures are selected, and how long each decays. All in optimizer steps.
-
-    Round ``i = 0 .. rounds-1`` selects at step ``start + i * (stop - start) / rounds`` for the
-    budget ``1 - (1 - target) * (i + 1) / rounds``. From ``stop`` on nothing is released, so the
-    budget is met at the latest ``decay_steps`` after it.
-
-    Attributes:
-        start: Step of the first round.
-        stop: End of the last round.
-        rounds: In how many instalments the budget is reached.
-        decay_steps: ``N``, steps from a structure's selection to its zero; 1 is an abrupt cut.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    start: int = 0
-    stop: int
-    rounds: int = 1
-    decay_steps: int
-
-    def __post_init__(self) -> None:
-        if self.start < 0:
-            raise ValueError(f"Schedule.start is a step, 0 or later; found {self.start}.")
-        if self.stop < self.start:
-            raise ValueError(
-                f"Schedule.stop must not come before start; found start={self.start}, "
-                f"stop={self.stop}."
-            )
-        if self.rounds < 1:
-            raise ValueError(f"Schedule.rounds is at least 1, found {self.rounds}.")
-        if self.decay_steps < 1:
-            raise ValueError(
-                f"Schedule.decay_steps is at least 1 (an abrupt cut), found {self.decay_steps}."
-            )
-
-    @classmethod
-    def for_run(cls, total_steps: int) -> Schedule:
-        """Sensible rounds and decays for a run of so many optimizer steps.
-
-        Structures are chosen during the first half and the last of them is gone after 60 % of the
-        run, so that 40 % is left to recover in.
-
-        Args:
-            total_steps: Optimizer steps from the pruner's construction to the end of training.
-        """
-        if total_steps < 1:
-            raise ValueError(f"Schedule.for_run needs at least 1 step, found {total_steps}.")
-        return cls(
-            start=0,
-            stop=total_steps // 2,
-            rounds=max(1, min(10, total_steps // 20)),
-            decay_steps=max(1, total_steps // 10),
-        )
-
-    def begins(self, round_: int) -> int:
-        """Step at which a round selects; never before the first optimizer step."""
-        return max(1, self.start + round_ * (self.stop - self.start) // self.rounds)
-
-    def rounds_begun(self, step: int) -> int:
-        """How many rounds have selected once ``step`` is over."""
-        if step < max(1, self.start):
-            return 0
-        span = self.stop - self.start
-        # Round i has begun when i * span // rounds <= step - start.
-        begun = ((step - self.start + 1) * self.rounds - 1) // span + 1 if span else self.rounds
-        return min(self.rounds, begun)
 
 
 class Picks(NamedTuple):
@@ -219,19 +150,21 @@ class ImportanceSelector:
             return False
         return self._cost.meets(self._budget, self._cost.keep_counts(state.committed.cpu()))
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
-        """How many of ``ids``, from the front, may be released with the budget still met."""
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Those of ``ids`` that may be released with the budget still met, the first preferred."""
         limits = self._limits(step)
         if limits is None:
-            return ids.numel()
-        kept = self._cost.keep_counts(state.committed.cpu())
-        groups = self._structures.group_of[ids.cpu()]
+            return ids
+        return self._affordable(ids.cpu(), state.committed.cpu(), limits).to(ids.device)
 
-        def fits(count: int) -> bool:
-            back = torch.bincount(groups[:count], minlength=kept.numel())
-            return self._cost.meets(limits, kept + back)
-
-        return _last_true(fits, ids.numel())
+    def _affordable(self, ids: Tensor, committed: Tensor, limits: Budget) -> Tensor:
+        return affordable(
+            ids,
+            self._cost.keep_counts(committed),
+            self._structures.group_of,
+            lambda kept: self._cost.meets(limits, kept),
+            self._unit,
+        )
 
     def select(
         self,
@@ -241,7 +174,7 @@ class ImportanceSelector:
         *,
         released: bool,
     ) -> Picks | None:
-        """The shortest prefix of the ranking that meets the budget of the current round."""
+        """The part of the ranking that leaves for the budget of the current round."""
         new_round = self._schedule.rounds_begun(step) > self._schedule.rounds_begun(step - 1)
         limits = self._limits(step)
         if limits is None or not (new_round or released):
@@ -274,6 +207,10 @@ class ImportanceSelector:
             warmed = pool[:count]
             chosen = self._commit(ranking, _with(eligible, warmed), kept, limits)
         ids = torch.zeros(0, dtype=torch.int64) if chosen is None else chosen
+        # A tournament gives back by its verdict, and shares of groups are kept as they are.
+        if not extra and self._scope == "global":
+            committed = _with(phase != ACTIVE, ids)
+            ids = ids[~torch.isin(ids, self._affordable(ids.flip(0), committed, limits))]
         return Picks(ids.to(state.phase.device), scores, warmed)
 
     def _fresh_scores(

@@ -231,9 +231,8 @@ class Literal:
                 and (d.age / n >= self.set.judge_at or final)
             ]
             for s in sorted(judged, key=lambda s: -self.decaying[s].work):
-                if not self.meets(self.committed - {*leaving, s}):
-                    break
-                leaving.append(s)
+                if self.meets(self.committed - {*leaving, s}):
+                    leaving.append(s)
         for s in leaving:
             self.note("release", s, self.decaying.pop(s))
             self.cool_until[s] = self.step + max(1, round(self.set.cool_down * n))
@@ -276,8 +275,16 @@ class Literal:
                 order.append(s)
         for n in range(len(order) + 1):
             if self.meets(self.committed | set(order[:n])):
-                return order[: math.ceil(n * (1 + extra))]
+                return order[: math.ceil(n * (1 + extra))] if extra else self.needed(order[:n])
         return None
+
+    def needed(self, order: list[int]) -> list[int]:
+        """Without those, from the last on, that the budget can spare."""
+        chosen = list(order)
+        for s in reversed(order):
+            if self.meets(self.committed | set(chosen) - {s}):
+                chosen.remove(s)
+        return chosen
 
     def scale(self) -> None:
         factors = {

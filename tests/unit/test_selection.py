@@ -212,15 +212,26 @@ def test_extra_structures_are_enrolled_only_where_they_can_still_be_judged() -> 
     assert counts == {1: 16, 2: 16, 3: 20, 50: 20}
 
 
-def test_spare_counts_what_the_budget_can_do_without() -> None:
+def test_spare_names_what_the_budget_can_do_without() -> None:
     budget = dp.Budget(structures=0.5)
     chooser = selector(random_scores(6), budget, extra=0.25)
     state = LifecycleState.fresh(MAP.num_structures)
     ids = chooser.select(state, 1, {}, released=False).ids
     state = begin(state, ids)
-    assert chooser.spare(state, 1, ids) == 4
-    assert chooser.spare(state, 1, ids[:2]) == 2
-    assert chooser.spare(state, 0, ids) == ids.numel()  # before the first round nothing is needed
+    assert chooser.spare(state, 1, ids).tolist() == ids[:4].tolist()
+    assert chooser.spare(state, 1, ids[:2]).tolist() == ids[:2].tolist()
+    everything = chooser.spare(state, 0, ids)  # before the first round nothing is needed
+    assert everything.tolist() == ids.tolist()
+
+
+def test_a_round_ends_at_its_budget_and_not_below_it() -> None:
+    scores, budget = random_scores(11), dp.Budget(macs=0.43)
+    chooser = selector(scores, budget)
+    ids = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False).ids
+    assert COST.meets(budget, kept_after(ids))
+    for one in range(ids.numel()):
+        others = torch.cat([ids[:one], ids[one + 1 :]])
+        assert not COST.meets(budget, kept_after(others))
 
 
 def test_a_cooling_structure_is_not_picked_and_keeps_its_score() -> None:

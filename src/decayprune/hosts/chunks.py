@@ -17,9 +17,9 @@ from torch import Tensor
 
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.depgraph import Rehearsal, Root
-from decayprune.hosts.refill import affordable, refill
 from decayprune.lifecycle import ACTIVE, LifecycleState
 from decayprune.rectify import Rectify
+from decayprune.refill import affordable, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from decayprune.cost import Budget, CostModel
-from decayprune.hosts.refill import affordable, refill
 from decayprune.hosts.ticks import TickTock, closing
 from decayprune.lifecycle import ACTIVE, LifecycleState
 from decayprune.rectify import Rectify
+from decayprune.refill import affordable, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
 

@@ -24,7 +24,7 @@ from decayprune.lifecycle import Event, LifecycleState
 from decayprune.pruner import DecayPruner
 from decayprune.recipes.settings import Settings
 from decayprune.rectify import Rectify
-from decayprune.selection import Schedule
+from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
 
 _TICKS, _TICKS_BEFORE_TOCK = 100, 10

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from decayprune.cost import Budget
-from decayprune.selection import Schedule
+from decayprune.schedule import Schedule
 
 DATA_DIR = Path.home() / ".cache" / "decayprune"
 """Where data sets are looked for and downloaded to unless the user says otherwise."""

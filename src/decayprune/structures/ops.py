@@ -20,6 +20,7 @@ from torch import Tensor
 from decayprune.structures.structure_map import Role, StructureMap
 
 _BLOCK = 1 << 16  # floats per block: a quarter of a MiB stays in the second-level cache
+_LINE = 64  # bytes of a cache line
 
 WEIGHTS: tuple[Role, ...] = ("row", "affine", "column")
 """Roles that hold weights: all but running statistics."""
@@ -277,8 +278,16 @@ def squares(pick: Pick, tensors: Mapping[str, Tensor]) -> Tensor:
         total.index_add_(0, pick.owner, flat * flat)
     for block in pick.blocks:
         part = _wide(tensors[block.name].index_select(block.dim, block.index))
-        total.index_add_(0, block.owner, _along(part, part, block.dim).to(total.dtype))
+        total.index_add_(0, block.owner, _squares(part, block.dim).to(total.dtype))
     return total
+
+
+def _squares(part: Tensor, dim: int) -> Tensor:
+    """Sum of squares over all dimensions but one, of a copy that is not needed any more."""
+    if dim == 0:  # several times faster than vecdot on short rows
+        lengths: Tensor = torch.linalg.vector_norm(part.flatten(1), dim=1)
+        return lengths * lengths
+    return _sum_but(part.mul_(part), dim)
 
 
 def _along(x: Tensor, y: Tensor, dim: int) -> Tensor:
@@ -286,10 +295,14 @@ def _along(x: Tensor, y: Tensor, dim: int) -> Tensor:
     if dim == 0:
         rows: Tensor = torch.linalg.vecdot(x.flatten(1), y.flatten(1))
         return rows
-    product = x * y
+    return _sum_but(x * y, dim)
+
+
+def _sum_but(x: Tensor, dim: int) -> Tensor:
+    """Sum over all dimensions but one."""
     if dim == 1:  # adding up whole rows first is several times faster than strided reduction
-        return product.flatten(1).sum(0).view(x.shape[1], -1).sum(1)
-    return product.sum([d for d in range(x.dim()) if d != dim])
+        return x.flatten(1).sum(0).view(x.shape[1], -1).sum(1)
+    return x.sum([d for d in range(x.dim()) if d != dim])
 
 
 def scaled(pick: Pick, values: Values, factors: Tensor) -> Values:
@@ -323,14 +336,35 @@ def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
     for block in pick.blocks:
         tensor = tensors[block.name]
         factor = factors[block.owner].to(tensor.dtype)
-        if block.dim > 0 and tensor.stride(block.dim) == 1:
-            # Single floats in every cache line: multiplying the whole tensor is faster.
-            whole = factor.new_ones(tensor.shape[block.dim]).index_copy_(0, block.index, factor)
-            tensor.mul_(_along_dim(whole, block.dim, tensor.dim()))
+        if _better_whole(tensor, block):
+            every = factor.new_ones(tensor.shape[block.dim]).index_copy_(0, block.index, factor)
+            _multiply_whole_(tensor, block.dim, every)
             continue
         part = tensor.index_select(block.dim, block.index)
         part.mul_(_along_dim(factor, block.dim, tensor.dim()))
-        tensor.index_copy_(block.dim, block.index, part)
+        if block.dim == 0:
+            tensor[block.index] = part  # index_copy_ spends microseconds on every row
+        else:
+            tensor.index_copy_(block.dim, block.index, part)
+
+
+def _better_whole(tensor: Tensor, block: Block) -> bool:
+    """Whether multiplying the unpicked by one is faster than walking the picked alone.
+
+    So it is where the picked lie in pieces shorter than a cache line: their lines are read anyway.
+    """
+    short = tensor.stride(block.dim) * tensor.element_size() < _LINE
+    return block.dim > 0 and short and block.index.numel() * 24 >= tensor.shape[block.dim]
+
+
+def _multiply_whole_(tensor: Tensor, dim: int, factors: Tensor) -> None:
+    """Multiply along one dimension, every index by its own factor."""
+    inner = tensor.stride(dim)
+    if dim == 1 and tensor.is_contiguous() and inner > 1:
+        # One long inner loop instead of one for each short piece.
+        tensor.view(tensor.shape[0], -1).mul_(factors.repeat_interleave(inner))
+    else:
+        tensor.mul_(_along_dim(factors, dim, tensor.dim()))
 
 
 def _along_dim(vector: Tensor, dim: int, rank: int) -> Tensor:

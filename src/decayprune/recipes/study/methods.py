@@ -19,10 +19,9 @@ from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruning
 from decayprune.lifecycle import Event
 from decayprune.pruner import DecayPruner
 from decayprune.recipes.study.controls import RandomRelease
-from decayprune.recipes.study.snug import Snug
 from decayprune.recipes.study.trial import Trial
 from decayprune.rectify import Rectify
-from decayprune.selection import Schedule
+from decayprune.schedule import Schedule
 
 _ROUNDS = 10
 
@@ -147,7 +146,6 @@ def _default(
     host: Any = DecayPruner(
         model, optimizer, example, schedule=schedule, **common, **{**trial.options, **random}
     )
-    host._selector = Snug(host._selector)
     return Method(host, optimizer)
 
 

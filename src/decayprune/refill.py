@@ -41,7 +41,9 @@ def refill(order: Tensor, kept: Tensor, floor: Tensor, group_of: Tensor, met: Me
     return torch.tensor(chosen, dtype=torch.int64)
 
 
-def affordable(order: Tensor, kept: Tensor, group_of: Tensor, met: Met) -> Tensor:
+def affordable(
+    order: Tensor, kept: Tensor, group_of: Tensor, met: Met, unit: Tensor | None = None
+) -> Tensor:
     """Which candidates may come back with a target still met, the first in front.
 
     Args:
@@ -49,13 +51,23 @@ def affordable(order: Tensor, kept: Tensor, group_of: Tensor, met: Met) -> Tenso
         kept: Structures kept in each group without them, shape ``(G,)``.
         group_of: Group of each structure, shape ``(S,)``.
         met: The target.
+        unit: So many structures of a group come back together, shape ``(G,)``; None: one.
     """
     kept, chosen = kept.clone(), []
-    for structure in order.tolist():
-        group = int(group_of[structure])
-        kept[group] += 1
+    units = (torch.ones_like(kept) if unit is None else unit).tolist()
+    together: dict[int, list[int]] = {}
+    full: set[int] = set()  # what does not fit now fits even less when others have come back
+    for structure, group in zip(order.tolist(), group_of[order].tolist(), strict=True):
+        if group in full:
+            continue
+        waiting = together.setdefault(group, [])
+        waiting.append(structure)
+        if len(waiting) < units[group]:
+            continue
+        kept[group] += units[group]
         if met(kept):
-            chosen.append(structure)
+            chosen += together.pop(group)
         else:
-            kept[group] -= 1
+            kept[group] -= units[group]
+            full.add(group)
     return torch.tensor(chosen, dtype=torch.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from decayprune.hosts.refill import affordable, refill
+from decayprune.refill import affordable, refill
 
 GROUP_OF = torch.tensor([0, 0, 0, 0, 1, 1, 1])
 ORDER = torch.tensor([4, 0, 5, 1, 6, 2, 3])

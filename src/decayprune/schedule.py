@@ -1,0 +1,76 @@
+"""When structures are selected and how long they decay: rounds of a run, in optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When structures are selected, and how long each decays. All in optimizer steps.
+
+    Round ``i = 0 .. rounds-1`` selects at step ``start + i * (stop - start) / rounds`` for the
+    budget ``1 - (1 - target) * (i + 1) / rounds``. From ``stop`` on nothing is released, so the
+    budget is met at the latest ``decay_steps`` after it.
+
+    Attributes:
+        start: Step of the first round.
+        stop: End of the last round.
+        rounds: In how many instalments the budget is reached.
+        decay_steps: ``N``, steps from a structure's selection to its zero; 1 is an abrupt cut.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    start: int = 0
+    stop: int
+    rounds: int = 1
+    decay_steps: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ValueError(f"Schedule.start is a step, 0 or later; found {self.start}.")
+        if self.stop < self.start:
+            raise ValueError(
+                f"Schedule.stop must not come before start; found start={self.start}, "
+                f"stop={self.stop}."
+            )
+        if self.rounds < 1:
+            raise ValueError(f"Schedule.rounds is at least 1, found {self.rounds}.")
+        if self.decay_steps < 1:
+            raise ValueError(
+                f"Schedule.decay_steps is at least 1 (an abrupt cut), found {self.decay_steps}."
+            )
+
+    @classmethod
+    def for_run(cls, total_steps: int) -> Schedule:
+        """Sensible rounds and decays for a run of so many optimizer steps.
+
+        Structures are chosen during the first half and the last of them is gone after 60 % of the
+        run, so that 40 % is left to recover in.
+
+        Args:
+            total_steps: Optimizer steps from the pruner's construction to the end of training.
+        """
+        if total_steps < 1:
+            raise ValueError(f"Schedule.for_run needs at least 1 step, found {total_steps}.")
+        return cls(
+            start=0,
+            stop=total_steps // 2,
+            rounds=max(1, min(10, total_steps // 20)),
+            decay_steps=max(1, total_steps // 10),
+        )
+
+    def begins(self, round_: int) -> int:
+        """Step at which a round selects; never before the first optimizer step."""
+        return max(1, self.start + round_ * (self.stop - self.start) // self.rounds)
+
+    def rounds_begun(self, step: int) -> int:
+        """How many rounds have selected once ``step`` is over."""
+        if step < max(1, self.start):
+            return 0
+        span = self.stop - self.start
+        # Round i has begun when i * span // rounds <= step - start.
+        begun = ((step - self.start + 1) * self.rounds - 1) // span + 1 if span else self.rounds
+        return min(self.rounds, begun)
