@@ -187,6 +187,32 @@ def test_step_without_gradients() -> None:
         pruner.observe()
 
 
+class HalfUsed(nn.Module):
+    """What can be pruned is computed and thrown away: it never has a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.b(self.a(x))
+        return self.used(x)
+
+
+def test_structures_without_gradients_decay_beside_others_that_have_them() -> None:
+    model, inputs = HalfUsed(), torch.randn(2, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = dp.Schedule(stop=1, decay_steps=2)
+    budget = dp.Budget(structures=0.5)
+    pruner = dp.DecayPruner(model, optimizer, inputs, budget=budget, schedule=schedule)
+    for _ in range(3):
+        model(inputs).sum().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    assert pruner.compact().removed == 4
+
+
 def test_smooth_pruning_alone_needs_no_gradients() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
