@@ -48,6 +48,11 @@ Model = TypeVar("Model", bound=nn.Module)
 class CheckpointError(ValueError):
     """A file is missing, damaged, foreign, or does not fit the model."""
 
+    def __init__(self, message: str) -> None:
+        # A damaged file may hold names of any length.
+        short = f"{message[:400]} ... {message[-400:]}"
+        super().__init__(message if len(message) <= len(short) else short)
+
 
 def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """Write a model as ``model.safetensors`` and ``structure.json``.

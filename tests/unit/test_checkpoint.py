@@ -321,6 +321,15 @@ def test_a_structure_changed_by_hand(folder: Path) -> None:
     refused(folder, "is damaged: it holds no digest")
 
 
+def test_a_name_too_long_to_read(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"x" * 10_000: torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(dp.CheckpointError, match=r"xxx \.\.\. xxx") as caught:
+        dp.load(folder, net())
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).endswith("they do not belong together.")
+
+
 def test_halves_of_two_saves(folder: Path, compacted: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first file was renamed, the second could not be: same shapes, other weights."""
     real = Path.replace
