@@ -24,14 +24,14 @@ from decayprune.recipes.study.trial import CONTROLS, HOSTS, VARIANTS, Training, 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 
-DENSE = Training(epochs=6, lr=0.1)
-PRUNING = Training(epochs=3, lr=0.02)
+DENSE = Training(epochs=4, lr=0.1)
+PRUNING = Training(epochs=1, lr=0.02)
 RESNET = Trial(task="fashion-mnist", model="resnet20", dense=DENSE, training=PRUNING)
 VGG = RESNET.with_(model="vgg16_slim")
 VIT = RESNET.with_(
     model="vit_tiny",
-    dense=Training(epochs=6, lr=0.02),
-    training=Training(epochs=3, lr=0.005),
+    dense=Training(epochs=4, lr=0.02),
+    training=Training(epochs=1, lr=0.005),
 )
 SMOKE = Trial(
     task="digits",
