@@ -134,7 +134,7 @@ def compact(
             "ignored_layers, or pass a larger tolerance if the difference is acceptable."
         )
     try:
-        _cut_copies(others, structures, gone, example_inputs, tolerance, roles)
+        cut_copies(others, structures, gone, example_inputs, tolerance, roles)
     except BaseException:
         cut.undo()
         raise
@@ -156,15 +156,27 @@ def compact(
     )
 
 
-def _cut_copies(
+def cut_copies(
     copies: Sequence[nn.Module],
     structures: StructureMap,
     gone: Tensor,
     example_inputs: ExampleInputs,
     tolerance: float | None,
-    roles: Collection[Role],
+    roles: Collection[Role] = ops.WEIGHTS,
 ) -> None:
-    """Cut all copies or none."""
+    """Zero and cut copies at the same structures as their model: all of them or none.
+
+    Args:
+        copies: As :func:`~decayprune.copies.matching` returns them.
+        structures: Of model and copies before the cut.
+        gone: Which of them leave, bool, shape ``(S,)``.
+        example_inputs: What the outputs of each copy are compared on.
+        tolerance: Largest error relative to the largest output; None for the dtype's default.
+        roles: Slices of them that are zeroed first.
+
+    Raises:
+        CompactionError: The outputs of a copy would change; every copy is as before.
+    """
     cuts: list[CopyCut] = []
     try:
         for number, copy in enumerate(copies):

@@ -61,6 +61,19 @@ def _bare(copy: nn.Module, model: nn.Module, number: int) -> nn.Module:
 _UNCUT = "Nothing was cut."
 
 
+def refuse_late(copies: nn.Module | Sequence[nn.Module]) -> None:
+    """Raise if there are copies, for a model that is compact already.
+
+    Raises:
+        RuntimeError: There are.
+    """
+    if isinstance(copies, nn.Module) or len(copies):
+        raise RuntimeError(
+            "The model is compact already, and its copies can only be cut along with it: call "
+            "compact(copies=...) once, with all of them."
+        )
+
+
 class CopyCut:
     """One cut of a copy that can be undone.
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from decayprune import checks
 from decayprune.compaction import CompactionReport, compact
+from decayprune.copies import refuse_late
 from decayprune.cost import Budget, CostModel
 from decayprune.cutting import refuse_uncuttable
 from decayprune.decay import Curve
@@ -244,11 +245,7 @@ class DecayPruner:
             CompactionError: Outputs would change; the model and its copies were left uncut.
         """
         if self._report is not None:
-            if copies:
-                raise RuntimeError(
-                    "The model is compact already, and its copies can only be cut along with it: "
-                    "call pruner.compact(copies=...) once, with all of them."
-                )
+            refuse_late(copies)
             return self._report
         if not self.finished:
             raise RuntimeError(

@@ -53,12 +53,7 @@ def check_unwrapped(model: nn.Module) -> None:
     Raises:
         RuntimeError: There is one; the message has the two lines to write.
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    if not _wrapped(model):
-        return
-    gc.collect()  # a wrapper that was deleted may hang in a cycle
-    if _wrapped(model):
+    if is_wrapped(model):
         raise RuntimeError(
             "A DistributedDataParallel still wraps this model, and its buckets have the sizes "
             "before the cut. Delete it (and what else holds it), compact the module on every rank, "
@@ -66,6 +61,16 @@ def check_unwrapped(model: nn.Module) -> None:
             "    del parallel; pruner.compact()\n"
             "    parallel = DistributedDataParallel(model)"
         )
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether a living DistributedDataParallel holds this model."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    if not _wrapped(model):
+        return False
+    gc.collect()  # a wrapper that was deleted may hang in a cycle
+    return _wrapped(model)
 
 
 def _wrapped(model: nn.Module) -> bool:

@@ -128,5 +128,5 @@ def test_model_and_copies_are_put_back_if_the_cut_of_one_fails() -> None:
 def test_copies_come_with_the_cut_or_never() -> None:
     _, _, pruner, (ema,) = finished()
     pruner.compact()
-    with pytest.raises(RuntimeError, match=r"pruner\.compact\(copies=\.\.\.\) once, with all"):
+    with pytest.raises(RuntimeError, match=r"call compact\(copies=\.\.\.\) once, with all"):
         pruner.compact(copies=[ema])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from decayprune import checks
 from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable, check_settings
 from decayprune.compaction import CompactionReport, compact
+from decayprune.copies import matching, refuse_late
 from decayprune.cost import Budget, CostModel
 from decayprune.cutting import refuse_uncuttable
 from decayprune.decay import Curve
@@ -31,6 +32,7 @@ from decayprune.rectify import Rectify
 from decayprune.stepping import StepWatch, grad_scale
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
+from decayprune.wrappers import check_unwrapped
 
 _FORMAT = 1
 _Rates = list[list[float]]
@@ -205,17 +207,29 @@ class GateDecorator:
         if self.finished:
             self._give_back_rates()
 
-    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+    def compact(
+        self,
+        *,
+        tolerance: float | None = None,
+        copies: nn.Module | Sequence[nn.Module] = (),
+    ) -> CompactionReport:
         """Melt the gates into their batch norms and remove what is closed, in place.
 
         Args:
             tolerance: Largest error relative to the largest output; None for the dtype's default.
+            copies: Copies of the model with weights of their own (moving averages, wrapped as
+                ``AveragedModel`` or bare), zeroed and cut at the same structures;
+                made after this host, so that they have its gates.
 
         Raises:
-            RuntimeError: The host has not finished.
-            CompactionError: Outputs would change; the model was left uncut (its gates melted).
+            RuntimeError: The host has not finished, a living DistributedDataParallel wraps the
+                model, or copies come after it was cut.
+            ValueError: A copy is none; nothing was cut.
+            CompactionError: Outputs would change; the model and its copies were left uncut (their
+                gates melted).
         """
         if self._report is not None:
+            refuse_late(copies)
             return self._report
         if not self.finished:
             raise RuntimeError(
@@ -223,7 +237,10 @@ class GateDecorator:
                 f"close at step {self.steps}, and {self.remaining()['macs']:.1%} of the MACs "
                 "remain. Train until host.finished is True."
             )
-        gates.melt(self.model, self._norms)
+        check_unwrapped(self.model)  # before anything melts
+        others = matching(copies, self.model)
+        for model in (self.model, *others):
+            gates.melt(model, self._norms)
         self._forget_moments()
         self._report = compact(
             self.model,
@@ -231,6 +248,7 @@ class GateDecorator:
             self.state.phase == 2,
             example_inputs=self._example_inputs,
             optimizers=self.optimizers,
+            copies=others,
             tolerance=tolerance,
         )
         self.close()

@@ -9,7 +9,7 @@ and directions, steps, and hands over to a :class:`~decayprune.decayer.Decayer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from decayprune import checks
 from decayprune.compaction import CompactionReport, compact
+from decayprune.copies import refuse_late
 from decayprune.cost import Budget, CostModel
 from decayprune.cutting import refuse_uncuttable
 from decayprune.decay import linear
@@ -267,19 +268,29 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         self._decayer.observe()
         self._observed = True
 
-    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+    def compact(
+        self,
+        *,
+        tolerance: float | None = None,
+        copies: nn.Module | Sequence[nn.Module] = (),
+    ) -> CompactionReport:
         """Remove the pruned structures from the model, in place, once the host has finished.
 
         The optimizer stays bound and goes on as its plain base.
 
         Args:
             tolerance: Largest error relative to the largest output; None for the dtype's default.
+            copies: Copies of the model with weights of their own (moving averages, wrapped as
+                ``AveragedModel`` or bare), zeroed and cut at the same structures.
 
         Raises:
-            RuntimeError: Structures still decay, or the target is not met yet.
-            CompactionError: Outputs would change; the model was left uncut.
+            RuntimeError: Structures still decay, the target is not met yet, a living
+                DistributedDataParallel wraps the model, or copies come after it was cut.
+            ValueError: A copy is none; nothing was cut.
+            CompactionError: Outputs would change; the model and its copies were left uncut.
         """
         if self._report is not None:
+            refuse_late(copies)
             return self._report
         if not self.finished:
             raise RuntimeError(
@@ -293,6 +304,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
             self.lifecycle.phase == 2,
             example_inputs=self._example_inputs,
             optimizers=[self],
+            copies=copies,
             tolerance=tolerance,
             roles=ROLES,
         )

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from decayprune.compaction import CompactionError
+from decayprune.compaction import CompactionError, cut_copies
 from decayprune.cutting import Cut, difference, first_line, named_tensors, tolerance_for
 from decayprune.hosts import depgraph
 from decayprune.structures import ops
 from decayprune.structures.forward import ExampleInputs, outputs
 from decayprune.structures.structure_map import StructureMap
+from decayprune.wrappers import check_unwrapped
 
 Roots = Mapping[int, depgraph.Root]
 
@@ -57,6 +58,7 @@ def remove(
     optimizers: Sequence[torch.optim.Optimizer],
     example_inputs: ExampleInputs,
     tolerance: float | None,
+    copies: Sequence[nn.Module] = (),
 ) -> tuple[float, float]:
     """Remove structures that are zero, and check that no output changed.
 
@@ -68,13 +70,16 @@ def remove(
         optimizers: Their state is cut along.
         example_inputs: What the outputs are compared on.
         tolerance: Largest error relative to the largest output; None for the dtype's default.
+        copies: Copies of the model as it is now, zeroed and cut at the same structures.
 
     Returns:
         Largest change of an output: absolute, and relative to the largest.
 
     Raises:
+        RuntimeError: A DistributedDataParallel still wraps the model.
         CompactionError: A structure is not zero, or the outputs changed; everything is as before.
     """
+    check_unwrapped(pruner.model)
     _check_zero(pruner, structures, gone)
     before = outputs(pruner.model, example_inputs)
     snapshot, done = cut(pruner, structures, roots, gone, optimizers)
@@ -93,6 +98,12 @@ def remove(
             "left in. Put the layers concerned into the pruner's ignored_layers, or pass a larger "
             "tolerance if the difference is acceptable."
         )
+    try:
+        cut_copies(copies, structures, gone, example_inputs, tolerance)
+    except BaseException:
+        done.undo()
+        snapshot.restore()
+        raise
     done.commit()
     return error, relative
 

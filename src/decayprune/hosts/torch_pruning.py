@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decayprune import checks
 from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable, check_settings
 from decayprune.compaction import CompactionReport
+from decayprune.copies import matching, refuse_late
 from decayprune.cost import Budget, CostModel
 from decayprune.cutting import refuse_uncuttable
 from decayprune.decay import Curve
@@ -30,6 +31,7 @@ from decayprune.rectify import Rectify
 from decayprune.stepping import StepWatch
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
+from decayprune.wrappers import is_wrapped
 
 _FORMAT = 1
 
@@ -132,6 +134,8 @@ class TorchPruningHost:
         self._parameters = {n: p for n, p in self.model.named_parameters() if n in names}
         check_held(self._parameters, self.optimizers)
         self.cost = CostModel(self._dense, {n: p.shape for n, p in self.model.named_parameters()})
+        if budget is not None:
+            self.cost.meets(budget, self.cost.sizes)  # raises now if a cost cannot be measured
         self.events: list[Event] = []
         self.steps = self.waited = 0
         self._selector = ChunkSelector(
@@ -186,13 +190,20 @@ class TorchPruningHost:
         taken (accumulation, a step that GradScaler skipped) nothing happens.
 
         Raises:
-            RuntimeError: The model was changed by others, or gradients are gone.
+            RuntimeError: The model was changed by others, gradients are gone, or several chunks
+                are to be cut inside a DistributedDataParallel.
             ValueError: The pruner cannot reach the budget, or chose what cannot be removed.
             CompactionError: A removal would have changed the model; it was undone.
         """
         if not self._watch.taken() or self._report is not None:
             return
         self._check_model()
+        if self.steps == 0 and self._chunks.count > 1 and is_wrapped(self.model):
+            raise RuntimeError(
+                f"The {self._chunks.count} chunks are cut while the model trains, and the buckets "
+                "of the DistributedDataParallel around it would keep the old sizes. Build the "
+                "host with chunks=1, and delete the wrapper before compact()."
+            )
         if self.rectify is not None:
             self._check_gradients()
         events = self._decayer.step(self.steps + 1, self._selector)
@@ -205,17 +216,29 @@ class TorchPruningHost:
         if events and not self.finished and not self.state.decaying.numel():
             self._remove()
 
-    def compact(self, *, tolerance: float | None = None) -> CompactionReport:
+    def compact(
+        self,
+        *,
+        tolerance: float | None = None,
+        copies: nn.Module | Sequence[nn.Module] = (),
+    ) -> CompactionReport:
         """Remove what the last chunk has pruned; the model is Torch-Pruning's then.
 
         Args:
             tolerance: As in the constructor, for this removal.
+            copies: Copies of the model with weights of their own (moving averages, wrapped as
+                ``AveragedModel`` or bare), zeroed and cut at the same structures;
+                of the shapes that the model has now, so with several chunks made after the last
+                but one.
 
         Raises:
-            RuntimeError: Structures still decay, or chunks are still to come.
+            RuntimeError: Structures still decay, chunks are still to come, a living
+                DistributedDataParallel wraps the model, or copies come after it was cut.
+            ValueError: A copy is none; nothing was cut.
             CompactionError: Outputs would change; this removal was undone.
         """
         if self._report is not None:
+            refuse_late(copies)
             return self._report
         if not self.finished:
             raise RuntimeError(
@@ -223,7 +246,7 @@ class TorchPruningHost:
                 f"decay at step {self.steps}, and {self._selector.begun} of {self._chunks.count} "
                 "chunks have begun. Train until host.finished is True."
             )
-        self._remove(tolerance)
+        self._remove(tolerance, copies)
         dense, kept = self.cost.sizes, self._selector.kept(self.state)
         self._report = CompactionReport(
             macs_before=self.cost.macs(dense),
@@ -249,8 +272,11 @@ class TorchPruningHost:
 
     # ---------------------------------------------------------------- removal
 
-    def _remove(self, tolerance: float | None = None) -> None:
+    def _remove(
+        self, tolerance: float | None = None, copies: nn.Module | Sequence[nn.Module] = ()
+    ) -> None:
         """Remove what is pruned and still there."""
+        others = matching(copies, self.model)
         gone = (self.state.phase == PRUNED).cpu() & ~self._removed
         if not bool(gone.any()):
             return
@@ -262,6 +288,7 @@ class TorchPruningHost:
             self.optimizers,
             self._example_inputs,
             self._tolerance if tolerance is None else tolerance,
+            others,
         )
         self._errors = max(self._errors[0], error), max(self._errors[1], relative)
         self._settle(gone)
