@@ -114,7 +114,7 @@ def of_json(document: Any, draw: random.Random) -> None:
     key, value = draw.choice(keys), other[draw.choice(others)]
     kind = draw.choice(["value", "value", "value", "near", "elsewhere", "drop", "rename"])
     if kind == "value":
-        holder[key] = draw.choice(VALUES)
+        holder[key] = copy.deepcopy(draw.choice(VALUES))
     elif kind == "near" and type(holder[key]) is int:
         holder[key] += draw.choice([-1, 1, 2, holder[key]])
     elif kind == "drop":
