@@ -102,10 +102,76 @@ def hosts(found: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{facts}"
 
 
+def recommend(found: dict[str, Any]) -> str:
+    """Shares of the ideal speed-up, with and without what dp.benchmark recommends."""
+    head = [
+        "half the MACs of",
+        "recommended",
+        "ideal",
+        "as it comes",
+        "as recommended",
+        "against the dense model as it comes",
+    ]
+    keys = ("as it comes", "recommended", "against the dense model as it comes")
+    rows = [
+        [
+            one["model"],
+            f"round_to={one['round_to']}, {one['memory_format'].replace('_', ' ')}",
+            f"{one['ideal']:.2f}x",
+            *(f"{one[key]:.2f}" for key in keys),
+        ]
+        for one in found["rows"]
+    ]
+    return f"{table(head, rows)}\nGoal: {found['goal']:g}. {machine(found['machine'])}.\n"
+
+
+def faults(found: dict[str, Any]) -> str:
+    """What the scripts of benchmarks/faults counted."""
+
+    def counted(counts: dict[str, int]) -> str:
+        return ", ".join(f"{value:,} {key}" for key, value in counts.items())
+
+    def line(name: str, key: str, tried: str, result: str, wrong: int) -> list[str]:
+        return [name, tried, result, str(wrong), f"{found[key]['seconds'] / 60:.1f} min"]
+
+    kills, nets, files = found["kills"], found["networks"], found["fuzz"]
+    refused = sum(nets["refused"].values())
+    error = f"largest error {nets['worst_error']:.0e}, {nets['removed']:,} structures removed"
+    results = [f"{kind}: {counted(files[kind])}" for kind in ("accidents", "forgeries")]
+    rows = [
+        line(
+            "kill -9, then `--resume`",
+            "kills",
+            f"{kills['done']:,} kills of {kills['runs']} runs ({counted(kills['killed_in'])})",
+            f"{kills['equal']} equal to the last byte",
+            len(kills["different"]),
+        ),
+        line(
+            "random networks",
+            "networks",
+            f"{nets['done']:,}",
+            f"{nets['exact']:,} exact ({error}), {refused} refused",
+            len(nets["wrong"]),
+        ),
+        line(
+            "damaged files",
+            "fuzz",
+            f"{files['done']:,}",
+            "; ".join(results),
+            len(files["wrong"]),
+        ),
+    ]
+    head = ["", "tried", "outcome", "wrong", "time"]
+    lines = [" | ".join(["", *row, ""]).strip() for row in (head, ["---"] * 5, *rows)]
+    return "\n".join(lines) + f"\n\nSeed 0; {machine(found['machine'])}.\n"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "faults": faults,
     "fashion-mnist": run,
     "hosts_fashion": hosts,
     "overhead": overhead,
+    "recommend": recommend,
 }
 
 
