@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.cutting import Cut, difference, first_line, named_tensors, tolerance_for
-from decayprune.structures import ops
+from decayprune.structures import ops, picks
 from decayprune.structures.forward import ExampleInputs, outputs
 from decayprune.structures.structure_map import Role, StructureMap
 
@@ -97,8 +97,8 @@ class CopyCut:
             return
         ranks = {name: tensors[name].dim() for name in names}
         device = tensors[next(iter(names))].device
-        locator = ops.Locator(slices, structures.num_structures, ranks, device)
-        ops.zero_(locator.pick(gone.nonzero().flatten().to(device)), tensors)
+        locator = picks.Locator(slices, structures.num_structures, ranks, device)
+        picks.zero_(locator.pick(gone.nonzero().flatten().to(device)), tensors)
 
     def cut(self, example_inputs: ExampleInputs, tolerance: float | None) -> str | None:
         """Cut, and compare the copy's outputs before and after: what is wrong, or None."""

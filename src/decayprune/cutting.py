@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decayprune.structures import ops
+from decayprune.structures import ops, picks
 from decayprune.structures.forward import ExampleInputs, outputs
 from decayprune.structures.standins import become_all
 from decayprune.structures.structure_map import Role, StructureMap
@@ -247,12 +247,14 @@ def refuse_uncuttable(
     names = dict.fromkeys(item.name for item in structures.slices if item.role != "buffer")
     ranks = {name: tensors[name].dim() for name in names}
     device = next(iter(tensors.values())).device
-    locator = ops.Locator(ops.labelled(structures, roles), structures.num_structures, ranks, device)
+    locator = picks.Locator(
+        ops.labelled(structures, roles), structures.num_structures, ranks, device
+    )
     pick = locator.pick(some(members).nonzero().flatten().to(device))
     with torch.no_grad():
-        saved = ops.gather(pick, tensors)
+        saved = picks.gather(pick, tensors)
         try:
-            ops.zero_(pick, tensors)
+            picks.zero_(pick, tensors)
             example_inputs, before = _trial(model, example_inputs)
             limit = tolerance_for(before)
 
@@ -261,7 +263,7 @@ def refuse_uncuttable(
 
             failed = _search(structures, sorted(members, key=lambda m: _kind(structures, m)), try_)
         finally:
-            ops.scatter_(pick, tensors, saved)
+            picks.scatter_(pick, tensors, saved)
     return structures.without(dict(failed)) if failed else structures
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,23 @@ from decayprune.decay import Curve, scale_factors, step_factors, target_length
 from decayprune.lifecycle import Event, LifecycleState
 from decayprune.rectify import Rectify
 from decayprune.selection import Selector
-from decayprune.structures import ops
+from decayprune.structures import ops, picks
 from decayprune.structures.structure_map import StructureMap
+from decayprune.weight_decay import WeightDecay, spread
 
 logger = logging.getLogger("decayprune")
+
+
+class _Members(NamedTuple):
+    """The structures that decay now."""
+
+    ids: Tensor
+    carriers: picks.Pick
+    """Their norm is held to the schedule."""
+    shrinking: picks.Pick
+    """They are scaled: the carriers, or all slices."""
+    shared: bool
+    """A carrier may be a row of one and a column of another, and take both their factors."""
 
 
 class Decayer:
@@ -38,7 +51,7 @@ class Decayer:
         curve: Norm over the decay.
         decay_steps: ``N``.
         slices: ``"carriers"``: only slices whose scaling scales the function shrink (the rest is
-            zeroed at the end); ``"all"``: every slice shrinks.
+            zeroed at the end); ``"all"``: every slice shrinks, by the factor of its carriers.
         rectify: When to release; None never releases and needs no gradients.
         last_release: Step before which structures may be released.
         inflate: Lengthen structures that training shrank faster than the schedule.
@@ -73,20 +86,21 @@ class Decayer:
         size = structures.num_structures
         carriers = ops.labelled(structures, carriers=True)
         every = ops.labelled(structures)
-        self._carriers = ops.Locator(carriers, size, ranks, device)
-        self._every = ops.Locator(every, size, ranks, device)
+        self._carriers = picks.Locator(carriers, size, ranks, device)
+        self._every = picks.Locator(every, size, ranks, device)
         self._unpinned = structures.unpinned.to(device)
+        self._weight_decay = WeightDecay(self._optimizers, self._parameters)
+        self._waiting = False
         self.state = LifecycleState.fresh(size, device)
         self._forget()
 
     def _forget(self) -> None:
         """Drop everything that belongs to one membership of the decaying set."""
-        self._pick: ops.Pick | None = None  # carriers of the decaying structures
-        self._pick_all: ops.Pick | None = None
-        self._now: Tensor | None = None  # norms of what is scaled, if read since the last step
-        self._before: ops.Values | None = None  # carriers before the optimizer step
+        self._current: _Members | None = None
+        self._now: Tensor | None = None  # norms of the carriers, if read since the last step
+        self._before: picks.Values | None = None  # carriers before the optimizer step
         self._resistance: Tensor | None = None
-        self._pinned: ops.Pick | None = None  # carriers of the pruned structures
+        self._pinned: picks.Pick | None = None  # carriers of the pruned structures
 
     def load(self, state: LifecycleState) -> None:
         """Continue from a saved state."""
@@ -103,16 +117,16 @@ class Decayer:
             optimizer: Who is about to step; None for all. Only its own weights are noted anew, for
                 one of several may have stepped already.
         """
-        pick = self._carrier_pick()
+        pick = self._members().carriers
         if self.rectify is None or not pick.size:
             return
-        now = ops.gather(pick, self._parameters)
+        now = picks.gather(pick, self._parameters)
         if optimizer is not None and self._before is not None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own = {n: float(id(self._parameters[n]) in held) for n in pick.names}
-            mine = _spread(pick, own, now)
+            mine = spread(pick, own, now)
             blocks = zip(mine.blocks, now.blocks, self._before.blocks, strict=True)
-            now = ops.Values(
+            now = picks.Values(
                 torch.where(mine.flat > 0, now.flat, self._before.flat),
                 tuple(torch.where(m > 0, new, old) for m, new, old in blocks),
             )
@@ -125,13 +139,13 @@ class Decayer:
         Args:
             grad_scale: What the gradients are multiplied with at this moment.
         """
-        pick = self._carrier_pick()
+        pick = self._members().carriers
         if not pick.size:
             return
-        before = self._before or ops.gather(pick, self._parameters)
+        before = self._before or picks.gather(pick, self._parameters)
         grads = {name: self._gradient(name) for name in dict.fromkeys(pick.names)}
-        length = ops.dot(pick, before, before).sqrt()
-        along = ops.dot(pick, before, ops.gather(pick, grads)) / grad_scale
+        length = picks.dot(pick, before, before).sqrt()
+        along = picks.dot(pick, before, picks.gather(pick, grads)) / grad_scale
         self._resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
 
     def _gradient(self, name: str) -> Tensor:
@@ -152,12 +166,12 @@ class Decayer:
         """
         if self.rectify is not None and self._resistance is None:
             self.observe()
-        if not self._account(step):
-            return None
-        events = self._release(step, selector)
-        events += self._begin(step, selector, released=bool(events))
-        events += self._shrink(step)
-        self._pin()
+        events = None
+        if self._account(step):
+            events = self._release(step, selector)
+            events += self._begin(step, selector, released=bool(events))
+            events += self._shrink(step)
+            self._pin()
         self._before = self._resistance = self._now = None
         return events
 
@@ -165,36 +179,42 @@ class Decayer:
 
     def _account(self, step: int) -> bool:
         """Statistics of the step just taken. False if something is not finite."""
-        pick, ids = self._carrier_pick(), self.state.decaying
-        if not pick.size:
+        ids, carriers, *_ = self._members()
+        if not ids.numel():
             return True
-        length = self._length(pick) if self._all else self._scaled_length()[1]
-        resistance = self._resistance
-        if not bool((length if resistance is None else length + resistance).isfinite().all()):
-            logger.warning(
-                "step %d: a gradient or weight of a decaying structure is not finite; the decay "
-                "waits for the next step",
-                step,
-            )
-            self._before = self._resistance = self._now = None
+        length = self._length(carriers)
+        if not self._go_on(step, length if self._resistance is None else length + self._resistance):
             return False
-        if resistance is None:
+        self._now = length
+        if self._resistance is None:
             return True
         before = self.state.length[ids]
-        scaled = self._scaled_length()[1] if self._all else length
-        taken = before - length * self._factors(ids, scaled, self.state.age[ids] + 1)
+        taken = before - length * self._factors(ids, length, self.state.age[ids] + 1)
+        given = length - before
+        if self._before is not None:
+            given = given + self._weight_decay.shrinkage(carriers, self._before)
         statistics = rules.observe(
-            self.state.statistics,
-            ids,
-            resistance=resistance,
-            given=length - before + self._weight_decay_shrinkage(pick),
-            taken=taken,
+            self.state.statistics, ids, resistance=self._resistance, given=given, taken=taken
         )
         self.state = replace(self.state, statistics=statistics)
         return True
 
+    def _go_on(self, step: int, values: Tensor) -> bool:
+        """Whether all is finite; if not, the decay waits, and says so once for a stretch."""
+        waits = not bool(values.isfinite().all())
+        if waits and not self._waiting:
+            logger.warning(
+                "step %d: a gradient or weight of a decaying structure is not finite; the decay "
+                "waits until all are",
+                step,
+            )
+        elif self._waiting and not waits:
+            logger.warning("step %d: gradients and weights are finite; the decay goes on", step)
+        self._waiting = waits
+        return not waits
+
     def _release(self, step: int, selector: Selector) -> list[Event]:
-        ids = self.state.decaying
+        ids = self._members().ids
         if self.rectify is None or step >= self.last_release or not ids.numel():
             return []
         age, span = self.state.age[ids], self.state.span[ids]
@@ -221,39 +241,36 @@ class Decayer:
         return events
 
     def _begin(self, step: int, selector: Selector, *, released: bool) -> list[Event]:
-        picks = selector.select(self.state, step, self._parameters, released=released)
-        if picks is None:
+        chosen = selector.select(self.state, step, self._parameters, released=released)
+        if chosen is None:
             return []
-        if picks.scores is not None:
-            score = picks.scores.to(self.state.score)
+        if chosen.scores is not None:
+            score = chosen.scores.to(self.state.score)
             self.state = replace(self.state, score=score)
-        if picks.warmed is not None:
+        if chosen.warmed is not None:
             logger.info(
                 "step %d: nothing else is left to pick; the cool-downs of %d structures end early",
                 step,
-                picks.warmed.numel(),
+                chosen.warmed.numel(),
             )
-        ids = picks.ids.sort().values
+        ids = chosen.ids.sort().values
         if not ids.numel():
             return []
         length = self._length(self._carriers.pick(ids))
-        start = self._length(self._every.pick(ids)) if self._all else length
-        self.state = lifecycle.begin(
-            self.state, ids, start_length=start, length=length, decay_steps=self.decay_steps
-        )
+        self.state = lifecycle.begin(self.state, ids, length=length, decay_steps=self.decay_steps)
         self._forget()
         return self._events("decay", step, ids)
 
     def _shrink(self, step: int) -> list[Event]:
-        ids = self.state.decaying
+        ids, carriers, shrinking, shared = self._members()
         if not ids.numel():
             return []
         self.state = lifecycle.tick(self.state)
-        pick, length = self._scaled_length()
+        length = self._length(carriers) if self._now is None else self._now
         factors = self._factors(ids, length, self.state.age[ids])
-        ops.scale_(pick, self._parameters, factors)
-        carriers = self._length(self._carrier_pick()) if self._all else length * factors
-        lengths = self.state.length.index_copy(0, ids, carriers.to(self.state.length.dtype))
+        picks.scale_(shrinking, self._parameters, factors)
+        after = self._length(carriers) if shared else length * factors
+        lengths = self.state.length.index_copy(0, ids, after.to(self.state.length.dtype))
         self.state = replace(self.state, length=lengths)
 
         # A structure that is too short for its dtype has nothing left to decay.
@@ -275,32 +292,25 @@ class Decayer:
             if self._pinned is None:
                 pruned = self.state.phase == lifecycle.PRUNED
                 self._pinned = self._carriers.pick(pruned.nonzero().flatten())
-            ops.zero_(self._pinned, self._parameters)
+            picks.zero_(self._pinned, self._parameters)
         revived = ((self.state.phase == lifecycle.PRUNED) & self._unpinned).nonzero().flatten()
         if revived.numel():
             self._zero(revived)
 
     # ------------------------------------------------------------ helpers
 
-    def _carrier_pick(self) -> ops.Pick:
-        if self._pick is None:
-            self._pick = self._carriers.pick(self.state.decaying)
-        return self._pick
+    def _members(self) -> _Members:
+        if self._current is None:
+            ids = self.state.decaying
+            carriers = self._carriers.pick(ids)
+            shrinking = self._every.pick(ids) if self._all else carriers
+            cut_twice = len(set(shrinking.names)) < len(shrinking.names)
+            shared = cut_twice and bool(carriers.blocks)
+            self._current = _Members(ids, carriers, shrinking, shared)
+        return self._current
 
-    def _all_pick(self) -> ops.Pick:
-        if self._pick_all is None:
-            self._pick_all = self._every.pick(self.state.decaying)
-        return self._pick_all
-
-    def _scaled_length(self) -> tuple[ops.Pick, Tensor]:
-        """Slices that the decay scales, and their norms now, read once per step."""
-        pick = self._all_pick() if self._all else self._carrier_pick()
-        if self._now is None:
-            self._now = self._length(pick)
-        return pick, self._now
-
-    def _length(self, pick: ops.Pick) -> Tensor:
-        return ops.squares(pick, self._parameters).sqrt()
+    def _length(self, pick: picks.Pick) -> Tensor:
+        return picks.squares(pick, self._parameters).sqrt()
 
     def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:
         """What takes decaying structures from their length now to where they are at that age."""
@@ -310,24 +320,9 @@ class Decayer:
         target = target_length(self.state.start_length[ids], age, span, self._curve)
         return scale_factors(length, target, inflate=self._inflate)
 
-    def _weight_decay_shrinkage(self, pick: ops.Pick) -> Tensor | float:
-        """Length that weight decay alone took in this step, shape ``(D,)``."""
-        rate = _weight_decay_rates(self._optimizers)
-        owners = {id(p): n for n, p in self._parameters.items()}
-        rates = {owners[key]: value for key, value in rate.items() if key in owners}
-        if self._before is None or not any(rates.get(name, 0) for name in pick.names):
-            return 0.0
-        share = _spread(pick, rates, self._before)
-        weighted = ops.Values(
-            self._before.flat * share.flat,
-            tuple(v * s for v, s in zip(self._before.blocks, share.blocks, strict=True)),
-        )
-        length = ops.dot(pick, self._before, self._before).sqrt()
-        return ops.dot(pick, self._before, weighted) / length.clamp(min=1e-38)
-
     def _zero(self, ids: Tensor) -> None:
         pick = self._every.pick(ids)
-        ops.zero_(pick, self._parameters)
+        picks.zero_(pick, self._parameters)
         for optimizer in self._optimizers:
             by_key: dict[str, dict[str, Tensor]] = {}
             for name in dict.fromkeys(pick.names):
@@ -336,7 +331,7 @@ class Decayer:
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         by_key.setdefault(key, {})[name] = value
             for moments in by_key.values():
-                ops.zero_(pick, moments)
+                picks.zero_(pick, moments)
 
     def _events(
         self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor
@@ -355,33 +350,3 @@ class Decayer:
             )
             for structure, row in zip(ids.tolist(), figures, strict=True)
         ]
-
-
-def _spread(pick: ops.Pick, by_name: Mapping[str, float], like: ops.Values) -> ops.Values:
-    """One number per tensor, 0 where there is none, at every picked place of it."""
-    flat = torch.zeros_like(like.flat)
-    if pick.vectors:
-        pairs = zip(pick.vectors, pick.sizes, strict=True)
-        parts = [like.flat.new_full((size,), by_name.get(name, 0.0)) for name, size in pairs]
-        flat = torch.cat(parts)[pick.position]
-    blocks = zip(pick.blocks, like.blocks, strict=True)
-    return ops.Values(flat, tuple(v.new_full((), by_name.get(b.name, 0.0)) for b, v in blocks))
-
-
-def _weight_decay_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, float]:
-    """Share of its length that weight decay takes from each parameter per step, by ``id``.
-
-    Exact for decoupled decay (AdamW) and SGD without momentum; with momentum the steady state
-    ``lr * wd / (1 - momentum)``; 0 for Adam's coupled decay, which is no shrinkage by itself.
-    """
-    rates = {}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            rate = float(group["lr"]) * float(group.get("weight_decay", 0.0))
-            # AdamW says so in its groups only since it is a kind of Adam (torch 2.7).
-            adamw = isinstance(optimizer, torch.optim.AdamW)
-            if "betas" in group and not group.get("decoupled_weight_decay", adamw):
-                rate = 0.0
-            rate /= 1 - float(group.get("momentum", 0.0) or 0.0)
-            rates.update({id(parameter): rate for parameter in group["params"]})
-    return rates

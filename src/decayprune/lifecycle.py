@@ -52,7 +52,7 @@ class LifecycleState:
         phase: ``ACTIVE``, ``DECAYING`` or ``PRUNED``, int8.
         age: Optimizer steps since the decay began, int32.
         span: ``N``, how many steps it lasts, int32.
-        start_length: Norm of the decaying slices when the structure was picked.
+        start_length: Norm of the carriers when the structure was picked.
         length: Norm of its carriers after the last step.
         score: Raw importance when last computed; frozen from the pick to the end of a cool-down.
         cool_until: Last step of its cool-down, int32; 0 where there is none.
@@ -119,7 +119,8 @@ class LifecycleState:
         if set(state) != set(expected):
             odd = sorted(set(state) ^ set(expected))
             raise ValueError(
-                f"The pruner's state has other fields than expected: {', '.join(odd)}."
+                f"The pruner's state has other fields than expected: {', '.join(odd)}. Load one "
+                "that state_dict() of this version returned."
             )
         loaded = {}
         for name, tensor in expected.items():
@@ -146,14 +147,13 @@ def _require(state: LifecycleState, ids: Tensor, phase: int, move: str) -> None:
 
 
 def begin(
-    state: LifecycleState, ids: Tensor, *, start_length: Tensor, length: Tensor, decay_steps: int
+    state: LifecycleState, ids: Tensor, *, length: Tensor, decay_steps: int
 ) -> LifecycleState:
     """Active structures start to decay.
 
     Args:
         state: The state before.
         ids: Who starts, shape ``(D,)``.
-        start_length: Norm of what will be scaled, ``(D,)``.
         length: Norm of their carriers, ``(D,)``.
         decay_steps: ``N``.
 
@@ -161,13 +161,14 @@ def begin(
         ValueError: One of them is not active.
     """
     _require(state, ids, ACTIVE, "start to decay")
+    length = length.to(state.length.dtype)
     return replace(
         state,
         phase=state.phase.index_fill(0, ids, DECAYING),
         age=state.age.index_fill(0, ids, 0),
         span=state.span.index_fill(0, ids, decay_steps),
-        start_length=state.start_length.index_copy(0, ids, start_length.to(state.length.dtype)),
-        length=state.length.index_copy(0, ids, length.to(state.length.dtype)),
+        start_length=state.start_length.index_copy(0, ids, length),
+        length=state.length.index_copy(0, ids, length),
         cool_until=state.cool_until.index_fill(0, ids, 0),
         statistics=state.statistics.reset(ids),
     )

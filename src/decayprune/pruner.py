@@ -62,7 +62,7 @@ class DecayPruner:
         round_to: Make every pruned width a multiple of it.
         scope: Compare structures over the model (``"global"``), within their group
             (``"local"``), or within groups of the same kind (``"isomorphic"``).
-        slices: Shrink the ``"carriers"`` or ``"all"`` slices of a structure.
+        slices: Shrink the ``"carriers"`` of a structure, or ``"all"`` its slices along with them.
         decay: ``"linear"``, ``"cosine"``, or a function of progress.
         floor: Share of every width that stays in any case.
         inflate: Hold the norm of a decaying structure to the schedule even if training shrank
@@ -93,6 +93,10 @@ class DecayPruner:
         inflate: bool = True,
     ) -> None:
         checks.check_free(model)
+        checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+        checks.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
+        if rectify is not None:
+            checks.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
         self.optimizers = checks.as_optimizers(optimizer)
         structures = trace(model, example_inputs, ignored_layers)
         structures = refuse_uncuttable(model, structures, example_inputs)
@@ -211,7 +215,7 @@ class DecayPruner:
         """
         if self._report is not None or self.rectify is None:
             return
-        self._check_gradients()
+        self._check_gradients("pruner.observe()")
         self._decayer.observe()
 
     def attach(self) -> None:
@@ -303,7 +307,8 @@ class DecayPruner:
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             found = state.get("format") if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                f"Expected a decayprune pruner state of format {_FORMAT}, found {found!r}."
+                f"Expected a decayprune pruner state of format {_FORMAT}, found {found!r}. Pass "
+                "what pruner.state_dict() returned."
             )
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(
@@ -340,7 +345,11 @@ class DecayPruner:
     # ---------------------------------------------------------------- inside
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
-        self._decayer.remember(optimizer)
+        try:
+            self._decayer.remember(optimizer)
+        except (IndexError, RuntimeError):
+            self._anatomy.check()  # says which part was changed, if that is why
+            raise
 
     def _after_step(self) -> None:
         if self._attached:
@@ -350,7 +359,7 @@ class DecayPruner:
     def _follow(self) -> None:
         self._anatomy.check()
         if self._needs_gradients:
-            self._check_gradients()
+            self._check_gradients("pruner.step()")
         events = self._decayer.step(self.steps + 1, self._selector)
         if events is None:
             self.waited += 1
@@ -358,9 +367,9 @@ class DecayPruner:
         self.steps += 1
         self.events += events
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, caller: str) -> None:
         if all(parameter.grad is None for parameter in self.model.parameters()):
             raise RuntimeError(
-                "pruner.step() needs the gradients of this step, and every .grad is None: was "
+                f"{caller} needs the gradients of this step, and every .grad is None: was "
                 f"zero_grad() called first? The order is: {_ORDER}"
             )

@@ -201,11 +201,10 @@ class Literal:
         grads = {name: p.grad for name, p in self.model.named_parameters()}
         for s, d in self.decaying.items():
             length = norm(carriers(s), self.weights)
-            scaled = norm(self.shrinking(s), self.weights)
             d.p.append(-inner(carriers(s), grads, self.before) / norm(carriers(s), self.before))
             back = self.weight_decay_rate() * norm(carriers(s), self.before)
             d.given.append(length - d.last + back)
-            d.taken.append(d.last - length * self.target_length(d, d.age + 1) / scaled)
+            d.taken.append(d.last - self.target_length(d, d.age + 1))
 
     def release(self) -> bool:
         if self.set.rule is None or self.step >= self.set.stop:
@@ -257,9 +256,8 @@ class Literal:
                 chosen = self.shortest(free, 0.0)
         for s in sorted(chosen or []):
             self.note("decay", s)
-            self.decaying[s] = Decay(
-                norm(self.shrinking(s), self.weights), norm(carriers(s), self.weights)
-            )
+            length = norm(carriers(s), self.weights)
+            self.decaying[s] = Decay(length, length)
 
     def shortest(self, free: list[int], extra: float) -> list[int] | None:
         means = [sum(self.score[:A]) / A, sum(self.score[A:]) / B]
@@ -288,7 +286,7 @@ class Literal:
 
     def scale(self) -> None:
         factors = {
-            s: self.target_length(d, d.age) / norm(self.shrinking(s), self.weights)
+            s: self.target_length(d, d.age) / norm(carriers(s), self.weights)
             for s, d in self.decaying.items()
         }
         for s, factor in factors.items():

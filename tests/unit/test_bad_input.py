@@ -327,6 +327,27 @@ def test_only_gradients_are_not_finite(caplog: pytest.LogCaptureFixture) -> None
     pruner.compact()
 
 
+def test_a_stretch_of_waiting_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    pruner = build(model, optimizer)
+    train(model, optimizer, 4, pruner)
+    good = copy.deepcopy(model.state_dict())
+    with caplog.at_level(logging.WARNING, logger="decayprune"):
+        for bad in (True, True, True, False, False, True, False):
+            model.load_state_dict(good)
+            backward(model, next(iter(batches(1))))
+            if bad:
+                for parameter in model.parameters():
+                    parameter.grad.fill_(float("nan"))
+            optimizer.step()
+            pruner.step()
+            optimizer.zero_grad()
+    assert pruner.waited == 4
+    assert caplog.text.count("the decay waits") == 2
+    assert caplog.text.count("the decay goes on") == 2
+
+
 def test_it_never_prints(capsys: pytest.CaptureFixture[str]) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

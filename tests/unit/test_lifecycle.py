@@ -27,8 +27,7 @@ def apply(state: LifecycleState, move: str, numbers: Tensor) -> LifecycleState:
         "begin": lambda: lifecycle.begin(
             state,
             numbers,
-            start_length=torch.full((numbers.numel(),), 2.0),
-            length=torch.full((numbers.numel(),), 1.0),
+            length=torch.full((numbers.numel(),), 2.0),
             decay_steps=4,
         ),
         "release": lambda: lifecycle.release(state, numbers, cool_until=9),
@@ -64,13 +63,13 @@ def test_a_decay_from_start_to_end() -> None:
     state = apply(LifecycleState.fresh(SIZE), "begin", ids(1, 3))
     assert state.decaying.tolist() == [1, 3]
     assert state.start_length.tolist() == [0, 2, 0, 2, 0]
-    assert state.length.tolist() == [0, 1, 0, 1, 0]
+    assert state.length.tolist() == [0, 2, 0, 2, 0]
     assert state.span.tolist() == [0, 4, 0, 4, 0]
     state = lifecycle.tick(lifecycle.tick(state))
     assert state.age.tolist() == [0, 2, 0, 2, 0]
     state = apply(state, "finish", ids(3))
     assert state.phase.tolist() == [0, 1, 0, 2, 0]
-    assert state.length.tolist() == [0, 1, 0, 0, 0]
+    assert state.length.tolist() == [0, 2, 0, 0, 0]
     assert lifecycle.tick(state).age.tolist() == [0, 3, 0, 2, 0]
     assert state.committed.tolist() == [False, True, False, True, False]
 

@@ -307,18 +307,23 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
         optimizer.zero_grad()
         backward(model, batch)
         optimizer.step()
-        carriers = slices == "carriers"
-        before = {
-            s: slow.norm(pruner.structures, s, parameters, carriers=carriers)
-            for s in range(pruner.structures.num_structures)
-        }
+        carriers, every = (
+            [
+                slow.norm(pruner.structures, s, parameters, carriers=only)
+                for s in range(pruner.structures.num_structures)
+            ]
+            for only in (True, False)
+        )
         pruner.step()
         for s in pruner.state.decaying.tolist():
-            starts.setdefault(s, before[s])
+            starts.setdefault(s, carriers[s])
             progress = torch.tensor(int(pruner.state.age[s]) / 5)
             left = 1 - progress if decay == "linear" else (1 + torch.cos(torch.pi * progress)) / 2
-            now = slow.norm(pruner.structures, s, parameters, carriers=carriers)
+            now = slow.norm(pruner.structures, s, parameters, carriers=True)
             assert now == pytest.approx(starts[s] * float(left), rel=1e-4)
+            if slices == "all":  # the others take the same factor
+                whole = slow.norm(pruner.structures, s, parameters)
+                assert whole == pytest.approx(every[s] * now / carriers[s], rel=1e-4)
             seen += 1
     for s in (pruner.state.phase == 2).nonzero().flatten().tolist():
         assert slow.norm(pruner.structures, s, parameters) == 0

@@ -104,7 +104,7 @@ def kept_after(ids: Tensor) -> Tensor:
 
 def begin(state: LifecycleState, ids: Tensor) -> LifecycleState:
     ones = torch.ones(ids.numel())
-    return lifecycle.begin(state, ids, start_length=ones, length=ones, decay_steps=5)
+    return lifecycle.begin(state, ids, length=ones, decay_steps=5)
 
 
 def random_scores(seed: int) -> Tensor:

@@ -49,14 +49,14 @@ def place(host: Any, structure: int) -> int:
     return structure - host.structures.groups[host.structures.group_of[structure]].start
 
 
-def own_norms(host: Any) -> Tensor:
-    """Norm of the rows and affine of every structure."""
+def own_norms(host: Any, *, carriers: bool = False) -> Tensor:
+    """Norm of the rows and affine of every structure, or of its carriers."""
     total = torch.zeros(host.structures.num_structures, dtype=torch.float64)
     parameters = dict(host.model.named_parameters())
     for item in host.structures.slices:
         if item.role in ("row", "affine"):
             values = parameters[item.name].detach().movedim(item.dim, 0)
             for index, structure in enumerate(item.structure.tolist()):
-                if structure >= 0:
+                if structure >= 0 and (bool(item.carrier[index]) or not carriers):
                     total[structure] += float(values[index].double().square().sum())
     return total.sqrt()

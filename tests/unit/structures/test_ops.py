@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cases import CASES
 from decayprune.compaction import named_tensors
-from decayprune.structures import StructureMap, ops, trace
+from decayprune.structures import StructureMap, ops, picks, trace
 from reference import ops as slow
 
 TRACEABLE = sorted(CASES)
@@ -24,9 +24,9 @@ def traced(name: str) -> tuple[StructureMap, dict[str, Tensor]]:
     return structures, {n: t.detach() for n, t in named_tensors(model).items() if n in names}
 
 
-def locator(structures: StructureMap, tensors: dict[str, Tensor], carriers: bool) -> ops.Locator:
+def locator(structures: StructureMap, tensors: dict[str, Tensor], carriers: bool) -> picks.Locator:
     ranks = {name: tensor.dim() for name, tensor in tensors.items()}
-    return ops.Locator(
+    return picks.Locator(
         ops.labelled(structures, carriers=carriers), structures.num_structures, ranks
     )
 
@@ -54,27 +54,26 @@ class TestAgainstLoops:
         others = {name: torch.randn_like(tensor) for name, tensor in tensors.items()}
         ids = some(structures)
         pick = locator(structures, tensors, carriers).pick(torch.tensor(ids, dtype=torch.int64))
-        found = ops.dot(pick, ops.gather(pick, tensors), ops.gather(pick, others))
+        found = picks.dot(pick, picks.gather(pick, tensors), picks.gather(pick, others))
         expected = [slow.inner(structures, s, tensors, others, carriers=carriers) for s in ids]
         torch.testing.assert_close(
             found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
         )
 
-    def test_scaling(self, case: str, carriers: bool) -> None:
+    def test_norms_and_scaling_of_a_pick(self, case: str, carriers: bool) -> None:
         structures, tensors = traced(case)
         ids = some(structures)
         factors = torch.rand(len(ids), dtype=torch.float64) + 0.5
         pick = locator(structures, tensors, carriers).pick(torch.tensor(ids, dtype=torch.int64))
         found = {name: tensor.clone() for name, tensor in tensors.items()}
-        copies = ops.scaled(pick, ops.gather(pick, tensors), factors)
-        ops.scale_(pick, found, factors)
+        picks.scale_(pick, found, factors)
         expected = slow.scale(structures, ids, factors.tolist(), tensors, carriers=carriers)
         for name, tensor in found.items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=0)
-        lengths = ops.dot(pick, copies, copies).sqrt()
+        lengths = picks.squares(pick, tensors).sqrt()
         norms = [slow.norm(structures, s, tensors, carriers=carriers) for s in ids]
         torch.testing.assert_close(
-            lengths.double(), torch.tensor(norms, dtype=torch.float64) * factors, rtol=1e-12, atol=0
+            lengths.double(), torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=0
         )
 
 
@@ -84,7 +83,7 @@ def test_zeroing(case: str) -> None:
     ids = some(structures)
     pick = locator(structures, tensors, False).pick(torch.tensor(ids, dtype=torch.int64))
     found = {name: tensor.clone() for name, tensor in tensors.items()}
-    ops.zero_(pick, found)
+    picks.zero_(pick, found)
     expected = slow.zero(structures, ids, tensors)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
@@ -98,7 +97,7 @@ def test_zeroing_passes_over_tensors_that_are_missing() -> None:
     structures, tensors = traced("chain")
     pick = locator(structures, tensors, False).pick(torch.arange(3))
     some_tensors = {"0.weight": tensors["0.weight"].clone()}
-    ops.zero_(pick, some_tensors)
+    picks.zero_(pick, some_tensors)
     assert not some_tensors["0.weight"][:3].any()
     assert bool(some_tensors["0.weight"][3:].all())
 
@@ -126,6 +125,23 @@ def test_strides_do_not_matter() -> None:
     torch.testing.assert_close(ops.sum_products(slices, 128, {"w": last}), plain)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("share", [1, 40])
+def test_many_and_few_columns_are_scaled_alike(
+    share: int, size: int, layout: torch.memory_format
+) -> None:
+    weight = torch.randn(7, 96, size, size).to(memory_format=layout)
+    ids = torch.randperm(96)[:share].sort().values
+    locator = picks.Locator([ops.Labelled("w", 1, torch.arange(96))], 96, {"w": 4})
+    factors = torch.rand(share)
+    expected = weight.clone()
+    for column, factor in zip(ids.tolist(), factors.tolist(), strict=True):
+        expected[:, column] *= factor
+    picks.scale_(locator.pick(ids), {"w": weight}, factors)
+    assert torch.equal(weight, expected)
+
+
 def test_half_precision_is_summed_in_float32() -> None:
     # 300 ** 2 overflows float16; 4096 ones added in bfloat16 stop at 256.
     big = torch.full((1, 4), 300.0, dtype=torch.float16)
@@ -133,11 +149,11 @@ def test_half_precision_is_summed_in_float32() -> None:
     for tensor, expected in ((big, 360_000.0), (many, 4096.0)):
         whole = ops.sum_products([ops.Labelled("w", 0, torch.tensor([0]))], 1, {"w": tensor})
         assert whole.tolist() == [expected]
-        pick = ops.Locator([ops.Labelled("w", 0, torch.tensor([0]))], 1, {"w": tensor.dim()}).pick(
-            torch.tensor([0])
-        )
-        values = ops.gather(pick, {"w": tensor})
-        assert ops.dot(pick, values, values).tolist() == [expected]
+        pick = picks.Locator(
+            [ops.Labelled("w", 0, torch.tensor([0]))], 1, {"w": tensor.dim()}
+        ).pick(torch.tensor([0]))
+        values = picks.gather(pick, {"w": tensor})
+        assert picks.dot(pick, values, values).tolist() == [expected]
 
 
 def test_an_empty_pick_touches_nothing() -> None:
@@ -145,11 +161,11 @@ def test_an_empty_pick_touches_nothing() -> None:
     pick = locator(structures, tensors, False).pick(torch.zeros(0, dtype=torch.int64))
     assert pick.names == ()
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    ops.scale_(pick, tensors, torch.zeros(0))
-    ops.zero_(pick, tensors)
+    picks.scale_(pick, tensors, torch.zeros(0))
+    picks.zero_(pick, tensors)
     assert all(torch.equal(tensors[name], value) for name, value in before.items())
-    values = ops.gather(pick, tensors)
-    assert ops.dot(pick, values, values).shape == (0,)
+    values = picks.gather(pick, tensors)
+    assert picks.dot(pick, values, values).shape == (0,)
 
 
 def test_roles_choose_slices() -> None:

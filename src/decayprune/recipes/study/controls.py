@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from decayprune.compaction import CompactionReport, compact
 from decayprune.lifecycle import LifecycleState
 from decayprune.selection import Picks, Selector, rank_within
-from decayprune.structures import ops
+from decayprune.structures import ops, picks
 from decayprune.structures.trace import trace
 
 
@@ -74,11 +74,11 @@ def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> Compaction
     used = {item.name: parameters[item.name] for item in structures.slices
             if item.name in parameters}  # fmt: skip
     ranks = {name: parameter.dim() for name, parameter in used.items()}
-    locator = ops.Locator(
+    locator = picks.Locator(
         ops.labelled(structures), structures.num_structures, ranks, torch.device("cpu")
     )
     with torch.no_grad():
-        ops.zero_(locator.pick(gone.nonzero().flatten()), used)
+        picks.zero_(locator.pick(gone.nonzero().flatten()), used)
     report = compact(model, structures, gone, example_inputs=example, optimizers=())
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)):
