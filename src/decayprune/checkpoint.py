@@ -62,8 +62,10 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
         model: Usually compacted; any module of tensors can be saved.
 
     Raises:
+        TypeError: ``model`` is no module.
         OSError: The folder cannot be written; what was there before is untouched.
     """
+    _check_module("save", model)
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -115,6 +117,7 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
         CheckpointError: A file is missing, damaged or foreign, or the architecture differs; the
             model was not changed.
     """
+    _check_module("load", model)
     structure = _read_structure(Path(folder) / _STRUCTURE)
     weights = _read_weights(Path(folder) / _WEIGHTS, structure)
     _check_digest(Path(folder), structure)
@@ -131,6 +134,14 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     for module, attribute, value in plan:
         setattr(module, attribute, value)
     return model
+
+
+def _check_module(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{function}(folder, model) takes the folder first and then the model, a "
+            f"torch.nn.Module; found {type(model).__name__} as the model."
+        )
 
 
 def _losers(plan: list[tuple[nn.Module, str, Any]]) -> set[nn.Module]:
@@ -320,8 +331,14 @@ def _fit(structure: dict[str, Any], model: nn.Module) -> list[tuple[nn.Module, s
     tensors, tied = _distinct(_saved_tensors(model))
     entries = structure["tensors"]
     if set(tensors) != set(entries) or tied != structure["tied"]:
-        odd = sorted((set(tensors) ^ set(entries)) | (set(tied) ^ set(structure["tied"])))
-        raise unfit(f"their tensors differ, first {odd[0]!r}" if odd else "tied tensors differ")
+        here, there = {*tensors, *tied}, {*entries, *structure["tied"]}
+        odd = sorted(here ^ there)
+        sides = ("the file", "this one") if odd and odd[0] in there else ("this one", "the file")
+        raise unfit(
+            f"{sides[0]} has a tensor {odd[0]!r}, {sides[1]} has not"
+            if odd
+            else "other tensors are shared (tied) than there"
+        )
     for name, entry in entries.items():
         own, saved = list(tensors[name].shape), entry["shape"]
         if len(own) != len(saved) or any(s > o for s, o in zip(saved, own, strict=True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,11 +49,21 @@ def give_up(model: nn.Module, owner: object) -> None:
         del _owners[model]
 
 
+def check_kind(name: str, value: object, kind: type, example: str) -> None:
+    """Raise unless an argument is of its kind.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a dp.{kind.__name__}, such as {example}; found {value!r}.")
+
+
 def as_optimizers(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
 ) -> list[torch.optim.Optimizer]:
     """One optimizer or several, as a list; raise for what cannot work."""
-    given = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    given = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
     for one in given:
         if not isinstance(one, torch.optim.Optimizer):
             raise TypeError(
@@ -78,7 +88,9 @@ def check_prunable(structures: StructureMap) -> None:
     """Raise if there is no structure at all, and say why."""
     if structures.num_structures:
         return
-    reasons = "; ".join(f"{r.layer}: {r.reason}" for r in structures.refusals[:5])
+    reasons = "; ".join(
+        f"{r.layer or 'the model itself'}: {r.reason}" for r in structures.refusals[:5]
+    )
     raise ValueError(
         "Nothing in this model can be pruned. "
         + (f"What is left alone, and why: {reasons}. " if reasons else "No layer was found. ")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -43,11 +44,14 @@ class Budget:
         if not self.bounds:
             raise ValueError("Budget() needs at least one bound, for example Budget(macs=0.5).")
         for name, bound in self.bounds.items():
-            if not 0 < bound <= 1:
+            if not isinstance(bound, Real) or not 0 < bound <= 1:
                 raise ValueError(
                     f"Budget({name}=...) is the fraction that remains, a number above 0 and up "
                     f"to 1; found {bound!r}. To remove 30 %, write {name}=0.7."
                 )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={bound:g}" for name, bound in self.bounds.items())
 
     @property
     def bounds(self) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from decayprune import advice
+from decayprune.structures.forward import arguments
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,27 @@ def cpu_name() -> str:
 def _first_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    items = value.values() if isinstance(value, dict) else value
-    return next(item for item in items if isinstance(item, Tensor))
+    args, kwargs = arguments(value)
+    for item in (*args, *kwargs.values()):
+        if isinstance(item, Tensor):
+            return item
+    raise TypeError("benchmark() times models on example_inputs that hold a tensor; found none.")
 
 
 def _caller(model: nn.Module, inputs: Any) -> Callable[[], object]:
-    if isinstance(inputs, dict):
-        return lambda: model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return lambda: model(*inputs)
-    return lambda: model(inputs)
+    args, kwargs = arguments(inputs)
+    return lambda: model(*args, **kwargs)
 
 
-def _macs(call: Callable[[], object]) -> int:
+def _macs(call: Callable[[], object], name: str) -> int:
     with FlopCounterMode(display=False) as counter:
-        call()
+        try:
+            call()
+        except Exception as error:  # whatever a forward() raises
+            raise ValueError(
+                f"{name} does not run on example_inputs: {type(error).__name__}: "
+                f"{str(error).strip().rstrip('.')}. Pass one batch as both models take it."
+            ) from error
     return int(counter.get_total_flops()) // 2
 
 
@@ -167,7 +174,8 @@ def benchmark(
         The medians, and what they recommend. Training modes are restored.
 
     Raises:
-        ValueError: ``runs`` is less than 1.
+        TypeError: The inputs are none, or hold no tensor.
+        ValueError: ``runs`` is less than 1, or a model does not run on the inputs.
     """
     if runs < 1:
         raise ValueError(f"benchmark() needs runs of at least 1; found {runs!r}.")
@@ -179,7 +187,7 @@ def benchmark(
         model_a.eval(), model_b.eval()
         with torch.inference_mode():
             calls = [_caller(model, example_inputs) for model in models]
-            macs = [_macs(call) for call in calls]
+            macs = [_macs(call, n) for n, call in zip(("model_a", "model_b"), calls, strict=True)]
             plain = race.medians(calls)
             last, last_calls = None, calls
             if example.dim() == 4:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Schedule:
         decay_steps: ``N``, steps from a structure's selection to its zero; 1 is an abrupt cut.
 
     Raises:
+        TypeError: A value is no whole number.
         ValueError: A value is out of range.
     """
 
@@ -29,6 +31,9 @@ class Schedule:
     decay_steps: int
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, Integral):
+                raise TypeError(f"Schedule.{name} is a whole number of steps, found {value!r}.")
         if self.start < 0:
             raise ValueError(f"Schedule.start is a step, 0 or later; found {self.start}.")
         if self.stop < self.start:

@@ -130,14 +130,12 @@ class ImportanceSelector:
             return
         bounds = self._budget.bounds
         lowest = self._cost.fractions(self._floor, list(bounds))
-        wanted = ", ".join(f"{name}={bound:g}" for name, bound in bounds.items())
         reachable = ", ".join(f"{name}={math.ceil(lowest[name] * 1e4) / 1e4:g}" for name in bounds)
-        refused = len(self._structures.refusals)
         raise ValueError(
-            f"The budget {wanted} cannot be reached. With every prunable width at its floor the "
-            f"model keeps {reachable}. Raise the budget to at least that, lower floor, prune "
-            f"fewer ignored_layers, or see dp.inspect(model, example_inputs) for the {refused} "
-            "widths that are left alone and why."
+            f"The budget {self._budget} cannot be reached. With every prunable width at its floor "
+            f"the model keeps {reachable}. Raise the budget to at least that, lower floor or "
+            "round_to, put fewer layers into ignored_layers, or see dp.inspect(model, "
+            "example_inputs) for the widths that are left alone and why."
         )
 
     def _limits(self, step: int) -> Budget | None:

@@ -27,6 +27,36 @@ def words(error: BaseException, *expected: str) -> None:
         assert re.search(word, str(error), re.DOTALL), f"{word!r} is not in: {error}"
 
 
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ({"budget": 0.5}, r"budget is a dp\.Budget, such as dp\.Budget\(macs=0\.5\); found 0\.5"),
+        ({"schedule": 100}, r"schedule is a dp\.Schedule, such as .*for_run.*; found 100"),
+        ({"rectify": True}, r"rectify is a dp\.Rectify, such as .*, or None; found True"),
+        ({"ignored_layers": [3]}, r"ignored_layers takes names, .* such as \['fc', .*; found 3"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_of_another_kind(option: dict[str, Any], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        build(**option)
+
+
+def test_numbers_that_are_none() -> None:
+    with pytest.raises(ValueError, match=r"a number above 0 and up to 1; found '0\.5'"):
+        dp.Budget(macs="0.5")
+    with pytest.raises(TypeError, match=r"Schedule\.decay_steps is a whole number .* found 2\.5"):
+        dp.Schedule(stop=3, decay_steps=2.5)
+
+
+def test_several_bounds_out_of_reach_and_widths_that_cannot_be_rounded() -> None:
+    budget = dp.Budget(macs=0.5, params=0.001)
+    with pytest.raises(ValueError, match=r"The budget macs=0\.5, params=0\.001 cannot be reached"):
+        build(budget=budget)
+    with pytest.raises(ValueError, match=r"keeps macs=1\. .*lower floor or round_to"):
+        build(round_to=1000)
+
+
 # ---------------------------------------------------------------- example inputs
 
 

@@ -359,6 +359,28 @@ def test_another_architecture(folder: Path) -> None:
     refused(folder, r"does not fit this Other: .*fresh dense model .*\(Net\)", Other())
 
 
+def test_arguments_the_other_way_round(folder: Path) -> None:
+    match = r"load\(folder, model\) takes the folder first .*; found PosixPath as the model"
+    with pytest.raises(TypeError, match=match):
+        dp.load(net(), folder)
+    with pytest.raises(
+        TypeError, match=r"save\(.*; found OrderedDict as the model"
+    ):
+        dp.save(folder, net().state_dict())
+
+
+def test_which_side_lacks_a_tensor(folder: Path) -> None:
+    class Longer(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.zz = nn.Linear(1, 1)
+
+    refused(folder, "this one has a tensor 'zz.bias', the file has not", Longer())
+    shorter = net()
+    del shorter.fc
+    refused(folder, r"the file has a tensor 'fc\.bias', this one has not", shorter)
+
+
 def test_a_model_narrower_than_the_saved_one(folder: Path) -> None:
     narrow = net()
     narrow.fc = nn.Linear(1, 4)

@@ -52,6 +52,15 @@ def images(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3))
 
 
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"dict of keyword arguments .* found str"):
+        benchmark(net(4), net(4), "images")
+    with pytest.raises(TypeError, match="that hold a tensor; found none"):
+        benchmark(net(4), net(4), ())
+    with pytest.raises(ValueError, match=r"model_b does not run on .* Pass one batch as both"):
+        benchmark(net(4), nn.Linear(3, 3), torch.zeros(2, 8))
+
+
 def test_images_are_timed_in_channels_last_and_left_as_they_were() -> None:
     before, after = images(16), images(4)
     found = benchmark(before, after, torch.zeros(2, 3, 8, 8), runs=2, min_run_ms=0.1)

@@ -348,9 +348,15 @@ class GateDecorator:
             ValueError: It belongs to another model, or to other settings.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"Expected the state of a GateDecorator of format {_FORMAT}.")
+            raise ValueError(
+                f"Expected the state of a GateDecorator of format {_FORMAT}, found something else. "
+                "Pass what host.state_dict() returned."
+            )
         if state["fingerprint"] != self.structures.fingerprint:
-            raise ValueError("This state was saved for another model: the structures differ.")
+            raise ValueError(
+                "This state was saved for another model: the structures differ. Build the same "
+                "model and pass the same ignored_layers."
+            )
         check_settings(state["settings"], self._settings())
         self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
         self._selector.load_state_dict(state["selector"])
@@ -398,9 +404,10 @@ class GateDecorator:
         if self.cost.meets(self.budget, least):
             return
         lowest = self.cost.fractions(least, list(self.budget.bounds))
+        reachable = ", ".join(f"{name}={share:.4g}" for name, share in lowest.items())
         raise ValueError(
-            f"The budget {self.budget.bounds} cannot be reached: with every gated width at its "
-            f"minimum the model keeps {lowest}. Raise the budget, lower minimal, or see "
+            f"The budget {self.budget} cannot be reached: with every gated width at its minimum "
+            f"the model keeps {reachable}. Raise the budget, lower minimal, or see "
             f"structures.refusals for the {len(self.structures.refusals)} widths without a gate."
         )
 

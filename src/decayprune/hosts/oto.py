@@ -178,14 +178,15 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
     def _check_reachable(self, floor: Tensor) -> None:
         if self._enough(floor):
             return
-        wanted = f"target_group_sparsity={self.target}" if self.budget is None else str(self.budget)
+        target = f"target_group_sparsity={self.target}"
+        wanted = target if self.budget is None else f"budget {self.budget}"
         left = self.cost.fractions(floor, ["macs", "params", "structures"])
         reachable = ", ".join(f"{name} {share:.3g}" for name, share in left.items())
         raise ValueError(
-            f"{wanted} cannot be reached. With every width at its floor (group_divisible="
+            f"The {wanted} cannot be reached. With every width at its floor (group_divisible="
             f"{self.group_divisible}) the model keeps {reachable}. Ask for less, lower "
-            "group_divisible, or pass fewer ignored_layers; dp.inspect(model, example_inputs) "
-            "says which widths are left alone and why."
+            "group_divisible, or put fewer layers into ignored_layers; dp.inspect(model, "
+            "example_inputs) says which widths are left alone and why."
         )
 
     def _kept(self) -> Tensor:

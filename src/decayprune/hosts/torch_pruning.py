@@ -345,9 +345,15 @@ class TorchPruningHost:
             ValueError: It belongs to another model, or to other settings.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"Expected the state of a TorchPruningHost of format {_FORMAT}.")
+            raise ValueError(
+                f"Expected the state of a TorchPruningHost of format {_FORMAT}, found something "
+                "else. Pass what host.state_dict() returned."
+            )
         if state["fingerprint"] != self._dense.fingerprint:
-            raise ValueError("This state was saved for another model: the structures differ.")
+            raise ValueError(
+                "This state was saved for another model: the structures differ. Build the same "
+                "dense model, and the pruner as it was built then."
+            )
         check_settings(state["settings"], self._settings())
         self._selector.load_state_dict(state["selector"])
         gone = state["removed"].cpu() & ~self._removed

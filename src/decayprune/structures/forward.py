@@ -28,7 +28,8 @@ def arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str,
         return tuple(example_inputs), {}
     raise TypeError(
         "example_inputs is a tensor, a tuple of positional arguments, or a dict of keyword "
-        f"arguments of the model's forward(); found {type(example_inputs).__name__}."
+        f"arguments of the model's forward(); found {type(example_inputs).__name__}. Pass one "
+        "batch as the model takes it."
     )
 
 

@@ -244,7 +244,7 @@ def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: st
     running = f" in `{where}`" if where else ""
     return (
         f"The model does not run on example_inputs. Passed: {', '.join(given) or 'no tensor'}."
-        f"{expects} It raised{running}: {type(error).__name__}: {error} "
+        f"{expects} It raised{running}: {type(error).__name__}: {str(error).strip().rstrip('.')}. "
         "Pass inputs that `model(*example_inputs)` accepts; use a dict for keyword arguments."
     )
 
@@ -264,8 +264,13 @@ def _ignored(tape: Tape, layers: Iterable[str | nn.Module]) -> set[str]:
                     f"{type(layer).__name__} that is not part of it. Pass `model.<layer>` itself."
                 )
             hits = [by_id[id(layer)]]
-        else:
+        elif isinstance(layer, str):
             hits = fnmatch.filter(names, layer)
+        else:
+            raise TypeError(
+                "ignored_layers takes names, globs and modules, such as ['fc', 'stages.*']; found "
+                f"{layer!r}."
+            )
         if not hits:
             near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.4)
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
