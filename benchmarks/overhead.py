@@ -1,10 +1,11 @@
 """What the pruner costs per step on ResNet-50, as ratios to a plain optimizer step.
 
 Run ``python benchmarks/overhead.py [--write]``: one process, one thread, fp32. Every figure is the
-median of interleaved repetitions, divided by the median of ``SGD(momentum=0.9).step()`` measured in
-the same loop; building is divided by Torch-Pruning's graph build plus pruner construction, cutting
-by its step plus two forward passes (extra ``torch-pruning``). ``--write`` stores the figures with
-machine and versions in ``benchmarks/results/overhead.json``.
+median of interleaved repetitions, in processor time, divided by the median of
+``SGD(momentum=0.9).step()`` measured in the same loop; building is divided by Torch-Pruning's graph
+build plus pruner construction, cutting by its step plus two forward passes (extra
+``torch-pruning``). ``--write`` stores the figures with machine and versions in
+``benchmarks/results/overhead.json``.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ def pruner_of(
 
 
 def timed(action: Callable[[], T]) -> tuple[T, float]:
-    """What an action returns, and its seconds."""
-    start = time.perf_counter()
+    """What an action returns, and its seconds of processor time (waiting for others left out)."""
+    start = time.thread_time()
     result = action()
-    return result, time.perf_counter() - start
+    return result, time.thread_time() - start
 
 
 def per_step(repeats: int) -> dict[str, float]:
