@@ -3,7 +3,8 @@
 ``python benchmarks/recommend.py --write`` cuts each model to half of its multiply-accumulates as it
 comes, asks ``dp.benchmark`` which ``round_to`` and which memory format suit this machine, cuts a
 second copy with that ``round_to``, and times it in that format. The ideal is the ratio of the MACs;
-the goal is 0.95 of it. Models of several shapes, one thread, figures in ``results/recommend.json``.
+the goal is 0.95 of it. One thread and its processor time, so that others on the machine disturb
+little; figures in ``results/recommend.json``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ import torchvision
 from torch import Tensor, nn
 
 import decayprune as dp
+from decayprune import latency
 from decayprune.latency import Latency, cpu_name
 
 MODELS = ("resnet50", "vgg16_bn")
@@ -81,9 +85,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    torch.set_num_threads(1)
+    latency.time = SimpleNamespace(perf_counter=time.process_time)
     inputs = torch.randn(chosen.batch_size, 3, chosen.size, chosen.size)
     load = [os.getloadavg()[0]]
     rows = []
@@ -95,7 +99,8 @@ def main() -> None:
         machine = {
             "processor": cpu_name(),
             "cores": os.cpu_count(),
-            "threads": chosen.threads,
+            "threads": 1,
+            "clock": "processor time",
             "torch": torch.__version__,
             "batch_size": chosen.batch_size,
             "size": chosen.size,

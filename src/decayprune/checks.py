@@ -27,7 +27,9 @@ def check_free(model: nn.Module) -> None:
         RuntimeError: A pruner works on it.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+        is_class = isinstance(model, type)
+        found = f"the class {model.__name__}: make one" if is_class else type(model).__name__
+        raise TypeError(f"model must be a torch.nn.Module, found {found}.")
     owner = _owners.get(model)
     if owner is not None and owner() is not None:
         raise RuntimeError(
@@ -56,7 +58,7 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
         TypeError: It is something else.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is a dp.{kind.__name__}, such as {example}; found {value!r}.")
+        raise TypeError(f"{name} is a {kind.__name__}, such as {example}; found {value!r}.")
 
 
 def as_optimizers(

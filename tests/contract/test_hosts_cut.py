@@ -127,6 +127,13 @@ def test_chunks_cannot_be_cut_inside_a_wrapper() -> None:
 
 
 @every_host
+def test_a_budget_of_another_kind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "Budget", lambda macs: macs)
+    with pytest.raises(TypeError, match=r"budget is a Budget, such as .*; found 0\.6"):
+        HOSTS[name](network(), 4, None)
+
+
+@every_host
 def test_a_latency_budget_is_refused_before_anything_is_trained(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,9 +30,9 @@ def words(error: BaseException, *expected: str) -> None:
 @pytest.mark.parametrize(
     ("option", "match"),
     [
-        ({"budget": 0.5}, r"budget is a dp\.Budget, such as dp\.Budget\(macs=0\.5\); found 0\.5"),
-        ({"schedule": 100}, r"schedule is a dp\.Schedule, such as .*for_run.*; found 100"),
-        ({"rectify": True}, r"rectify is a dp\.Rectify, such as .*, or None; found True"),
+        ({"budget": 0.5}, r"budget is a Budget, such as dp\.Budget\(macs=0\.5\); found 0\.5"),
+        ({"schedule": 100}, r"schedule is a Schedule, such as .*for_run.*; found 100"),
+        ({"rectify": True}, r"rectify is a Rectify, such as .*, or None; found True"),
         ({"ignored_layers": [3]}, r"ignored_layers takes names, .* such as \['fc', .*; found 3"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

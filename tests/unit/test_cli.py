@@ -34,6 +34,11 @@ def loaders():
     data = TensorDataset(x, (x[:, 0] > 0).long())
     return DataLoader(data, 8, shuffle=True), DataLoader(data, 40)
 
+def broken():
+    x = torch.full((80, 6), float("nan"))
+    data = TensorDataset(x, torch.arange(80) % 2)
+    return DataLoader(data, 8, shuffle=True), DataLoader(data, 40)
+
 def fails():
     raise KeyError("inside your code")
 """
@@ -131,8 +136,9 @@ def test_inspect_lists_groups_and_refusals() -> None:
         (["prune", "--model", "nowhere:net"], "there is no module 'nowhere'"),
         (["prune", "--data", "mine:loaders"], "give --model as well"),
         (["prune", "--data", "mine:loaders", "--model", "resnet8"], "--model pkg.mod:factory"),
-        (["prune", "--budget", "0"], "found 0.0"),
-        (["prune", "--decay-steps", "0"], "decay_steps is at least 1"),
+        (["prune", "--budget", "0"], "found 0.0. To remove 30 %, write --budget 0.7."),
+        (["prune", "--decay-steps", "0"], "--decay-steps must be at least 1; found 0."),
+        (["prune", "--threads", "0"], "--threads must be at least 1; found 0."),
         (["prune", "--decay-steps", "9999"], "raise --prune-epochs"),
         (["prune", "--importance", "luck"], "importance is one of"),
         (["prune", "--resume"], "holds no settings.json"),
@@ -145,7 +151,7 @@ def test_inspect_lists_groups_and_refusals() -> None:
             "does not run on example_inputs",
         ),
         (["report", "nowhere"], "found no folder"),
-        (["bench", "nowhere"], "holds no settings.json"),
+        (["bench", "nowhere"], "Expected the folder of an earlier run of `decayprune prune`; now"),
     ],
 )
 def test_errors_are_one_message_and_code_2(words: list[str], message: str) -> None:
@@ -154,6 +160,21 @@ def test_errors_are_one_message_and_code_2(words: list[str], message: str) -> No
     assert message in err
     assert err.startswith("Error: ")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("mine:net", "--data mine:net should return a pair (train_loader, test_loader)"),
+        ("mine:broken", "in 20 of 20 steps the gradients were infinite or NaN. Check the data"),
+    ],
+)
+def test_what_the_library_raises_itself_needs_no_traceback(data: str, message: str) -> None:
+    code, _, err = call("prune", "--model", "mine:net", "--data", data, *TINY)
+    assert code == 2
+    assert message in err
+    assert "--traceback" not in err
+    assert not err.startswith(("Error: TypeError", "Error: RuntimeError"))
 
 
 def test_traceback_shows_where() -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import traceback as tracebacks
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-# What the library and the command raise on purpose; anything else gets its type as well.
+_PACKAGE = Path(__file__).parents[1]
+# What the library and the command usually raise; anything else gets its type as well.
 _EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError)
+
+
+def _on_purpose(error: BaseException) -> bool:
+    """Whether the library raised an error itself: such a message needs no traceback."""
+    last = tracebacks.extract_tb(error.__traceback__)[-1:]
+    ours = bool(last) and Path(last[0].filename).is_relative_to(_PACKAGE)
+    return ours and (last[0].line or "").startswith("raise ")
 
 
 def describe(error: BaseException) -> str:
     """One message for an error, with a hint where the error itself gives none."""
-    if isinstance(error, _EXPECTED):
+    if isinstance(error, _EXPECTED) or _on_purpose(error):
         return str(error)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""

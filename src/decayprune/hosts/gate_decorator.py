@@ -101,6 +101,8 @@ class GateDecorator:
             raise ValueError(f"minimal is a share of each width in [0, 1), found {minimal}.")
         curve = as_curve(decay)
         checks.check_free(model)
+        checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+        checks.check_kind("schedule", schedule, TickTock, "TickTock.for_run(total_steps)")
         self.model, self.optimizers = model, as_optimizers(optimizer)
         structures = refuse_uncuttable(
             model, trace(model, example_inputs, ignored_layers), example_inputs

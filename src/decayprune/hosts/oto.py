@@ -83,6 +83,8 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         if slices not in ("carriers", "all"):
             raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
         checks.check_free(model)
+        if budget is not None:
+            checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
         super().__init__(
             model.parameters() if params is None else params, defaults_of(variant, lr, **base)
         )

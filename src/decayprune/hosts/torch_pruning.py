@@ -135,6 +135,7 @@ class TorchPruningHost:
         check_held(self._parameters, self.optimizers)
         self.cost = CostModel(self._dense, {n: p.shape for n, p in self.model.named_parameters()})
         if budget is not None:
+            checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
             self.cost.meets(budget, self.cost.sizes)  # raises now if a cost cannot be measured
         self.events: list[Event] = []
         self.steps = self.waited = 0

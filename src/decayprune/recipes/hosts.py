@@ -29,6 +29,7 @@ from decayprune.structures.structure_map import StructureMap
 
 _TICKS, _TICKS_BEFORE_TOCK = 100, 10
 _ITERATIVE_STEPS = 400  # as in Torch-Pruning's own scripts
+_PERIODS = 10  # as published
 
 
 class Host(Protocol):
@@ -36,6 +37,7 @@ class Host(Protocol):
 
     structures: StructureMap
     events: list[Event]
+    steps: int
     waited: int
 
     @property
@@ -189,7 +191,7 @@ def _dhspg(task: _Task) -> Pruning:
 def _hesso(task: _Task) -> Pruning:
     """HESSO decays by itself; the smooth variants hold its norms to the schedule."""
     steps = max(1, task.schedule.stop)
-    periods = min(task.schedule.rounds, steps)
+    periods = min(task.settings.rounds or _PERIODS, steps)
     host = HESSO(
         task.model,
         task.example,

@@ -140,11 +140,12 @@ class Run:
         # A step whose gradients are not finite delays the decay: there is time till the very end.
         self._train("prune", self.dense_steps, until, at_most=self.total_steps)
         if not pruner.host.finished:
+            steps = self.step - self.dense_steps
             raise RuntimeError(
                 f"The budget was not met by step {self.step}, the last one: "
-                f"{pruner.host.remaining()['macs']:.1%} of the MACs remain, and "
-                f"{pruner.host.waited} steps had gradients that were not finite. Lower --lr or "
-                "raise --prune-epochs."
+                f"{pruner.host.remaining()['macs']:.1%} of the MACs remain, and in "
+                f"{steps - pruner.host.steps} of {steps} steps the gradients were infinite or NaN. "
+                "Check the data, lower --lr or raise --prune-epochs."
             )
         self._save(before_cut=True)
         self._cut(pruner)

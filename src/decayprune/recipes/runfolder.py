@@ -80,8 +80,8 @@ class RunFolder:
         path = self.path / _SETTINGS
         if not path.is_file():
             raise ValueError(
-                f"--resume expects the folder of an earlier run; {self.path} holds no "
-                f"{_SETTINGS}. Name its folder with --out, or start without --resume."
+                f"Expected the folder of an earlier run of `decayprune prune`; {self.path} holds "
+                f"no {_SETTINGS}. Name the folder that was its --out, or start a run without --resume."
             )
         return _read_object(path)
 

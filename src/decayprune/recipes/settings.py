@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from decayprune.cost import Budget
 from decayprune.schedule import Schedule
 
 DATA_DIR = Path.home() / ".cache" / "decayprune"
@@ -116,18 +115,18 @@ class Settings:
         filled = {
             name: value for name, value in defaults._asdict().items() if getattr(self, name) is None
         }
+        threads = torch.get_num_threads() if self.threads is None else self.threads
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if filled.get("bf16"):
             filled["bf16"] = _has_bf16_units(device)
-        settings = replace(
-            self, **filled, threads=self.threads or torch.get_num_threads(), device=device
-        )
+        settings = replace(self, **filled, threads=threads, device=device)
         settings._check()
         return settings
 
     def _check(self) -> None:
         lowest = {"epochs": 0, "prune_epochs": 1, "finetune_epochs": 0, "batch_size": 1, "seed": 0}
-        for name, low in {**lowest, "threads": 1}.items():
+        lowest |= {"threads": 1, "decay_steps": 1, "rounds": 1}
+        for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 option = "--" + name.replace("_", "-")
@@ -135,7 +134,12 @@ class Settings:
         self._check_host()
         if not self.lr > 0:
             raise ValueError(f"--lr must be above 0; found {self.lr}.")
-        Budget(macs=self.budget, params=self.params_budget)
+        for option, share in (("--budget", self.budget), ("--params-budget", self.params_budget)):
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(
+                    f"{option} is the fraction that remains, a number above 0 and up to 1; found "
+                    f"{share}. To remove 30 %, write {option} 0.7."
+                )
 
     def _check_host(self) -> None:
         for name, known in (("host", HOSTS), ("variant", VARIANTS)):
@@ -191,19 +195,18 @@ class Settings:
             ValueError: A decay does not fit into the steps there are.
         """
         steps = epoch_steps * (self.prune_epochs or 1)
-        # for_run leaves 40 % to recover in; here fine-tuning is counted apart.
-        usual = Schedule.for_run(max(1, steps * 10 // 6))
-        stop, decay, rounds = usual.stop, usual.decay_steps, usual.rounds
-        if self.decay_steps is not None or self.rounds is not None:
-            decay = decay if self.decay_steps is None else self.decay_steps
-            rounds = rounds if self.rounds is None else self.rounds
-            if decay >= steps:
-                raise ValueError(
-                    f"--decay-steps must be below the {steps} steps of pruning "
-                    f"({self.prune_epochs} epochs of {epoch_steps}); found {decay}. Lower it or "
-                    "raise --prune-epochs."
-                )
-            stop = steps - decay
+        usual = Schedule.for_run(steps + epoch_steps * (self.finetune_epochs or 0))
+        decay = min(usual.decay_steps, max(1, steps // 2))
+        if self.decay_steps is not None:
+            decay = self.decay_steps
+        if decay >= max(2, steps):
+            raise ValueError(
+                f"--decay-steps must be below the {steps} steps of pruning ({self.prune_epochs} "
+                f"epochs of {epoch_steps}); found {decay}. Lower it or raise --prune-epochs."
+            )
+        rounds = self.rounds or 1
+        at_once = self.host == "default" and rounds == 1
+        stop = min(decay, steps - decay) if at_once else steps - decay
         smooth = self.variant != "alone"
         return Schedule(stop=stop, rounds=rounds, decay_steps=decay if smooth else 1)
 
