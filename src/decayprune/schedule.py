@@ -49,23 +49,28 @@ class Schedule:
             )
 
     @classmethod
-    def for_run(cls, total_steps: int) -> Schedule:
-        """Sensible rounds and decays for a run of so many optimizer steps.
+    def for_run(cls, total_steps: int, *, start: int = 0) -> Schedule:
+        """One round at once, each decay a tenth of the run; the rest is left to recover in.
 
-        Structures are chosen during the first half and the last of them is gone after 60 % of the
-        run, so that 40 % is left to recover in.
+        More rounds, later ones, and longer decays cost more of the steps to recover in than they
+        gave back, the more the harder the budget (docs/results.md).
 
         Args:
             total_steps: Optimizer steps from the pruner's construction to the end of training.
+            start: Step of the round: 0 for a trained model. Give a model that is trained from
+                scratch its time first, say half of the run.
+
+        Raises:
+            ValueError: No step is left from ``start`` on.
         """
-        if total_steps < 1:
-            raise ValueError(f"Schedule.for_run needs at least 1 step, found {total_steps}.")
-        return cls(
-            start=0,
-            stop=total_steps // 2,
-            rounds=max(1, min(10, total_steps // 20)),
-            decay_steps=max(1, total_steps // 10),
-        )
+        left = total_steps - start
+        if left < 1:
+            raise ValueError(
+                f"Schedule.for_run needs at least 1 step after start={start}, found {left} "
+                f"(total_steps={total_steps})."
+            )
+        decay_steps = max(1, left // 10)
+        return cls(start=start, stop=start + decay_steps, decay_steps=decay_steps)
 
     def begins(self, round_: int) -> int:
         """Step at which a round selects; never before the first optimizer step."""

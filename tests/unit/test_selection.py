@@ -35,12 +35,12 @@ def test_the_first_round_waits_for_the_first_step() -> None:
     assert dp.Schedule(start=0, stop=10, decay_steps=1).begins(0) == 1
 
 
-@given(st.integers(1, 10_000))
-def test_for_run_leaves_time_to_recover(total: int) -> None:
-    schedule = dp.Schedule.for_run(total)
-    last = schedule.begins(schedule.rounds - 1)
-    assert 0 <= schedule.start <= schedule.stop
-    assert max(last, schedule.stop) + schedule.decay_steps <= max(0.61 * total + 1, 2)
+@given(st.integers(1, 10_000), st.floats(0, 0.99))
+def test_for_run_leaves_time_to_recover(total: int, share: float) -> None:
+    start = int(share * total)
+    schedule = dp.Schedule.for_run(total, start=start)
+    assert schedule.start == start
+    assert schedule.stop + schedule.decay_steps - start <= max(0.2 * (total - start), 2)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_impossible_schedules(options: dict[str, int], match: str) -> None:
 
 
 def test_a_run_has_a_step() -> None:
-    with pytest.raises(ValueError, match="at least 1 step, found 0"):
+    with pytest.raises(ValueError, match="at least 1 step after start=0, found 0"):
         dp.Schedule.for_run(0)
 
 

@@ -59,6 +59,12 @@ def test_the_schedule_fits_into_the_pruning_epochs() -> None:
     assert (exact.stop, exact.rounds, exact.decay_steps) == (33, 4, 7)
 
 
+def test_the_default_begins_to_decay_at_once_and_hosts_have_their_time() -> None:
+    ours, host = (Settings(host=h).resolved().schedule(20) for h in ("default", "dhspg"))
+    assert (ours.rounds, ours.decay_steps, ours.stop) == (1, 50, 50)
+    assert (host.decay_steps, host.stop) == (50, 250)
+
+
 def test_alone_selects_when_the_smooth_variants_do_and_cuts_at_once() -> None:
     for rounds in (None, 3):
         smooth = Settings(rounds=rounds).resolved().schedule(20)
