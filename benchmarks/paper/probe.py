@@ -1,6 +1,6 @@
 r"""A probe: prune one small network in well under a minute, to try an idea before it costs hours.
 
-    python benchmarks/paper/probe.py budget=0.15 schedule.decay_steps=100 \
+    python benchmarks/paper/probe.py budget=0.25 schedule.decay_steps=70 \
         --against schedule.decay_steps=1 rectify=none --seeds 100-103
 
 Every ``name=value`` changes one setting: a field of ``Probe`` below, or, with a prefix, any
@@ -55,15 +55,15 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayp
 class Probe:
     """What is pruned and how; ``None`` leaves a choice to the library."""
 
-    model: str = "resnet8"
+    model: str = "resnet20"
     size: int = 14  # pixels; 28 is four times as slow
     images: int = 30_000
     dense_epochs: int = 8
     dense_lr: float = 0.1
-    batch: int = 64
-    budget: float = 0.15  # MACs that remain
-    steps: int = 600  # in all, pruning included
-    lr: float = 0.02
+    batch: int = 128
+    budget: float = 0.125  # MACs that remain
+    steps: int = 350  # in all, pruning included
+    lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip: float = 1.0
