@@ -138,6 +138,7 @@ def test_inspect_lists_groups_and_refusals() -> None:
         (["prune", "--data", "mine:loaders", "--model", "resnet8"], "--model pkg.mod:factory"),
         (["prune", "--budget", "0"], "found 0.0. To remove 30 %, write --budget 0.7."),
         (["prune", "--decay-steps", "0"], "--decay-steps must be at least 1; found 0."),
+        (["prune", "--device", "tpu"], "--device expects cpu, cuda or cuda:1 and"),
         (["prune", "--threads", "0"], "--threads must be at least 1; found 0."),
         (["prune", "--decay-steps", "9999"], "raise --prune-epochs"),
         (["prune", "--importance", "luck"], "importance is one of"),
@@ -175,6 +176,13 @@ def test_what_the_library_raises_itself_needs_no_traceback(data: str, message: s
     assert message in err
     assert "--traceback" not in err
     assert not err.startswith(("Error: TypeError", "Error: RuntimeError"))
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = call("prune", "--device", "cuda")
+    assert code == 2
+    assert "found none. Leave --device out to compute on the processor." in err
 
 
 def test_traceback_shows_where() -> None:

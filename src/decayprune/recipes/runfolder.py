@@ -81,7 +81,8 @@ class RunFolder:
         if not path.is_file():
             raise ValueError(
                 f"Expected the folder of an earlier run of `decayprune prune`; {self.path} holds "
-                f"no {_SETTINGS}. Name the folder that was its --out, or start a run without --resume."
+                f"no {_SETTINGS}. Name the folder that was its --out, or start a run without "
+                "--resume."
             )
         return _read_object(path)
 

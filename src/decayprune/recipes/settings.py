@@ -116,7 +116,7 @@ class Settings:
             name: value for name, value in defaults._asdict().items() if getattr(self, name) is None
         }
         threads = torch.get_num_threads() if self.threads is None else self.threads
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = _device(self.device)
         if filled.get("bf16"):
             filled["bf16"] = _has_bf16_units(device)
         settings = replace(self, **filled, threads=threads, device=device)
@@ -209,6 +209,21 @@ class Settings:
         stop = min(decay, steps - decay) if at_once else steps - decay
         smooth = self.variant != "alone"
         return Schedule(stop=stop, rounds=rounds, decay_steps=decay if smooth else 1)
+
+
+def _device(name: str | None) -> str:
+    """Where to compute: as asked for, or the best there is."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--device expects cpu, cuda or cuda:1 and the like; found {name!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda expects a GPU that this torch can use; found none. Leave --device out "
+            "to compute on the processor."
+        )
+    return name
 
 
 def _has_bf16_units(device: str) -> bool:

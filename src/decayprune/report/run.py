@@ -51,15 +51,15 @@ class Report:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"expected a run folder, found no folder {str(folder)!r}; give the --out folder of"
-                " `decayprune prune`"
+                f"Expected the folder of a run, found no folder {str(folder)!r}. Give the --out "
+                "folder of `decayprune prune`."
             )
         names = ("report.json", "events.jsonl", "history.jsonl", "norms.jsonl")
         # A run that has only just begun has written its settings and nothing else.
         if not any((folder / name).is_file() for name in (*names, "settings.json")):
             raise ValueError(
-                f"{folder}: expected a run folder with {', '.join(names)}, found none of these;"
-                " give the --out folder of `decayprune prune`"
+                f"Expected the folder of a run with {', '.join(names)}; found none of these in "
+                f"{folder}. Give the --out folder of `decayprune prune`."
             )
         report = cls(
             summary=_read_summary(folder / names[0]),
