@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser
 from run_folders import (
     EVENTS,
     HISTORY,
@@ -207,16 +208,19 @@ class TestPage:
             write_html(report, folder / "report.html")
 
 
-def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def headless() -> list[str]:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("neither chromium nor google-chrome is installed")
-    options = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    return [
+        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--hide-scrollbars", "--disable-background-networking", "--disable-component-update",
         "--disable-sync", "--enable-logging=stderr",
     ]  # fmt: skip
-    command = [program, *options, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
+
+
+def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*headless(), f"--user-data-dir={tmp_path / 'profile'}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
@@ -268,3 +272,41 @@ class TestInABrowser:
         )
         found = chromium(tmp_path, "--dump-dom", outer.as_uri())
         assert f"<title>scroll width {width}</title>" in found.stdout
+
+    @pytest.mark.parametrize(
+        ("mark", "figures"),
+        [
+            (".plot .cell", r"^steps? .*, (train|prune|fine-tune)\nloss "),
+            (".trajectory.released path", r"^conv #1: released at step 14\nC_rate 0\.5, C_len"),
+            (".lane .cell", r"^step 10\n2 began to decay\n4 of 4 remain, 2 of them decaying"),
+        ],
+    )
+    def test_pointing_at_a_mark_lights_it_up_with_its_figures(
+        self, folder: Path, tmp_path: Path, mark: str, figures: str
+    ) -> None:
+        page = tmp_path / "report.html"
+        write_html(Report.read(folder), page)
+        command = [*headless(), "--window-size=1200,900"]
+        with Browser(command, tmp_path / "profile", page.as_uri()) as browser:
+            looks = "(e => [e.opacity, e.strokeWidth])(getComputedStyle(found))"
+            found = f"const found = document.querySelector({mark!r}).closest('.cell, .trajectory');"
+            before = browser.value(f"{{ {found} {looks} }}")
+            browser.point_at(*browser.value(MIDDLE % repr(mark)))
+            assert browser.value(f"{{ {found} found.matches(':hover') }}")
+            assert browser.value(f"{{ {found} {looks} }}") != before
+            # Browsers show the title of what is under the pointer.
+            title = browser.value(f"{{ {found} found.querySelector('title').textContent }}")
+            assert re.search(figures, title), title
+
+
+MIDDLE = """(() => {
+    const mark = document.querySelector(%s);
+    mark.scrollIntoView({block: "center"});
+    if (mark.tagName === "path") {
+        const middle = mark.getPointAtLength(mark.getTotalLength() / 2);
+        const point = middle.matrixTransform(mark.getScreenCTM());
+        return [point.x, point.y];
+    }
+    const box = mark.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""
