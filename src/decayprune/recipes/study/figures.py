@@ -156,7 +156,6 @@ _NAMES = {
     "alone": "host alone",
     "sp": "+SP",
     "sp_sr": "+SP+SR",
-    "at_once": "one abrupt cut",
     "rounds": "abrupt, ten rounds",
     "random_release": "+SP, random release",
     "random_selection": "random selection, +SP+SR",

@@ -94,7 +94,7 @@ def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Method
     Raises:
         ValueError: The host has no such control.
     """
-    smooth = trial.variant not in ("alone", "at_once", "rounds")
+    smooth = trial.variant not in ("alone", "rounds")
     decay_steps = (trial.decay_steps or max(1, steps // 10)) if smooth else 1
     rectify = Rectify() if smooth and trial.variant != "sp" else None
     common = {"budget": Budget(macs=trial.budget), "rectify": rectify}
@@ -133,14 +133,11 @@ def sgd(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
 def _default(
     trial: Trial, model: nn.Module, example: Tensor, steps: int, decay: int, common: dict[str, Any]
 ) -> Method:
-    plan = Schedule.for_run(steps)
-    rounds = {"at_once": 1, "rounds": _ROUNDS}.get(trial.variant, plan.rounds)
-    schedule = Schedule(
-        start=int(trial.start * steps),
-        stop=0 if rounds == 1 else plan.stop,
-        rounds=rounds,
-        decay_steps=decay,
-    )
+    plan = Schedule.for_run(steps, start=int(trial.start * steps))
+    rounds, stop = plan.rounds, plan.stop
+    if trial.variant == "rounds":
+        rounds, stop = _ROUNDS, (plan.start + steps) // 2
+    schedule = Schedule(start=plan.start, stop=stop, rounds=rounds, decay_steps=decay)
     random = {"importance": "random"} if trial.variant == "random_selection" else {}
     optimizer = sgd(trial, model)
     host: Any = DecayPruner(
@@ -196,7 +193,7 @@ def _dhspg(
     trial: Trial, model: nn.Module, example: Tensor, steps: int, decay: int, common: dict[str, Any]
 ) -> Method:
     how = trial.training
-    options = {"epsilon": 0.95, "stop_step": steps // 2, **trial.options}
+    options = {"epsilon": 0.95, "stop_step": max(1, steps // 4), **trial.options}
     host = DHSPG(
         model,
         example,
@@ -223,7 +220,7 @@ def _hesso(
         momentum=how.momentum,
         weight_decay=how.weight_decay,
         start_step=int(trial.start * steps),
-        pruning_steps=max(_ROUNDS, steps // 2),
+        pruning_steps=max(_ROUNDS, steps // 4),
         pruning_periods=_ROUNDS,
         decay_steps=None if trial.variant == "alone" else decay,
         **common,

@@ -18,10 +18,10 @@ HOSTS = ("default", "depgraph", "depgraph-sl", "dhspg", "hesso", "gate")
 VARIANTS = ("alone", "sp", "sp_sr")
 """The host as it is, with smooth pruning, and with smooth pruning that corrects itself."""
 
-CONTROLS = ("at_once", "rounds", "random_release", "random_selection", "small", "longer")
+CONTROLS = ("rounds", "random_release", "random_selection", "small", "longer")
 """What could embarrass us.
 
-``at_once``: one abrupt cut; ``rounds``: abrupt cuts in ten rounds; ``random_release``: random ones
+``rounds``: abrupt cuts in ten rounds; ``random_release``: random ones
 are released at the moments of the tournament; ``random_selection``: what decays is drawn;
 ``small``: a network of the final shape trained from scratch for all steps, dense ones included;
 ``longer``: the dense network trained on.
