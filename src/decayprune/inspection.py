@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,13 +62,13 @@ class Inspection:
         """A table of the groups, and under it the refusals."""
         width = max((len(g.layer) for g in self.groups), default=5)
         lines = [
-            f"{self.macs:,} MACs, {self.params:,} parameters; "
-            f"{self.structures.num_structures:,} prunable structures in {len(self.groups)} groups "
-            f"(at the least {self.least_macs:.1%} of the MACs remain). {self.seconds:.2f} s",
-            "",
-            f"{'group':{width}}  {'structures':>10}  {'MACs in it':>15}  {'parameters':>12}  "
-            "layers",
+            f"{self.macs:,} MACs, {self.params:,} parameters. Can be pruned: "
+            f"{self.structures.num_structures:,} structures in {len(self.groups)} groups, down to "
+            f"{self.least_macs:.1%} of the MACs. Found in {self.seconds:.2f} s.",
         ]
+        if self.groups:
+            heads = f"{'MACs in it':>15}  {'parameters':>12}  layers cut together"
+            lines += ["", f"{'group':{width}}  {'structures':>10}  {heads}"]
         for group in self.groups:
             others = ", ".join(group.layers[:3]) + (", ..." if len(group.layers) > 3 else "")
             lines.append(
@@ -75,9 +76,23 @@ class Inspection:
                 f"{group.params:>12,}  {others}"
             )
         if self.refusals:
-            lines += ["", "left alone:"]
-            lines += [f"  {r.layer} ({r.width} wide): {r.reason}" for r in self.refusals]
+            lines += ["", "Left alone:", *_by_reason(self.refusals)]
         return "\n".join(lines)
+
+
+def _by_reason(refusals: Iterable[Refusal]) -> list[str]:
+    """Every refusal under its reason; where only the particulars differ, under the first."""
+    kinds: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        kinds.setdefault(refusal.reason.partition(" (")[0], []).append(refusal)
+    lines = []
+    for alike in kinds.values():
+        lines.append(f"  {alike[0].reason}:")
+        # With no-break spaces no line ends inside "name (8 wide)".
+        names = ", ".join(f"{r.layer or 'the model'}\xa0({r.width}\xa0wide)" for r in alike)
+        rows = textwrap.wrap(names, 92, break_long_words=False, break_on_hyphens=False)
+        lines += [f"    {row}".replace("\xa0", " ") for row in rows]
+    return lines
 
 
 def inspect(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 import decayprune as dp
 from cases import CASES
+from decayprune.structures.structure_map import Refusal
 from loops import INPUTS, net, same
 
 
@@ -34,8 +36,10 @@ def test_it_lists_every_group_and_what_it_is_worth() -> None:
 
 def test_the_table_names_groups_and_refusals() -> None:
     text = str(dp.inspect(net(), INPUTS, ignored_layers=["c"]))
-    for word in ("stem.0", "a.0", "22", "left alone", "c (8 wide)", "fc"):
+    for word in ("stem.0", "a.0", "22", "Left alone:", "c (8 wide)", "fc"):
         assert word in text
+    lines = text.splitlines()
+    assert lines[lines.index("  ignored:") + 1] == "    c (8 wide)"
     assert f"{sum(p.numel() for p in net().parameters()):,} parameters" in text
 
 
@@ -50,4 +54,16 @@ def test_a_model_with_nothing_to_prune_is_no_error() -> None:
     assert found.groups == ()
     assert [refusal.layer for refusal in found.refusals]
     assert found.least_macs == 1
-    assert "0 prunable structures" in str(found)
+    assert "Can be pruned: 0 structures" in str(found)
+    assert "layers cut together" not in str(found)
+
+
+def test_refusals_for_one_reason_stand_under_it_in_lines_that_fit() -> None:
+    refusals = [Refusal(f"blocks.{i}.attn", 96, f"forward() fails (shape {i})") for i in range(9)]
+    refusals.append(Refusal("", 10, "the model's output"))
+    found = dp.inspect(net(), INPUTS)
+    text = str(dataclasses.replace(found, refusals=tuple(refusals)))
+    tail = text.partition("Left alone:\n")[2]
+    assert tail.startswith("  forward() fails (shape 0):\n    blocks.0.attn (96 wide), blocks.1.")
+    assert tail.endswith("blocks.8.attn (96 wide)\n  the model's output:\n    the model (10 wide)")
+    assert max(map(len, tail.splitlines())) <= 96
