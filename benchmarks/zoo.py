@@ -184,6 +184,21 @@ def collect() -> None:
     PAGE.write_text(page(rows, machine), encoding="utf-8")
 
 
+LEFT = (
+    "What stays whole, by name, although its budget was reached without it:",
+    "",
+    "- **Swin** (`swin_t/s/b`, `swin_v2_t/s/b`): heads and residual widths. torchvision's",
+    "  `shifted_window_attention` computes the width of a head as `C // num_heads`, and gives what",
+    "  the heads return the width `C` of the input, so that neither can shrink alone; trial cuts",
+    "  find it out and refuse. Version 2 also zeroes a part of its qkv bias in each call: a",
+    "  computed weight. The feed-forward layers of all six are cut.",
+    "- **MaxViT** (`maxvit_t`): heads, and the widths that pass through attention. It is written",
+    "  with `einsum`, which has no rule, and shapes its output like its input. Convolutions,",
+    "  squeeze-excitation and feed-forward layers are cut.",
+)
+"""Read out of the refusals: what no rule covers yet."""
+
+
 def page(rows: dict[str, dict[str, Any]], machine: dict[str, Any]) -> str:
     """The table as Markdown."""
     good = [r for r in rows.values() if "error" in r]
@@ -200,6 +215,8 @@ def page(rows: dict[str, dict[str, Any]], machine: dict[str, Any]) -> str:
         f"**{len(rows)} models: {len(met)} pruned to their budget, {len(exact)} with an error",
         f"of at most {TOLERANCE:g}.** Made by `python benchmarks/zoo.py --collect` "
         f"({', '.join(f'{k} {v}' for k, v in machine.items())}).",
+        "",
+        *LEFT,
         "",
         "| model | parameters | left | MACs left | error | build | cut | left alone, but outputs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
