@@ -18,7 +18,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.importance import Importance, normalised
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.refill import affordable
+from decayprune.refill import affordable, rank_within
 from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
 
@@ -280,17 +280,6 @@ class ImportanceSelector:
         uncut = kept == self._cost.sizes  # an uncut width may stay as odd as it is
         left = torch.where(up <= kept, up, torch.where(uncut, kept, down))
         return torch.minimum(kept - left, pool).clamp(min=0)
-
-
-def rank_within(values: Tensor, pool: Tensor) -> Tensor:
-    """Position of each value among those of its pool, ascending, ties in order."""
-    order = torch.sort(values, stable=True).indices
-    order = order[torch.sort(pool[order], stable=True).indices]
-    sizes = torch.bincount(pool)
-    first = sizes.cumsum(0) - sizes
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel()) - first[pool[order]]
-    return place
 
 
 def _with(mask: Tensor, ids: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from decayprune.refill import affordable, refill
+from decayprune.refill import affordable, fitting, refill
 
 GROUP_OF = torch.tensor([0, 0, 0, 0, 1, 1, 1])
 ORDER = torch.tensor([4, 0, 5, 1, 6, 2, 3])
@@ -41,3 +41,34 @@ def test_what_is_spared_leaves_the_target_met() -> None:
 
     # The first cannot come back, which does not keep the others out.
     assert affordable(ORDER[:4], kept, GROUP_OF, second_full).tolist() == [0]
+
+
+def cost(kept: Tensor) -> float:
+    return float(10 * kept[0] + kept[1])
+
+
+def fit(order: list[int], limit: float) -> list[int]:
+    kept, floor = torch.tensor([4, 3]), torch.tensor([1, 0])
+
+    def met(kept: Tensor) -> bool:
+        return cost(kept) <= limit
+
+    def shortest(order: Tensor) -> Tensor:
+        return refill(order, kept, floor, GROUP_OF, met)
+
+    return fitting(torch.tensor(order), kept, GROUP_OF, met, cost, shortest).tolist()
+
+
+def test_what_the_last_one_makes_needless_stays() -> None:
+    assert fit([4, 5, 0], 33) == [0]
+    assert fit([4, 0, 5], 32) == [4, 0]
+
+
+def test_a_dear_last_one_is_passed_over_where_others_fit_better() -> None:
+    assert fit([0, 4, 5, 6], 40) == [4, 5, 6]
+    assert fit([0, 4, 5, 6], 33) == [0]
+
+
+def test_all_that_may_leaves_where_the_target_is_out_of_reach() -> None:
+    assert fit([0, 1, 2, 3, 4], 1) == [0, 1, 2, 4]
+    assert fit([0, 4], 43) == []

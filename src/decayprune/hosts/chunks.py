@@ -19,7 +19,7 @@ from decayprune.cost import Budget, CostModel
 from decayprune.hosts.depgraph import Rehearsal, Root
 from decayprune.lifecycle import ACTIVE, LifecycleState
 from decayprune.rectify import Rectify
-from decayprune.refill import affordable, refill
+from decayprune.refill import affordable, fitting, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
 
@@ -199,12 +199,14 @@ class ChunkSelector:
         waiting = order[waits]
         waiting = waiting[torch.sort(cool[waiting], stable=True).indices]
         floor = self._planned if self._local else torch.ones_like(self._planned)
-        ids = refill(
+        kept = self.kept(state) - self._count(picked)
+        ids = fitting(
             torch.cat([order[~waits], waiting]),
-            self.kept(state) - self._count(picked),
-            floor,
+            kept,
             self._group_of,
             self._met,
+            self._cost.macs,
+            lambda order: refill(order, kept, floor, self._group_of, self._met),
         )
         warmed = ids[cool[ids] >= step]
         return ids, warmed if warmed.numel() else None

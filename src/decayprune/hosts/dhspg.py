@@ -26,7 +26,8 @@ from decayprune.hosts.penalty import GUARD, PENALTIES, Penalty, partition, salie
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
 from decayprune.rectify import Rectify
-from decayprune.selection import Picks, rank_within
+from decayprune.refill import fitting, rank_within, refill
+from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
 
 
@@ -232,13 +233,17 @@ class DHSPG(ZeroInvariantOptimizer):
         nearness = state.score if self._nearness is None else self._nearness
         pool = rest.nonzero().flatten()
         pool = pool[torch.sort(nearness[pool], stable=True).indices]
-        gone = state.committed.clone()
-        gone[ids] = True
+        kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())
+        groups = self.structures.group_of
 
-        def enough(count: int) -> bool:
-            return self._enough(self.cost.keep_counts(gone.index_fill(0, pool[:count], True).cpu()))
+        def shortest(order: Tensor) -> Tensor:
+            return refill(order, kept, self._floor, groups, self._enough)
 
-        return torch.cat([ids, pool[: bisect_left(range(pool.numel()), True, key=enough)]])
+        if self.budget is None:
+            more = shortest(pool.cpu())
+        else:
+            more = fitting(pool.cpu(), kept, groups, self._enough, self.cost.macs, shortest)
+        return torch.cat([ids, more.to(ids.device)])
 
     def _replace_released(self, state: LifecycleState, step: int) -> Tensor | None:
         """Move released structures out of the penalised set and the next best ones in.

@@ -18,7 +18,7 @@ from decayprune.cost import Budget, CostModel
 from decayprune.hosts.ticks import TickTock, closing
 from decayprune.lifecycle import ACTIVE, LifecycleState
 from decayprune.rectify import Rectify
-from decayprune.refill import affordable, refill
+from decayprune.refill import Met, affordable, fitting, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
 
@@ -90,7 +90,7 @@ class GateSelector:
         first, warmed = self._refill(state, step)
         kept = self._kept(state) - self._count(first)
         if ends and not self._cost.meets(self._budget, kept):
-            return self._close(state, step, first, warmed)
+            return self._close(state, step, first)
         if not self._cost.meets(self._budget, self.planned):
             self._plan(kept, step)  # a replacement may happen to save more
         return Picks(first.to(state.phase.device), warmed=warmed)
@@ -117,25 +117,57 @@ class GateSelector:
             self._budget, self.planned
         )
 
-    def _close(
-        self, state: LifecycleState, step: int, first: Tensor, warmed: Tensor | None
-    ) -> Picks:
+    def _close(self, state: LifecycleState, step: int, first: Tensor) -> Picks:
         alive = (state.phase == ACTIVE).cpu().index_fill(0, first, False)
-        eligible = alive & ~state.cooling(step).cpu()
+        cooling = state.cooling(step).cpu().index_fill(0, first, False)
+        eligible = alive & ~cooling
         score = torch.where(eligible, self.score.to(state.score.dtype), state.score.cpu())
-        groups = self._structures.group_of
+        now = self._kept(state) - self._count(first)
         chosen = closing(
-            score, alive, eligible, self._gates, groups, self._least, self._schedule.share
+            score,
+            alive,
+            eligible,
+            self._gates,
+            self._structures.group_of,
+            self._least,
+            self._schedule.share,
         )
-        if self._schedule.exact:
-            now = self._kept(state) - self._count(first)
-            chosen = refill(
-                chosen, now, self._least, groups, lambda k: self._cost.meets(self._budget, k)
-            )
-        chosen = torch.cat([first, chosen])
-        self._plan(self._kept(state) - self._count(chosen), step)
-        extra = self._extra(eligible.index_fill(0, chosen, False), score, chosen.numel())
-        return Picks(torch.cat([chosen, extra]).to(state.phase.device), score, warmed)
+        if self._schedule.stop is not None:
+            others = _sorted(eligible.index_fill(0, chosen, False), score)
+            others = torch.cat([others, _sorted(cooling, state.cool_until.cpu())])
+            chosen = self._in_time(step, now, chosen, others)
+        self._plan(now - self._count(chosen), step)
+        closed = torch.cat([first, chosen])
+        extra = self._extra(eligible.index_fill(0, chosen, False), score, closed.numel())
+        warmed = closed[state.cooling(step).cpu()[closed]]
+        return Picks(
+            torch.cat([closed, extra]).to(state.phase.device),
+            score,
+            warmed if warmed.numel() else None,
+        )
+
+    def _in_time(self, step: int, now: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+        """More than a tick's share where the pace needs it, and no more than the budget needs."""
+        order = torch.cat([chosen, others])
+        pace = self._budget.after(self._schedule.progress(step))
+        if not self._cost.meets(pace, now - self._count(chosen)):
+            chosen = self._shortest(order, now, lambda kept: self._cost.meets(pace, kept))
+        if self._cost.meets(self._budget, now - self._count(chosen)):
+            return self._fitting(order, now, lambda kept: self._cost.meets(self._budget, kept))
+        return chosen
+
+    def _shortest(self, order: Tensor, now: Tensor, met: Met) -> Tensor:
+        return refill(order, now, self._least, self._structures.group_of, met)
+
+    def _fitting(self, order: Tensor, now: Tensor, met: Met) -> Tensor:
+        return fitting(
+            order,
+            now,
+            self._structures.group_of,
+            met,
+            self._cost.macs,
+            lambda order: self._shortest(order, now, met),
+        )
 
     def _plan(self, kept: Tensor, step: int) -> None:
         """Hold these widths from now on; if they meet the budget, this is the end of releases."""
@@ -153,24 +185,20 @@ class GateSelector:
             or (self._decay_steps - 1) / self._decay_steps < rule.judge_at
         ):
             return torch.zeros(0, dtype=torch.int64)
-        left = eligible.nonzero().flatten()
-        left = left[torch.sort(score[left], stable=True).indices]
+        left = _sorted(eligible, score)
         planned, wanted = self.planned, math.ceil(rule.extra * needed)
 
         def enough(kept: Tensor) -> bool:
             return int((planned - kept).sum()) >= wanted
 
-        return refill(left, planned, self._least, self._structures.group_of, enough)
+        return self._shortest(left, planned, enough)
 
     def _refill(self, state: LifecycleState, step: int) -> tuple[Tensor, Tensor | None]:
         """Replacements for what was released: the lowest scores, then the longest released."""
         free, cool = (state.phase == ACTIVE).cpu(), state.cool_until.cpu()
-        ready = (free & (cool < step)).nonzero().flatten()
-        ready = ready[torch.sort(state.score.cpu()[ready], stable=True).indices]
-        waiting = (free & (cool >= step)).nonzero().flatten()
-        waiting = waiting[torch.sort(cool[waiting], stable=True).indices]
-        order, groups = torch.cat([ready, waiting]), self._structures.group_of
-        ids = refill(order, self._kept(state), self._least, groups, self._met)
+        ready, waiting = free & (cool < step), free & (cool >= step)
+        order = torch.cat([_sorted(ready, state.score.cpu()), _sorted(waiting, cool)])
+        ids = self._fitting(order, self._kept(state), self._met)
         warmed = ids[cool[ids] >= step]
         return ids, warmed if warmed.numel() else None
 
@@ -186,3 +214,9 @@ class GateSelector:
         """Continue where :meth:`state_dict` was taken."""
         self.score, self.planned = state["score"].cpu().clone(), state["planned"].cpu().clone()
         self.last_release = int(state["last_release"])
+
+
+def _sorted(mask: Tensor, by: Tensor) -> Tensor:
+    """Where a mask is true, the lowest value in front."""
+    ids = mask.nonzero().flatten()
+    return ids[torch.sort(by[ids], stable=True).indices]

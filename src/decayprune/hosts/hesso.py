@@ -23,7 +23,8 @@ from decayprune.hosts.oto import ZeroInvariantOptimizer
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, LifecycleState
 from decayprune.rectify import Rectify
-from decayprune.selection import Picks, rank_within
+from decayprune.refill import affordable, fitting, rank_within
+from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
 
 _GUARD = 1e-8
@@ -205,11 +206,25 @@ class HESSO(ZeroInvariantOptimizer):
         order = torch.cat([order[(active & ~cooling)[order]], order[cooling[order]]])
         extra = self._extra if self._scores is not None else 0.0
         ids = self._shortest(order, begun, extra)
+        if self.budget is not None and not extra:
+            ids = fitting(
+                order,
+                self._kept(),
+                self.structures.group_of,
+                lambda kept: self._enough(kept, begun),
+                self.cost.macs,
+                lambda order: self._shortest(order, begun),
+                self._unit,
+            )
         warmed = ids[cooling[ids]]
         device = state.phase.device
         return Picks(ids.to(device), fresh, warmed if warmed.numel() else None)
 
-    def _shortest(self, order: Tensor, begun: int, extra: float) -> Tensor:
+    @property
+    def _unit(self) -> Tensor:
+        return torch.full_like(self.cost.sizes, self.group_divisible)
+
+    def _shortest(self, order: Tensor, begun: int, extra: float = 0.0) -> Tensor:
         """The shortest part of an order that meets the target of the periods begun."""
         kept = self._kept()
         groups = self.structures.group_of[order]
@@ -229,15 +244,14 @@ class HESSO(ZeroInvariantOptimizer):
         left = ((kept - going + unit - 1) // unit * unit).clamp(min=unit)
         return (kept - left).clamp(min=0)
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
-        """How many of ``ids``, from the front, may be released with the target still met."""
-        kept, groups = self._kept(), self.structures.group_of[ids.cpu()]
-
-        def short(count: int) -> bool:
-            back = torch.bincount(groups[:count], minlength=kept.numel())
-            return not self._enough(kept + back, self._begun(step))
-
-        return max(0, _first(short, ids.numel() + 1) - 1)
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Which of ``ids``, the first preferred, may be released with the target still met."""
+        # A period that begins with this very step picks afterwards what it needs.
+        begun, groups = self._begun(step - 1), self.structures.group_of
+        back = affordable(
+            ids.cpu(), self._kept(), groups, lambda kept: self._enough(kept, begun), self._unit
+        )
+        return back.to(ids.device)
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the last period has begun and its target holds, commitments counted."""

@@ -44,7 +44,9 @@ class TickTock:
         tock_steps: Ten epochs in the paper.
         ticks: Ticks between two tocks.
         share: Share of the open gates that a tick closes.
-        exact: The last tick closes only what the budget still needs; as published, its whole share.
+        stop: Step by which the budget is met. Ticks close more than their share where an even pace
+            needs it, and the last of them only what the budget still lacks. None, as published:
+            whole shares until the budget holds, whenever that is.
 
     Raises:
         ValueError: A value is out of range.
@@ -54,7 +56,7 @@ class TickTock:
     tock_steps: int
     ticks: int = 10
     share: float = 0.005
-    exact: bool = False
+    stop: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("tick_steps", "ticks"):
@@ -64,12 +66,17 @@ class TickTock:
             raise ValueError(f"TickTock.tock_steps is at least 0, found {self.tock_steps}.")
         if not 0 < self.share < 1:
             raise ValueError(f"TickTock.share is above 0 and below 1, found {self.share}.")
+        if self.stop is not None and self.stop < self.tock_steps + self.tick_steps:
+            raise ValueError(
+                f"TickTock.stop is not before the first tick ends, which is step "
+                f"{self.tock_steps + self.tick_steps}; found {self.stop}."
+            )
 
     @classmethod
     def for_run(cls, total_steps: int) -> TickTock:
         """For a run of so many optimizer steps, far shorter than the paper's 700 epochs.
 
-        Twenty-four ticks of 5 % each fit into the first half of the run.
+        Ticks of 5 % each fill the first half of the run, at whose end the budget is met.
 
         Args:
             total_steps: Optimizer steps from the host's construction to the end of training.
@@ -77,7 +84,8 @@ class TickTock:
         if total_steps < 1:
             raise ValueError(f"TickTock.for_run needs at least 1 step, found {total_steps}.")
         step = max(1, total_steps // 80)
-        return cls(tick_steps=step, tock_steps=2 * step, ticks=4, share=0.05)
+        stop = max(3 * step, total_steps // 2)
+        return cls(tick_steps=step, tock_steps=2 * step, ticks=4, share=0.05, stop=stop)
 
     def phase(self, step: int) -> Phase:
         """What the optimizer step of that number belongs to.
@@ -93,6 +101,22 @@ class TickTock:
         if within < ticking:
             return Phase(True, within % self.tick_steps, self.tick_steps)
         return Phase(False, within - ticking, self.tock_steps)
+
+    def progress(self, step: int) -> float:
+        """Share of the ticks up to ``stop`` that have ended once this step is over.
+
+        Args:
+            step: The first is 1.
+        """
+        if self.stop is None:
+            return 0.0
+        return min(1.0, self._ended(step) / self._ended(self.stop))
+
+    def _ended(self, step: int) -> int:
+        cycles, within = divmod(
+            max(0, step - self.tock_steps), self.ticks * self.tick_steps + self.tock_steps
+        )
+        return cycles * self.ticks + min(self.ticks, within // self.tick_steps)
 
 
 def triangle(phase: Phase, low: float, high: float) -> float:
@@ -128,8 +152,8 @@ def closing(
     """What a tick closes, the lowest score in front.
 
     Each structure counts as often as it has gates. With ``num`` = ``share`` of the gates that are
-    open, all structures up to the score in place ``num`` (counted from 0) of the ranking close,
-    the ``least`` best of each group excepted.
+    open, all structures up to the score in place ``num`` (counted from 0) of the ranking of those
+    that may be picked close, the ``least`` best of each group excepted.
 
     Args:
         score: Sum of ``|g * dL/dg|`` over the tick and over a structure's gates, shape ``(S,)``.
@@ -152,7 +176,7 @@ def closing(
     place[by_group] = torch.arange(by_group.numel()) - first[group_of[by_group]]
     protected = place < least[group_of]
 
-    ranked = alive & ~protected & (score > 0)
+    ranked = eligible & ~protected & (score > 0)
     values, position = torch.sort(score[ranked], stable=True)
     if not values.numel():
         return (eligible & ~protected).nonzero().flatten()

@@ -273,7 +273,7 @@ def _ticks(steps: int, budget: float) -> TickTock:
         ticks=_TICKS_BEFORE_TOCK,
         # MACs fall faster than gates close, but not in layers whose inputs nobody closes.
         share=1 - (budget / 2) ** (1 / count),
-        exact=True,  # as close to the budget as the other hosts
+        stop=steps,
     )
 
 

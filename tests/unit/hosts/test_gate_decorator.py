@@ -167,6 +167,17 @@ def test_phases_follow_the_published_order() -> None:
     ]  # fmt: skip
 
 
+def test_progress_counts_the_ticks_that_have_ended() -> None:
+    schedule = TickTock(tick_steps=2, tock_steps=3, ticks=2, stop=15)  # ends: 5 7 12 14
+    found = [schedule.progress(step) for step in range(4, 17)]
+    assert found == [0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75, 1, 1, 1]
+    assert TickTock(tick_steps=2, tock_steps=3).progress(99) == 0
+    for steps in (1, 2, 50, 285, 10_000):
+        plan = TickTock.for_run(steps)
+        assert plan.progress(plan.stop or 0) == 1
+        assert (plan.stop or 0) <= max(3, steps // 2)
+
+
 def test_the_triangle_rises_and_falls() -> None:
     rates = [triangle(Phase(False, i, 10), 1e-3, 1e-2) for i in range(10)]
     assert rates[0] == pytest.approx(1e-3)
@@ -175,7 +186,15 @@ def test_the_triangle_rises_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tick_steps": 0}, {"tock_steps": -1}, {"ticks": 0}, {"share": 0.0}, {"share": 1.0}]
+    "wrong",
+    [
+        {"tick_steps": 0},
+        {"tock_steps": -1},
+        {"ticks": 0},
+        {"share": 0.0},
+        {"share": 1.0},
+        {"stop": 1},
+    ],
 )
 def test_schedules_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -199,7 +218,8 @@ def test_closing_counts_gates_and_protects_the_best() -> None:
     assert close(8 / 22 + 1e-6) == [0, 1, 2]
     assert close(9 / 22 + 1e-6) == [0, 1, 2, 4]  # 3 is the best of its group
     assert close(0.99) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12]
-    assert close(0.01, eligible=alive.index_fill(0, torch.tensor([0]), False)) == []
+    # What may not be picked gives its place to the next.
+    assert close(0.01, eligible=alive.index_fill(0, torch.tensor([0]), False)) == [1]
     assert close(0.01, *[alive.index_fill(0, torch.tensor([0]), False)] * 2) == [1]
 
 
@@ -280,6 +300,27 @@ def test_a_run_meets_the_budget_and_hands_back_plain_norms(
     optimizer.step()
     for parameter in model.parameters():
         assert optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
+
+
+@pytest.mark.parametrize("share", [0.01, 0.9])
+@pytest.mark.parametrize(
+    "rectify",
+    [
+        None,
+        Rectify(rule="thresholds", t_rate=-1, t_len=-100, warm_up=0.2, cool_down=9),
+        Rectify(rule="tournament", extra=0.5),
+    ],
+)
+def test_the_budget_is_met_in_time_and_not_by_far(share: float, rectify: Rectify | None) -> None:
+    """Ticks that close too little, releases that keep gates from closing, ticks that are greedy."""
+    model = net()
+    optimizer = sgd(model)
+    schedule = TickTock(tick_steps=1, tock_steps=2, ticks=2, share=share, stop=20)
+    host = build(model, optimizer, schedule=schedule, decay_steps=4, rectify=rectify)
+    train(model, optimizer, host, itertools.count(), 20 + 4 * (1 if rectify is None else 2))
+    assert host.finished
+    assert max(event.step for event in host.events if event.kind == "decay") <= 24
+    assert 0.47 < host.remaining()["macs"] <= 0.5  # a gate costs up to 0.04
 
 
 def test_only_gates_inner_biases_and_linear_layers_train_in_a_tick() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from decayprune.compaction import CompactionReport, compact
 from decayprune.lifecycle import LifecycleState
-from decayprune.selection import Picks, Selector, rank_within
+from decayprune.refill import rank_within
+from decayprune.selection import Picks, Selector
 from decayprune.structures import ops, picks
 from decayprune.structures.trace import trace
 
