@@ -173,12 +173,13 @@ def page(table: list[Row]) -> str:
     ]
     for question in dict.fromkeys(row.question for row in table):
         lines += [f"## {question}", ""]
-        lines += ["| change | settings | accuracy | against the base | seeds |"]
+        lines += ["| change | settings | accuracy | against the base (95 %) | seeds |"]
         lines += ["| --- | --- | --- | --- | --- |"]
         for row in table:
             if row.question == question:
                 worth = row.gain
-                gained = f"{worth.mean:+.2f} [{worth.low:+.2f}, {worth.high:+.2f}]"
+                gained = f"{worth.mean:+.2f}"
+                gained += f" ({worth.low:+.2f} … {worth.high:+.2f})" if worth.pairs > 1 else ""
                 cells = [row.label, f"`{row.changes}`", f"{interval(row.accuracies)[0]:.2f}"]
                 cells += ["" if question == "Base" else gained, str(worth.pairs)]
                 lines.append(f"| {' | '.join(cells)} |")
