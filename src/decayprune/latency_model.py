@@ -2,9 +2,10 @@
 
 Every plain and depthwise convolution and every linear layer is timed, on the input it gets, at a
 few widths; between them times are interpolated. What else the model does (norms, activations,
-attention) is the rest of its own measured time; how much of that shrinks with the activations is
-learnt from one more measurement, of the model with every width halved for a moment.
-So the estimate is exact for the dense model and approximate elsewhere: see what
+attention) is the rest of its own measured time. How much of that shrinks with the activations, and
+by how much layers in a row differ from layers timed alone, is learnt from one more measurement, of
+the model with every width halved for a moment. So the estimate is exact for the dense model, close
+to exact where every width is halved, and approximate elsewhere: see what
 ``benchmarks/latency_budget.py`` measured. It errs most where little time is spent in large layers.
 """
 
@@ -110,9 +111,14 @@ class LatencyModel:
         finally:
             cut.undo()
         layers, activations = self._parts(kept)
-        rest = self.table["rest"]
+        rest, dense = self.table["rest"], self.table["whole"]
         falls = (rest - max(0.0, whole - layers)) / max(1 - activations, 1e-6)
-        return {"fixed": rest - min(max(falls, 0.0), rest)}
+        fixed = rest - min(max(falls, 0.0), rest)
+        estimated = (layers + fixed + (rest - fixed) * activations) / dense
+        # Never faster than the sum of its parts, and a clock that shook must not turn the order of
+        # two widths around.
+        measured = min(max(whole / dense, estimated), (1 + estimated) / 2)
+        return {"fixed": fixed, "estimated half": estimated, "measured half": measured}
 
     def _counts(self, labels: Tensor | None) -> tuple[int, Tensor, int]:
         """Fixed indices of a width, indices per structure of each group, and all of them."""
@@ -130,8 +136,19 @@ class LatencyModel:
             kept: Structures that stay in each group, shape ``(G,)``.
         """
         layers, activations = self._parts(kept)
-        fixed = self.table["fixed"]
-        return float(layers + fixed + (self.table["rest"] - fixed) * activations)
+        fixed, dense = self.table["fixed"], self.table["whole"]
+        share = (layers + fixed + (self.table["rest"] - fixed) * activations) / dense
+        return float(dense * self._corrected(share))
+
+    def _corrected(self, share: float) -> float:
+        """A share of the dense time, bent up to where the model of halved widths was measured."""
+        estimated = float(self.table["estimated half"])
+        measured = float(self.table["measured half"])
+        if not 0 < estimated < 1:
+            return share
+        if share <= estimated:
+            return share / estimated * measured
+        return measured + (share - estimated) / (1 - estimated) * (1 - measured)
 
     def _parts(self, kept: Tensor) -> tuple[float, float]:
         """Time of the layers, and the share of the activations that is left."""
@@ -182,7 +199,8 @@ def _measure(calls: Sequence[_Call], run: Callable[[], object], timer: Timer) ->
     sum_ = sum(layers[repr(call.key)]["times"][-1][-1] for call in calls)
     # Timed alone, layers may take longer than inside of the model: then they are all of it.
     scale = min(1.0, whole / sum_) if sum_ else 1.0
-    return {"layers": layers, "scale": scale, "rest": whole - scale * sum_}
+    rest = whole - scale * sum_
+    return {"layers": layers, "scale": scale, "rest": rest, "whole": max(whole, 1e-12)}
 
 
 def _grid_of(call: _Call, timer: Timer) -> _Table:

@@ -73,6 +73,29 @@ def test_what_is_no_layer_shrinks_with_the_activations_or_stays(fixed: float) ->
     assert latency(sizes // 6) == pytest.approx(fixed + (10 - fixed) / 6, abs=1)
 
 
+@pytest.mark.parametrize("slower", [0.8, 1.0, 1.3])
+def test_a_model_that_gains_less_than_its_layers_is_met_at_half_its_widths(slower: float) -> None:
+    """Layers timed alone find their weights in the cache; in a row they may not."""
+    model = net()
+    structures = trace(model, INPUTS)
+    stem = model.stem[0].weight
+
+    def timer(call: Any) -> float:
+        halved = call.func is model and stem.shape[0] < 12
+        return flops(call) * (slower if halved else 1.0)
+
+    latency = LatencyModel(model, structures, INPUTS, timer)
+    plain = LatencyModel(model, structures, INPUTS, flops)
+    sizes = torch.tensor([group.size for group in structures.groups])
+    half, quarter = (sizes + 1) // 2, (sizes + 3) // 4
+    assert latency(sizes) == plain(sizes)
+    known = max(slower, 1)  # nothing is faster than the sum of its parts: a clock that shook
+    assert latency(half) == pytest.approx(known * plain(half))
+    assert latency(quarter) == pytest.approx(known * plain(quarter))
+    between = latency((3 * sizes + 3) // 4) / plain((3 * sizes + 3) // 4)
+    assert 1 <= between <= known
+
+
 def test_layers_that_are_slower_alone_than_together_are_scaled() -> None:
     model = net()
     structures = trace(model, INPUTS)
