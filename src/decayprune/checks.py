@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from decayprune import wrappers
 from decayprune.decay import CURVES, Curve
@@ -159,6 +158,15 @@ def check_slices(slices: str) -> None:
         raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
 
 
+def check_gradients(parameters: Iterable[Tensor], caller: str, order: str) -> None:
+    """Raise if no parameter has a gradient."""
+    if all(parameter.grad is None for parameter in parameters):
+        raise RuntimeError(
+            f"{caller} needs the gradients of this step, and every .grad is None: was zero_grad() "
+            f"called first? The order is: {order}"
+        )
+
+
 class Anatomy:
     """The objects that a model is made of, to notice when it is edited between two steps.
 
@@ -202,21 +210,3 @@ def _edited(what: str) -> str:
         f"The model was changed between two steps: {what}, unlike when the pruner was built. "
         "Change the model before building the pruner, or build a new one."
     )
-
-
-def check_settings(saved: Mapping[str, Any], built: Mapping[str, Any]) -> None:
-    """A state goes on only under the settings it was saved with.
-
-    Args:
-        saved: By name, as they were saved.
-        built: Those of the pruner or host that is to go on.
-
-    Raises:
-        ValueError: One differs, or only one of both has it.
-    """
-    for name in {**built, **saved}:
-        if saved.get(name) != built.get(name):
-            raise ValueError(
-                f"This state was saved with {name}={saved.get(name)!r}, and what is to go on was "
-                f"built with {built.get(name)!r}. Build it as it was saved."
-            )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from decayprune import checks
+from decayprune import checks, resume
 from decayprune.compaction import CompactionReport, compact
 from decayprune.copies import refuse_late
 from decayprune.cost import Budget, CostModel
@@ -30,7 +30,6 @@ from decayprune.stepping import StepWatch
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 
-_FORMAT = 1
 _ORDER = "loss.backward(); optimizer.step(); pruner.step(); optimizer.zero_grad()"
 
 
@@ -215,7 +214,7 @@ class DecayPruner:
         """
         if self._report is not None or self.rectify is None:
             return
-        self._check_gradients("pruner.observe()")
+        checks.check_gradients(self.model.parameters(), "pruner.observe()", _ORDER)
         self._decayer.observe()
 
     def attach(self) -> None:
@@ -287,15 +286,8 @@ class DecayPruner:
         # What was measured goes along: another day's table would decide otherwise.
         measured = {} if self._latency is None else {"latency": self._latency.table}
         return measured | {
-            "format": _FORMAT,
-            "fingerprint": self.structures.fingerprint,
-            "slices": self._signature(),
-            "settings": self._settings(),
-            "steps": self.steps,
-            "waited": self.waited,
+            **resume.saved(self, self.structures, self.state, self._settings()),
             "seed": self._seed,
-            "state": self.state.state_dict(),
-            "events": [list(vars(event).values()) for event in self.events],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -304,43 +296,17 @@ class DecayPruner:
         Raises:
             ValueError: It belongs to another model, other settings, or another version.
         """
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            found = state.get("format") if isinstance(state, dict) else type(state).__name__
-            raise ValueError(
-                f"Expected a decayprune pruner state of format {_FORMAT}, found {found!r}. Pass "
-                "what pruner.state_dict() returned."
-            )
-        if missing := sorted(set(self.state_dict()) - set(state)):
-            raise ValueError(
-                f"This pruner state is damaged: {', '.join(missing)} is missing. Load one that "
-                "state_dict() returned."
-            )
-        if state["fingerprint"] != self.structures.fingerprint:
-            ours, theirs = self._signature(), state["slices"]
-            differs = next((a for a, b in zip(ours, theirs, strict=False) if a != b), None)
-            raise ValueError(
-                "This pruner state was saved for another model: the structures differ, first at "
-                f"{differs or 'the number of layers'}. Build the same model and pass the same "
-                "ignored_layers."
-            )
-        checks.check_settings(state["settings"], self._settings())
-        self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
+        resume.check(state, self.state_dict())
+        self._decayer.load(resume.go_on(self, state, self.state))
         if self._latency is not None:
             self._latency.table = state["latency"]
-        self.steps, self.waited = int(state["steps"]), int(state["waited"])
         self._seed = int(state["seed"])
         self._selector.importance = checks.as_importance(self._importance, self._seed)
-        self.events = [Event(*row) for row in state["events"]]
         self._watch.forget()
 
-    def _signature(self) -> list[str]:
-        return [f"{s.name} (dimension {s.dim}, {s.width} wide)" for s in self.structures.slices]
-
     def _settings(self) -> dict[str, Any]:
-        schedule = {f"schedule.{k}": v for k, v in vars(self.schedule).items()}
-        budget = {f"budget.{k}": v for k, v in vars(self.budget).items()}
-        rectify = {} if self.rectify is None else vars(self.rectify)
-        return schedule | budget | {f"rectify.{k}": v for k, v in rectify.items()} | self._options
+        parts = {"schedule": self.schedule, "budget": self.budget, "rectify": self.rectify}
+        return resume.flat(**parts) | self._options
 
     # ---------------------------------------------------------------- inside
 
@@ -359,17 +325,5 @@ class DecayPruner:
     def _follow(self) -> None:
         self._anatomy.check()
         if self._needs_gradients:
-            self._check_gradients("pruner.step()")
-        events = self._decayer.step(self.steps + 1, self._selector)
-        if events is None:
-            self.waited += 1
-            return
-        self.steps += 1
-        self.events += events
-
-    def _check_gradients(self, caller: str) -> None:
-        if all(parameter.grad is None for parameter in self.model.parameters()):
-            raise RuntimeError(
-                f"{caller} needs the gradients of this step, and every .grad is None: was "
-                f"zero_grad() called first? The order is: {_ORDER}"
-            )
+            checks.check_gradients(self.model.parameters(), "pruner.step()", _ORDER)
+        resume.follow(self, self._decayer.step(self.steps + 1, self._selector))

@@ -294,8 +294,7 @@ class DHSPG(ZeroInvariantOptimizer):
     # ---------------------------------------------------------------- bookkeeping
 
     def _moved(self, events: list[Event]) -> None:
-        if events:
-            self._met = self.done(self.lifecycle, self.steps)
+        self._met = self.done(self.lifecycle, self.steps)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decayprune import checks
-from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable, check_settings
+from decayprune import checks, resume
+from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
 from decayprune.compaction import CompactionReport, compact
 from decayprune.copies import matching, refuse_late
 from decayprune.cost import Budget, CostModel
@@ -34,7 +34,6 @@ from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 from decayprune.wrappers import check_unwrapped
 
-_FORMAT = 1
 _Rates = list[list[float]]
 
 
@@ -126,6 +125,7 @@ class GateDecorator:
         )
         gates.gate(model, self._norms)
         self._forget_moments()
+        self._anatomy = checks.Anatomy(model, self._parameters)
         self._frozen = [
             p
             for m in model.modules()
@@ -190,7 +190,7 @@ class GateDecorator:
         noted, self._noted = self._noted, None
         if not taken or self._report is not None or self.finished:
             return
-        self._check_model()
+        self._anatomy.check()
         if noted is None:
             raise RuntimeError(
                 "The optimizer stepped, and no gate had a gradient. The order is: loss.backward(); "
@@ -199,13 +199,10 @@ class GateDecorator:
         before = self._selector.score
         self._selector.collect(self.steps + 1, noted.cpu())
         events = self._decayer.step(self.steps + 1, self._selector)
-        if events is None:
+        if not resume.follow(self, events):
             self._selector.score = before
-            self.waited += 1
             return
         self._decayer.last_release = self._selector.last_release
-        self.steps += 1
-        self.events += events
         if self.finished:
             self._give_back_rates()
 
@@ -332,15 +329,9 @@ class GateDecorator:
         Save it with the model (gates and all) and the optimizer, after :meth:`step`.
         """
         return {
-            "format": _FORMAT,
-            "fingerprint": self.structures.fingerprint,
-            "settings": self._settings(),
-            "steps": self.steps,
-            "waited": self.waited,
+            **resume.saved(self, self.structures, self.state, self._settings()),
             "selector": self._selector.state_dict(),
             "rates": self._rates,
-            "state": self.state.state_dict(),
-            "events": [list(vars(event).values()) for event in self.events],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -349,35 +340,18 @@ class GateDecorator:
         Raises:
             ValueError: It belongs to another model, or to other settings.
         """
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(
-                f"Expected the state of a GateDecorator of format {_FORMAT}, found something else. "
-                "Pass what host.state_dict() returned."
-            )
-        if state["fingerprint"] != self.structures.fingerprint:
-            raise ValueError(
-                "This state was saved for another model: the structures differ. Build the same "
-                "model and pass the same ignored_layers."
-            )
-        check_settings(state["settings"], self._settings())
-        self._decayer.load(LifecycleState.from_state_dict(state["state"], like=self.state))
+        resume.check(state, self.state_dict())
+        self._decayer.load(resume.go_on(self, state, self.state))
         self._selector.load_state_dict(state["selector"])
         self._decayer.last_release = self._selector.last_release
-        self.steps, self.waited = int(state["steps"]), int(state["waited"])
         self._rates = state["rates"]
-        self.events = [Event(*row) for row in state["events"]]
         self._noted = None
         self._watch.forget()
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {"decay_steps": self.decay_steps, "sparsity": self._sparsity}
-        for name, part in (
-            ("budget", self.budget),
-            ("schedule", self.schedule),
-            ("rectify", self.rectify),
-        ):
-            settings |= {} if part is None else {f"{name}.{k}": v for k, v in vars(part).items()}
-        return settings
+        parts = {"budget": self.budget, "schedule": self.schedule, "rectify": self.rectify}
+        own = {"decay_steps": self.decay_steps, "sparsity": self._sparsity}
+        return own | resume.flat(**parts)
 
     # ---------------------------------------------------------------- inside
 
@@ -412,12 +386,3 @@ class GateDecorator:
             f"the model keeps {reachable}. Raise the budget, lower minimal, or see "
             f"structures.refusals for the {len(self.structures.refusals)} widths without a gate."
         )
-
-    def _check_model(self) -> None:
-        now = dict(self.model.named_parameters())
-        for name, parameter in self._parameters.items():
-            if now.get(name) is not parameter:
-                raise RuntimeError(
-                    f"{name} was replaced since the host was built. Change the model before "
-                    "building the host, or build a new one."
-                )

@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from decayprune import checks
+from decayprune import checks, resume
 from decayprune.compaction import CompactionReport, compact
 from decayprune.copies import refuse_late
 from decayprune.cost import Budget, CostModel
@@ -32,7 +32,7 @@ from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 
-_FORMAT = 1
+_ORDER = "loss.backward(); optimizer.step(); optimizer.zero_grad()"
 NEVER = 2**31 - 1
 """A step that no run reaches."""
 
@@ -235,11 +235,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         self._update(direction)
         events = self._decayer.step(self.steps + 1, self)
         self._observed = False
-        if events is None:
-            self.waited += 1
-        else:
-            self.steps += 1
-            self.events += events
+        if resume.follow(self, events) and events:
             self._moved(events)
         return loss
 
@@ -319,29 +315,14 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         checks.give_up(self.model, self)
 
     def _check_gradients(self) -> None:
-        if all(p.grad is None for group in self.param_groups for p in group["params"]):
-            raise RuntimeError(
-                f"{type(self).__name__} needs gradients, and every .grad is None: was zero_grad() "
-                "called first? The order is: loss.backward(); optimizer.step(); "
-                "optimizer.zero_grad()"
-            )
+        trained = (p for group in self.param_groups for p in group["params"])
+        checks.check_gradients(trained, type(self).__name__, _ORDER)
 
     # ---------------------------------------------------------------- save and resume
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the pruning's, as tensors, strings and numbers."""
-        pruning = {
-            "format": _FORMAT,
-            "host": type(self).__name__,
-            "fingerprint": self.structures.fingerprint,
-            "settings": self._settings(),
-            "steps": self.steps,
-            "waited": self.waited,
-            "lifecycle": self.lifecycle.state_dict(),
-            "events": [list(vars(event).values()) for event in self.events],
-            "own": self._own_state(),
-        }
-        return {**super().state_dict(), "pruning": pruning}
+        return {**super().state_dict(), "pruning": self._pruning()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken, bit for bit.
@@ -349,35 +330,29 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: It belongs to another optimizer, model, or other settings.
         """
-        saved = state_dict.get("pruning", {})
-        if saved.get("format") != _FORMAT or saved.get("host") != type(self).__name__:
+        if "pruning" not in state_dict:
             raise ValueError(
-                f"Expected the state of a {type(self).__name__} in format {_FORMAT}, found "
-                f"{saved.get('host', 'a plain optimizer')!r} in format {saved.get('format')!r}."
+                f"Expected what the state_dict() of a {type(self).__name__} returned, found the "
+                "state of a plain optimizer."
             )
-        if saved["fingerprint"] != self.structures.fingerprint:
-            raise ValueError(
-                "This state was saved for another model: the structures differ. Build the same "
-                "model and pass the same ignored_layers."
-            )
-        checks.check_settings(saved["settings"], self._settings())
+        saved = state_dict["pruning"]
+        resume.check(saved, self._pruning())
         super().load_state_dict(state_dict)
-        self._decayer.load(LifecycleState.from_state_dict(saved["lifecycle"], like=self.lifecycle))
-        self.steps, self.waited = int(saved["steps"]), int(saved["waited"])
-        self.events = [Event(*row) for row in saved["events"]]
+        self._decayer.load(resume.go_on(self, saved, self.lifecycle))
         self._load_own(saved["own"])
 
+    def _pruning(self) -> dict[str, Any]:
+        shared = resume.saved(self, self.structures, self.lifecycle, self._settings())
+        return shared | {"own": self._own_state()}
+
     def _settings(self) -> dict[str, Any]:
-        budget = {} if self.budget is None else vars(self.budget)
-        rectify = {} if self.rectify is None else vars(self.rectify)
-        return {
+        own = {
             "variant": self.variant,
             "target_group_sparsity": self.target,
             "decay_steps": self.decay_steps,
             "group_divisible": self.group_divisible,
-            **{f"budget.{name}": value for name, value in budget.items()},
-            **{f"rectify.{name}": value for name, value in rectify.items()},
         }
+        return own | resume.flat(budget=self.budget, rectify=self.rectify)
 
     def _own_state(self) -> dict[str, Any]:
         return {}

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from decayprune import checks
-from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable, check_settings
+from decayprune import checks, resume
+from decayprune.checks import as_curve, as_optimizers, check_held, check_prunable
 from decayprune.compaction import CompactionReport
 from decayprune.copies import matching, refuse_late
 from decayprune.cost import Budget, CostModel
@@ -33,7 +33,7 @@ from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 from decayprune.wrappers import is_wrapped
 
-_FORMAT = 1
+_ORDER = "loss.backward(); optimizer.step(); host.step(); optimizer.zero_grad()"
 
 
 class TorchPruningHost:
@@ -181,7 +181,7 @@ class TorchPruningHost:
         Without it they are read in :meth:`step`, and a sparsity term in them hides resistance.
         """
         if self.rectify is not None and self._report is None:
-            self._check_gradients()
+            checks.check_gradients(self._parameters.values(), "host.observe()", _ORDER)
             self._decayer.observe()
 
     def step(self) -> None:
@@ -206,13 +206,10 @@ class TorchPruningHost:
                 "host with chunks=1, and delete the wrapper before compact()."
             )
         if self.rectify is not None:
-            self._check_gradients()
+            checks.check_gradients(self._parameters.values(), "host.step()", _ORDER)
         events = self._decayer.step(self.steps + 1, self._selector)
-        if events is None:
-            self.waited += 1
+        if not resume.follow(self, events):
             return
-        self.steps += 1
-        self.events += events
         self._decayer.last_release = self._chunks.last_release(self._selector.begun)
         if events and not self.finished and not self.state.decaying.numel():
             self._remove()
@@ -324,16 +321,10 @@ class TorchPruningHost:
         Save it with the model and the optimizer, after :meth:`step`.
         """
         return {
-            "format": _FORMAT,
-            "fingerprint": self._dense.fingerprint,
-            "settings": self._settings(),
-            "steps": self.steps,
-            "waited": self.waited,
+            **resume.saved(self, self._dense, self.state, self._settings()),
             "removed": self._removed.clone(),
             "selector": self._selector.state_dict(),
             "errors": list(self._errors),
-            "state": self.state.state_dict(),
-            "events": [list(vars(event).values()) for event in self.events],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -345,51 +336,27 @@ class TorchPruningHost:
         Raises:
             ValueError: It belongs to another model, or to other settings.
         """
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(
-                f"Expected the state of a TorchPruningHost of format {_FORMAT}, found something "
-                "else. Pass what host.state_dict() returned."
-            )
-        if state["fingerprint"] != self._dense.fingerprint:
-            raise ValueError(
-                "This state was saved for another model: the structures differ. Build the same "
-                "dense model, and the pruner as it was built then."
-            )
-        check_settings(state["settings"], self._settings())
+        resume.check(state, self.state_dict())
         self._selector.load_state_dict(state["selector"])
         gone = state["removed"].cpu() & ~self._removed
         if bool(gone.any()):
             roots = self._selector.roots
             removal.cut(self.pruner, self.structures, roots, gone, self.optimizers)[1].commit()
-        lifecycle = LifecycleState.from_state_dict(state["state"], like=self.state)
+        lifecycle = resume.go_on(self, state, self.state)
         self._settle(gone)
         self._decayer.load(lifecycle)
         self._errors = state["errors"][0], state["errors"][1]
-        self.steps, self.waited = int(state["steps"]), int(state["waited"])
-        self.events = [Event(*row) for row in state["events"]]
         self._watch.forget()
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "iterative_steps": self.pruner.iterative_steps,
-        }
-        parts = (("chunks", self._chunks), ("budget", self.budget), ("rectify", self.rectify))
-        for name, part in parts:
-            settings |= {} if part is None else {f"{name}.{k}": v for k, v in vars(part).items()}
-        return settings
+        parts = {"chunks": self._chunks, "budget": self.budget, "rectify": self.rectify}
+        return {"iterative_steps": self.pruner.iterative_steps} | resume.flat(**parts)
 
     # ---------------------------------------------------------------- checks
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         if self._report is None:
             self._decayer.remember(optimizer)
-
-    def _check_gradients(self) -> None:
-        if all(parameter.grad is None for parameter in self._parameters.values()):
-            raise RuntimeError(
-                "The host needs the gradients of this step, and every .grad is None. The order is: "
-                "loss.backward(); optimizer.step(); host.step(); optimizer.zero_grad()"
-            )
 
     def _check_model(self) -> None:
         now = dict(self.model.named_parameters())
