@@ -134,17 +134,21 @@ def faults(found: dict[str, Any]) -> str:
     def line(name: str, key: str, tried: str, result: str, wrong: int) -> list[str]:
         return [name, tried, result, str(wrong), f"{found[key]['seconds'] / 60:.1f} min"]
 
-    kills, nets, files = found["kills"], found["networks"], found["fuzz"]
+    nets, files = found["networks"], found["fuzz"]
     refused = sum(nets["refused"].values())
     error = f"largest error {nets['worst_error']:.0e}, {nets['removed']:,} structures removed"
     results = [f"{kind}: {counted(files[kind])}" for kind in ("accidents", "forgeries")]
     rows = [
-        line(
-            "kill -9, then `--resume`",
-            "kills",
-            f"{kills['done']:,} kills of {kills['runs']} runs ({counted(kills['killed_in'])})",
-            f"{kills['equal']} equal to the last byte",
-            len(kills["different"]),
+        *(
+            line(
+                f"kill -9, then `--resume`{key.removeprefix('kills')}",
+                key,
+                f"{kills['done']:,} kills of {kills['runs']} runs ({counted(kills['killed_in'])})",
+                f"{kills['equal']} equal to the last byte",
+                len(kills["different"]),
+            )
+            for key, kills in found.items()
+            if key.startswith("kills")
         ),
         line(
             "random networks",
@@ -166,10 +170,33 @@ def faults(found: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nSeed 0; {machine(found['machine'])}.\n"
 
 
+def latency_budget(found: dict[str, Any]) -> str:
+    """Models cut to a latency, and what was measured then."""
+
+    def cell(one: dict[str, Any]) -> str:
+        return "out of reach" if "refused" in one else f"{one['measured']:.2f}"
+
+    targets = sorted({one["target"] for one in found["rows"]})
+    cells: dict[tuple[str, int | None], dict[float, str]] = {}
+    for one in found["rows"]:
+        cells.setdefault((one["model"], one["round_to"]), {})[one["target"]] = cell(one)
+    rows = [
+        [f"{name}, round_to={unit}", *(row.get(target, "") for target in targets)]
+        for (name, unit), row in cells.items()
+    ]
+    errors = sorted(abs(one["error"]) for one in found["rows"] if "error" in one)
+    facts = (
+        f"Off by {errors[len(errors) // 2]:.0%} in the median, {errors[-1]:.0%} at most. "
+        f"{machine(found['machine'])}.\n"
+    )
+    return f"{table(['budget of the latency', *map(str, targets)], rows)}\n{facts}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "faults": faults,
     "fashion-mnist": run,
     "hosts_fashion": hosts,
+    "latency_budget": latency_budget,
     "overhead": overhead,
     "recommend": recommend,
 }

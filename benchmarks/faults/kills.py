@@ -4,7 +4,8 @@
 in peace and then again and again, each time ended by SIGKILL at a random moment (one in four is
 killed once more while it resumes). Every resumed run has to leave the same model, the same logs and
 the same accuracy as the undisturbed one. Each command is a process of its own, forked from one that
-has imported torch already: otherwise a hundred imports would be all there is to see.
+has imported torch already: otherwise a hundred imports would be all there is to see. ``--host``
+tries another pruning method.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import decayprune.cli.app  # noqa: F401
 from decayprune.cli import main as command
+from decayprune.recipes.settings import HOSTS
 
 SAME = ("model.safetensors", "structure.json", "history.jsonl", "events.jsonl", "norms.jsonl")
 FIGURES = ("accuracy_before", "accuracy_after", "macs_after", "decayed", "released", "removed")
@@ -84,11 +86,12 @@ def ended(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def beginning(out: Path) -> list[str]:
+def beginning(out: Path, host: str) -> list[str]:
     """The command for a run of a few seconds through all phases."""
     own = ["--model", "kills:Net", "--data", "kills:loaders"]
     length = ["--epochs", "2", "--prune-epochs", "6", "--finetune-epochs", "3"]
-    return ["prune", *own, *length, "--threads", "1", "--save-every", "0.05", "--out", str(out)]
+    rest = ["--threads", "1", "--save-every", "0.05", "--host", host, "--out", str(out)]
+    return ["prune", *own, *length, *rest]
 
 
 def state(out: Path) -> str:
@@ -102,17 +105,22 @@ def state(out: Path) -> str:
     return phases[-1] if phases else "before the first step"
 
 
+def content(path: Path) -> bytes | None:
+    """A file, or None: what is cut at once leaves no norms behind."""
+    return path.read_bytes() if path.exists() else None
+
+
 def differences(whole: Path, parts: Path) -> list[str]:
     """What the two runs left that is not the same."""
-    odd = [name for name in SAME if (whole / name).read_bytes() != (parts / name).read_bytes()]
+    odd = [name for name in SAME if content(whole / name) != content(parts / name)]
     ours, theirs = (json.loads((path / "report.json").read_text()) for path in (whole, parts))
     return odd + [name for name in FIGURES if ours[name] != theirs[name]]
 
 
-def disturbed(out: Path, draw: random.Random, trained: float, whole: float) -> list[str]:
+def disturbed(out: Path, host: str, draw: random.Random, trained: float, whole: float) -> list[str]:
     """One run, killed at least once and gone on with to its end; returns where it was killed."""
     log, killed = out.with_suffix(".log"), []
-    words = beginning(out)
+    words = beginning(out, host)
     while not killed or draw.random() < 0.25:
         number = start(words, log)
         # Most of the time goes into timing the models at the end: half of the kills avoid it.
@@ -120,32 +128,33 @@ def disturbed(out: Path, draw: random.Random, trained: float, whole: float) -> l
         os.kill(number, signal.SIGKILL)
         if ended(number) != -signal.SIGKILL:
             shutil.rmtree(out)  # it was over before: draw again
-            words = beginning(out)
+            words = beginning(out, host)
             continue
         killed.append(state(out))
         resumable = (out / "settings.json").exists()
-        words = ["prune", "--resume", "--out", str(out)] if resumable else beginning(out)
+        words = ["prune", "--resume", "--out", str(out)] if resumable else beginning(out, host)
     if ended(start(words, log)) != 0:
         raise SystemExit(f"The run could not be resumed after {killed}: see {log}")
     return killed
 
 
 def main() -> None:
-    chosen = options(__doc__.splitlines()[0], 100)
+    chosen = options(__doc__.splitlines()[0], 100, host=HOSTS)
+    name = "kills" if chosen.host == HOSTS[0] else f"kills, {chosen.host}"
     torch.set_num_threads(1)
     os.chdir(Path(__file__).parent)  # where the command finds kills:Net
-    found = begun("kills", chosen, {"runs": 0, "equal": 0, "different": [], "killed_in": {}})
+    found = begun(name, chosen, {"runs": 0, "equal": 0, "different": [], "killed_in": {}})
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     whole, parts = folder / "whole", folder / "parts"
     started = time.time()
-    if ended(start(beginning(whole), folder / "whole.log")) != 0:
+    if ended(start(beginning(whole, chosen.host), folder / "whole.log")) != 0:
         raise SystemExit(f"The undisturbed run failed: see {folder / 'whole.log'}")
     length = time.time() - started
     trained = (whole / "history.jsonl").stat().st_mtime - started
     while found["done"] < chosen.count:
         began = time.time()
         draw = random.Random(f"{chosen.seed} {found['runs']}")
-        killed = disturbed(parts, draw, trained, length)
+        killed = disturbed(parts, chosen.host, draw, trained, length)
         odd = differences(whole, parts)
         found["runs"] += 1
         found["done"] += len(killed)
@@ -154,7 +163,7 @@ def main() -> None:
         for where in killed:
             found["killed_in"][where] = found["killed_in"].get(where, 0) + 1
         found["seconds"] = round(found["seconds"] + time.time() - began, 1)
-        keep("kills", found)
+        keep(name, found)
         print(found["done"], killed, odd or "equal", flush=True)
         if odd:
             shutil.copytree(parts, folder / f"different-{found['runs']}")

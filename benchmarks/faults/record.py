@@ -18,9 +18,11 @@ from decayprune.files import write_atomically
 RESULTS = Path(__file__).parents[1] / "results" / "faults.json"
 
 
-def options(description: str, count: int) -> argparse.Namespace:
-    """What every fault script can be told."""
+def options(description: str, count: int, **choices: tuple[str, ...]) -> argparse.Namespace:
+    """What every fault script can be told; choices by name, the first is the default."""
     parser = argparse.ArgumentParser(description=description)
+    for name, known in choices.items():
+        parser.add_argument(f"--{name}", choices=known, default=known[0])
     parser.add_argument("--count", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--anew", action="store_true", help="forget what was counted before")
