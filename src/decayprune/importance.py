@@ -106,18 +106,20 @@ IMPORTANCES: dict[str, Importance] = {
 }
 
 
-def normalised(scores: Tensor, group_of: Tensor) -> Tensor:
+def normalised(scores: Tensor, group_of: Tensor, among: Tensor | None = None) -> Tensor:
     """Scores divided by the mean of their group, so that layers can be compared.
 
     Args:
         scores: Raw scores, shape ``(S,)``.
         group_of: Group of each structure, shape ``(S,)``.
+        among: Which of them make the mean, bool, shape ``(S,)``; None: all.
 
     Returns:
-        Shape ``(S,)``; groups whose mean is 0 keep their zeros.
+        Shape ``(S,)``; scores of groups whose mean is 0 stay as they are.
     """
     groups = int(group_of.max()) + 1 if group_of.numel() else 0
-    total = scores.new_zeros(groups).index_add_(0, group_of, scores)
-    count = torch.bincount(group_of, minlength=groups).to(scores.dtype)
-    mean = (total / count)[group_of]
+    weight = torch.ones_like(scores) if among is None else among.to(scores.dtype)
+    total = scores.new_zeros(groups).index_add_(0, group_of, scores * weight)
+    count = scores.new_zeros(groups).index_add_(0, group_of, weight)
+    mean = (total / count.clamp(min=1))[group_of]
     return torch.where(mean > 0, scores / mean.clamp(min=torch.finfo(scores.dtype).tiny), scores)

@@ -182,7 +182,7 @@ class ImportanceSelector:
         scores = None
         if new_round:
             scores = score = self._fresh_scores(parameters, score, (phase == ACTIVE) & ~cooling)
-        ranking = self._rank(score)
+        ranking = self._rank(score, phase == ACTIVE)
         kept = self._cost.keep_counts(phase != ACTIVE)
         # Nothing is released from stop on: what is picked right before it is never judged.
         judged = new_round and step < self._schedule.stop - 1
@@ -227,17 +227,19 @@ class ImportanceSelector:
             raise ValueError("importance returned a score that is not finite; check the weights.")
         return torch.where(refresh, new, old)
 
-    def _rank(self, score: Tensor) -> Tensor:
+    def _rank(self, score: Tensor, active: Tensor) -> Tensor:
         """Comparable scores in the chosen scope, shape ``(S,)``."""
         group_of = self._structures.group_of
-        relative = normalised(score, group_of)
+        # What has left keeps its old score. In the mean it would make what stays, whose inputs have
+        # become fewer, look small in the very layers that lost most, and empty them.
+        relative = normalised(score, group_of, active)
         if self._scope == "global":
             return relative
         names = sorted(set(self._families))
         pool_of_group = torch.tensor([names.index(f) for f in self._families])
         pool = group_of if self._scope == "local" else pool_of_group[group_of]
         # Rank within the pool as a share of it: a common threshold takes the same share of each.
-        position = rank_within(relative, pool)
+        position = rank_within(relative.masked_fill(~active, -torch.inf), pool)
         return (position + 0.5) / torch.bincount(pool)[pool]
 
     def _commit(

@@ -260,7 +260,11 @@ class Literal:
             self.decaying[s] = Decay(length, length)
 
     def shortest(self, free: list[int], extra: float) -> list[int] | None:
-        means = [sum(self.score[:A]) / A, sum(self.score[A:]) / B]
+        active = [s for s in range(A + B) if s not in self.committed]
+        means = []
+        for group in (range(A), range(A, A + B)):
+            values = [self.score[s] for s in active if s in group]
+            means.append(sum(values) / max(1, len(values)))
         kept = [
             A - sum(s < A for s in self.committed),
             B - sum(s >= A for s in self.committed),

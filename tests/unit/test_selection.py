@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ import decayprune as dp
 from decayprune import lifecycle
 from decayprune.cost import CostModel
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.selection import ImportanceSelector
+from decayprune.selection import ImportanceSelector, Scope
 from decayprune.structures import StructureMap, trace
 from loops import INPUTS, backward, batches, net, pruner_for
 from reference import ops as slow
@@ -210,6 +211,22 @@ def test_extra_structures_are_enrolled_only_where_they_can_still_be_judged() -> 
         chooser = selector(random_scores(5), budget, schedule=schedule, extra=0.25)
         counts[stop] = chooser.select(fresh, 1, {}, released=False).ids.numel()
     assert counts == {1: 16, 2: 16, 3: 20, 50: 20}
+
+
+@pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
+def test_what_has_left_does_not_make_what_stays_look_small(scope: Scope) -> None:
+    schedule = dp.Schedule(stop=100, rounds=2, decay_steps=5)
+    picked = []
+    for factor in (1.0, 0.1):  # of the scores of one group after the first round
+        scores = random_scores(12)
+        chooser = selector(scores, dp.Budget(structures=0.4), schedule=schedule, scope=scope)
+        state = LifecycleState.fresh(MAP.num_structures)
+        picks = chooser.select(state, 1, {}, released=False)
+        state = dataclasses.replace(begin(state, picks.ids), score=picks.scores)
+        scores[MAP.group_of == 1] *= factor
+        picked.append(chooser.select(state, 50, {}, released=False).ids.tolist())
+    assert picked[0] == picked[1]
+    assert picked[0]
 
 
 def test_spare_names_what_the_budget_can_do_without() -> None:
