@@ -106,20 +106,41 @@ IMPORTANCES: dict[str, Importance] = {
 }
 
 
-def normalised(scores: Tensor, group_of: Tensor, among: Tensor | None = None) -> Tensor:
+def normalised(scores: Tensor, group_of: Tensor) -> Tensor:
     """Scores divided by the mean of their group, so that layers can be compared.
 
     Args:
         scores: Raw scores, shape ``(S,)``.
         group_of: Group of each structure, shape ``(S,)``.
-        among: Which of them make the mean, bool, shape ``(S,)``; None: all.
 
     Returns:
-        Shape ``(S,)``; scores of groups whose mean is 0 stay as they are.
+        Shape ``(S,)``; groups whose mean is 0 keep their zeros.
     """
     groups = int(group_of.max()) + 1 if group_of.numel() else 0
-    weight = torch.ones_like(scores) if among is None else among.to(scores.dtype)
-    total = scores.new_zeros(groups).index_add_(0, group_of, scores * weight)
-    count = scores.new_zeros(groups).index_add_(0, group_of, weight)
-    mean = (total / count.clamp(min=1))[group_of]
+    total = scores.new_zeros(groups).index_add_(0, group_of, scores)
+    count = torch.bincount(group_of, minlength=groups).to(scores.dtype)
+    mean = (total / count)[group_of]
     return torch.where(mean > 0, scores / mean.clamp(min=torch.finfo(scores.dtype).tiny), scores)
+
+
+def refreshed(old: Tensor, new: Tensor, fresh: Tensor, group_of: Tensor) -> Tensor:
+    """New scores for some structures, comparable with the old ones of the others.
+
+    What has left a layer makes the rest of it, and the layers around it, smaller in every norm.
+    Taken as they are, new scores would point at the layers that lost most, until those are empty.
+    So each group's new scores are scaled to keep the mean that the same structures had before;
+    their order within the group is new. Source: ours.
+
+    Args:
+        old: Scores so far, shape ``(S,)``; a group without any takes the new ones as they are.
+        new: Scores of now, shape ``(S,)``.
+        fresh: Whose scores are replaced, bool, shape ``(S,)``.
+        group_of: Group of each structure, shape ``(S,)``.
+    """
+    groups = int(group_of.max()) + 1 if group_of.numel() else 0
+    mine = fresh.to(new.dtype)
+    before = new.new_zeros(groups).index_add_(0, group_of, old * mine)
+    now = new.new_zeros(groups).index_add_(0, group_of, new * mine)
+    known = (before > 0) & (now > 0)
+    factor = torch.where(known, before / torch.where(known, now, 1.0), 1.0)
+    return torch.where(fresh, new * factor[group_of], old)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from decayprune.cost import Budget, CostModel
-from decayprune.importance import Importance, normalised
+from decayprune.importance import Importance, normalised, refreshed
 from decayprune.lifecycle import ACTIVE, LifecycleState
 from decayprune.refill import affordable, rank_within
 from decayprune.schedule import Schedule
@@ -225,14 +225,12 @@ class ImportanceSelector:
         new = new.detach().to("cpu", old.dtype)
         if not bool(new.isfinite().all()):
             raise ValueError("importance returned a score that is not finite; check the weights.")
-        return torch.where(refresh, new, old)
+        return refreshed(old, new, refresh, self._structures.group_of)
 
     def _rank(self, score: Tensor, active: Tensor) -> Tensor:
         """Comparable scores in the chosen scope, shape ``(S,)``."""
         group_of = self._structures.group_of
-        # What has left keeps its old score. In the mean it would make what stays, whose inputs have
-        # become fewer, look small in the very layers that lost most, and empty them.
-        relative = normalised(score, group_of, active)
+        relative = normalised(score, group_of)
         if self._scope == "global":
             return relative
         names = sorted(set(self._families))

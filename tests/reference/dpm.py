@@ -243,8 +243,8 @@ class Literal:
             return
         free = [s for s in range(A + B) if s not in self.committed and not self.cooling(s)]
         if new_round:
-            for s in free:
-                self.score[s] = norm(every(s), self.weights)
+            for group in (range(A), range(A, A + B)):
+                self.refresh([s for s in free if s in group])
         judged = self.set.rule == "tournament" and self.step < self.set.stop - 1
         extra = self.set.extra if new_round and judged else 0.0
         chosen = self.shortest(free, extra)
@@ -259,12 +259,17 @@ class Literal:
             length = norm(carriers(s), self.weights)
             self.decaying[s] = Decay(length, length)
 
+    def refresh(self, members: list[int]) -> None:
+        """New scores whose mean is that of the old ones of the same structures."""
+        before = sum(self.score[s] for s in members)
+        for s in members:
+            self.score[s] = norm(every(s), self.weights)
+        now = sum(self.score[s] for s in members)
+        for s in members:
+            self.score[s] *= before / now if before else 1.0
+
     def shortest(self, free: list[int], extra: float) -> list[int] | None:
-        active = [s for s in range(A + B) if s not in self.committed]
-        means = []
-        for group in (range(A), range(A, A + B)):
-            values = [self.score[s] for s in active if s in group]
-            means.append(sum(values) / max(1, len(values)))
+        means = [sum(self.score[:A]) / A, sum(self.score[A:]) / B]
         kept = [
             A - sum(s < A for s in self.committed),
             B - sum(s >= A for s in self.committed),

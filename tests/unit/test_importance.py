@@ -16,6 +16,7 @@ from decayprune.importance import (
     magnitude_l1,
     normalised,
     random,
+    refreshed,
     taylor,
 )
 from decayprune.structures import StructureMap, trace
@@ -139,3 +140,13 @@ def test_normalised_by_the_mean_of_the_group() -> None:
     torch.testing.assert_close(
         normalised(scores * 1e-3, groups), normalised(scores, groups), rtol=1e-6, atol=0
     )
+
+
+def test_refreshed_scores_keep_the_mean_of_their_group() -> None:
+    old = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 0.0])
+    new = torch.tensor([9.0, 30.0, 10.0, 9.0, 5.0, 6.0])
+    fresh = torch.tensor([False, True, True, False, True, True])
+    groups = torch.tensor([0, 0, 0, 1, 2, 2])
+    found = refreshed(old, new, fresh, groups)
+    # 30 and 10 at the mean of 2 and 3; group 1 as it was; group 2 had no scores yet.
+    torch.testing.assert_close(found, torch.tensor([1.0, 3.75, 1.25, 4.0, 5.0, 6.0]))
