@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -222,7 +222,8 @@ def _fields(record: type) -> dict[str, tuple[Any, bool]]:
 
 
 def _value(hint: Any, found: object, where: str) -> object:
-    if isinstance(hint, type):
+    # In Python 3.10, tuple[record, ...] is a type as well.
+    if isinstance(hint, type) and is_dataclass(hint):
         return parse(hint, found, where)
     if not hasattr(hint, "__metadata__"):  # tuple[record, ...]
         if not isinstance(found, list):
