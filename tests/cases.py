@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 Case = Callable[[], tuple[nn.Module, Any]]
 CASES: dict[str, Case] = {}
@@ -892,3 +893,34 @@ def attention_unbatched() -> tuple[nn.Module, Any]:
         b=nn.MultiheadAttention(6, 3, batch_first=True),
         head=nn.Linear(6, 3),
     ), torch.randn(5, 4, dtype=torch.float64)
+
+
+def swin(kind: type[nn.Module]) -> tuple[nn.Module, Any]:
+    """Two attentions in windows, one of them shifted, on a residual stream; rows do not fit."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        x = x + m.a(m.norm(x))
+        x = x + m.b(x)
+        return m.head(x.mean((1, 2)))
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(3, 12),
+        norm=nn.LayerNorm(12),
+        a=kind(12, [3, 3], [0, 0], 4),
+        b=kind(12, [3, 3], [1, 1], 2),
+        head=nn.Linear(12, 3),
+    ), torch.randn(2, 4, 5, 3, dtype=torch.float64)
+
+
+@case
+def shifted_windows() -> tuple[nn.Module, Any]:
+    """Swin: heads and the residual width, which torchvision takes for one another."""
+    return swin(ShiftedWindowAttention)
+
+
+@case
+def shifted_windows_2() -> tuple[nn.Module, Any]:
+    """Swin of version 2: part of the qkv bias is zeroed in each call, so that the heads stay."""
+    return swin(ShiftedWindowAttentionV2)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from decayprune.cutting import named_tensors
 from decayprune.files import write_atomically
 from decayprune.structures.standins import STAND_INS, become_all, counted_width
+from decayprune.structures.windows import HeadwiseWindowAttention
 
 _FORMAT, _VERSION = "decayprune-structure", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
@@ -39,6 +40,7 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.RMSNorm: ("normalized_shape",),
     nn.PReLU: ("num_parameters",),
     nn.Embedding: ("embedding_dim",),
+    HeadwiseWindowAttention: ("num_heads", "dim"),
     nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "num_heads", "head_dim"),
 }
 
@@ -366,8 +368,8 @@ def _attributes_to_set(
             if attribute == "counted":
                 if counted_width(module) != value:
                     raise unfit(f"{name!r} counts {value} channels there, not so here")
-            elif attribute == "normalized_shape" and "counted" in entry:
-                pass  # a normaliser of another library has no such attribute before
+            elif attribute in ("normalized_shape", "dim") and "counted" in entry:
+                pass  # a module of another library has no such attribute before
             elif attribute not in known or type(known[attribute]) is not type(value):
                 raise unfit(f"module {name!r} has no attribute {attribute!r} here")
             yield module, attribute, value

@@ -16,8 +16,18 @@ from torch import Tensor, nn
 
 from decayprune.structures.counting import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
 from decayprune.structures.heads import HeadwiseAttention
+from decayprune.structures.windows import HeadwiseWindowAttention
 
-STAND_INS = (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm, HeadwiseAttention)
+STAND_INS = (
+    CountingLayerNorm,
+    CountingGroupNorm,
+    CountingRMSNorm,
+    HeadwiseAttention,
+    HeadwiseWindowAttention,
+)
+_WINDOWS = {
+    f"torchvision.models.swin_transformer.ShiftedWindowAttention{version}" for version in ("", "V2")
+}
 
 
 def stand_in(module: nn.Module) -> type[nn.Module] | None:
@@ -36,6 +46,8 @@ def stand_in(module: nn.Module) -> type[nn.Module] | None:
         plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
         own = type(module).forward is not nn.MultiheadAttention.forward
         return HeadwiseAttention if plain and not own else None
+    if is_window_attention(module):
+        return HeadwiseWindowAttention
     return CountingRMSNorm if _rms_norm(module) is not None else None
 
 
@@ -48,7 +60,10 @@ def become(module: nn.Module) -> Callable[[], None]:
     added: dict[str, Any] = {"replaced": old.__qualname__}
     if (counted := counted_width(module)) is not None:
         added["counted"] = counted
-    if isinstance(module, nn.LayerNorm):
+    if is_window_attention(module):
+        heads: Any = module.num_heads
+        added |= {"dim": counted, "head_dim": (counted or 0) // heads}
+    elif isinstance(module, nn.LayerNorm):
         # The one reason to override forward() is another dimension; the trial cut checks it.
         added["channels_first"] = old.forward is not nn.LayerNorm.forward
     elif (rms := _rms_norm(module)) is not None:
@@ -87,10 +102,19 @@ def _unpacked(encoder: nn.TransformerEncoder) -> Callable[[], None]:
     return lambda: setattr(encoder, "use_nested_tensor", before)
 
 
+def is_window_attention(module: nn.Module) -> bool:
+    """Whether this is torchvision's attention in shifted windows, as it wrote it."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}" in _WINDOWS
+
+
 def counted_width(module: nn.Module) -> int | None:
-    """Channels that a normaliser with a stand-in counts; None for any other module."""
-    if isinstance(module, (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm)):
-        return module.counted
+    """Channels there were before any left, where a stand-in has to know; None elsewhere."""
+    if isinstance(module, STAND_INS) and not isinstance(module, HeadwiseAttention):
+        return int(module.counted)
+    if is_window_attention(module):
+        qkv: Any = module.qkv
+        return int(qkv.in_features)
     if isinstance(module, nn.LayerNorm):
         return module.normalized_shape[0] if stand_in(module) else None
     if isinstance(module, nn.GroupNorm):

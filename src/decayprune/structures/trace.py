@@ -27,9 +27,10 @@ from decayprune.structures.rules_heads import HEADS
 from decayprune.structures.rules_layers import LAYERS
 from decayprune.structures.rules_movement import MOVEMENT
 from decayprune.structures.rules_windows import WINDOWS
-from decayprune.structures.standins import rms_norms_by_name
+from decayprune.structures.standins import is_window_attention, rms_norms_by_name
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tape import Tape
+from decayprune.structures.windows import HeadwiseWindowAttention
 
 _RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS, **HEADS}
 
@@ -74,6 +75,7 @@ def trace(
             tape.counting = False
             with suppress(ValueError):  # what it would have reached is listed as not reached
                 _run(tape, args, kwargs)
+    _note_windows(tape)
     batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.dim()), 1)
     return assemble(tape, ignored, batch)
 
@@ -209,6 +211,18 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
                         now = held[name]
                         if now is not None and not torch.equal(now, value):
                             now.copy_(value)
+
+
+def _note_windows(tape: Tape) -> None:
+    """Attention in windows keeps its widths as numbers, which no operator shows."""
+    for name, module in tape.modules.items():
+        if not (is_window_attention(module) or isinstance(module, HeadwiseWindowAttention)):
+            continue
+        inside, joined = (tape.known(m.weight, 1) for m in (module.qkv, module.proj))
+        if inside is not None:  # only the stand-in has this attribute
+            tape.attributes.append((name, "dim", inside, 1))
+        if joined is not None:
+            tape.attribute(name, "num_heads", joined.view(module.num_heads, -1)[:, 0])
 
 
 def _train_mode_without_statistics(model: nn.Module) -> None:

@@ -56,6 +56,11 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "attention_bias": ([("q", 4, 3)], ["head"]),
     "attention_rotary": ([("q", 2, 8)], ["head"]),
     "attention_fused": ([("attention", 4, 6), ("up", 10, 1)], ["attention.out", "down", "head"]),
+    "shifted_windows": ([("stem", 12, 1), ("a.qkv", 4, 9), ("b.qkv", 2, 18)], ["head"]),
+    "shifted_windows_2": (
+        [("stem", 12, 1), ("a.cpb_mlp.0", 512, 1), ("b.cpb_mlp.0", 512, 1)],
+        ["a.cpb_mlp.2", "b.cpb_mlp.2", "a.qkv", "b.qkv", "head"],
+    ),
     "windows": ([("a", 4, 1), ("b", 3, 2)], ["head"]),
     "split_by_attribute": ([("stem", 4, 2), ("a", 4, 1)], ["head"]),
     "stacked": ([("a", 6, 1)], ["head"]),
