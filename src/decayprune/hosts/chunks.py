@@ -58,6 +58,58 @@ class Chunks:
                 f"chunk are over before the next begins; found {self.interval}."
             )
 
+    @classmethod
+    def plan(
+        cls,
+        pruner: Any,
+        budget: Budget | None,
+        rectify: Rectify | None,
+        *,
+        count: int | None,
+        interval: int | None,
+        start: int,
+        decay_steps: int,
+    ) -> Chunks:
+        """The chunks of a host, with its defaults.
+
+        Args:
+            pruner: Each of its iterative steps left is a chunk, if there is no budget.
+            budget: With one, there is one chunk.
+            rectify: With it, replacements need time to decay.
+            count: How many chunks; None for the default.
+            interval: Steps between them; None for the default.
+            start: Step of the first.
+            decay_steps: ``N``.
+
+        Raises:
+            ValueError: A value is out of range, or the pruner has no steps left.
+        """
+        left = pruner.iterative_steps - pruner.current_step
+        if left < 1:
+            raise ValueError(
+                f"The pruner has already taken all its {pruner.iterative_steps} iterative steps."
+            )
+        if budget is None and count is not None and count > left:
+            raise ValueError(
+                f"chunks is at most the {left} iterative steps that the pruner has left, found "
+                f"{count}."
+            )
+        if count is None:
+            count = left if budget is None else 1
+        needed = decay_steps * (2 if rectify else 1)
+        chunks = cls(
+            count=count,
+            interval=needed if interval is None else interval,
+            start=start,
+            decay_steps=decay_steps,
+        )
+        if chunks.interval < needed:
+            raise ValueError(
+                f"With rectify, interval is at least twice decay_steps={decay_steps}, so that "
+                f"replacements have time to decay; found {chunks.interval}."
+            )
+        return chunks
+
     def begins(self, chunk: int) -> int:
         """Step at which a chunk selects, the first being number 0."""
         return max(1, self.start) + chunk * self.interval

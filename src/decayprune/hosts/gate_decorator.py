@@ -26,15 +26,14 @@ from decayprune.decay import Curve
 from decayprune.decayer import Decayer
 from decayprune.hosts import gates
 from decayprune.hosts.gate_selection import NEVER, GateSelector
-from decayprune.hosts.ticks import TickTock, least_open, triangle
+from decayprune.hosts.tick_rates import TickRates
+from decayprune.hosts.ticks import TickTock, least_open
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
 from decayprune.rectify import Rectify
 from decayprune.stepping import StepWatch, grad_scale
 from decayprune.structures.forward import ExampleInputs
 from decayprune.structures.trace import trace
 from decayprune.wrappers import check_unwrapped
-
-_Rates = list[list[float]]
 
 
 class GateDecorator:
@@ -111,7 +110,6 @@ class GateDecorator:
         self._example_inputs = example_inputs
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self.decay_steps, self._sparsity = decay_steps, sparsity
-        self._tick_lr, self._tock_lr = tick_lr, tock_lr
 
         names = {item.name for item in self.structures.slices}
         self._parameters = {n: p for n, p in model.named_parameters() if n in names}
@@ -119,12 +117,12 @@ class GateDecorator:
         self.cost = CostModel(self.structures, {n: p.shape for n, p in model.named_parameters()})
         least = least_open(self.cost.sizes, minimal)
         self._check_reachable(least)
-        self._homes, count = self._find_gates()
+        self._homes, count = gates.located(self.structures, self._parameters)
         self._selector = GateSelector(
             self.structures, self.cost, budget, schedule, rectify, count, least, decay_steps
         )
         gates.gate(model, self._norms)
-        self._forget_moments()
+        gates.forget_moments(model, self._norms, self.optimizers)
         self._anatomy = checks.Anatomy(model, self._parameters)
         self._frozen = [
             p
@@ -144,7 +142,7 @@ class GateDecorator:
         self.events: list[Event] = []
         self.steps = self.waited = 0
         self._noted: Tensor | None = None  # scores of a step not counted yet
-        self._rates: _Rates | None = None
+        self._rates = TickRates(self.optimizers, tick_lr, tock_lr)
         self._report: CompactionReport | None = None
         self._watch = StepWatch(self.optimizers, self._before_step)
         checks.claim(model, self)
@@ -204,7 +202,7 @@ class GateDecorator:
             return
         self._decayer.last_release = self._selector.last_release
         if self.finished:
-            self._give_back_rates()
+            self._rates.give_back()
 
     def compact(
         self,
@@ -240,7 +238,7 @@ class GateDecorator:
         others = matching(copies, self.model)
         for model in (self.model, *others):
             gates.melt(model, self._norms)
-        self._forget_moments()
+        gates.forget_moments(self.model, self._norms, self.optimizers)
         self._report = compact(
             self.model,
             self.structures,
@@ -268,7 +266,7 @@ class GateDecorator:
             if self._noted is None:
                 self._observe(grad_scale(optimizer))
             self._shape_gradients(grad_scale(optimizer))
-        self._set_rate(optimizer)
+        self._rates.set(optimizer, self.schedule.phase(self.steps + 1))
 
     def _observe(self, scale: float) -> None:
         """Note score and resistance while gradients are those of the task alone."""
@@ -302,25 +300,6 @@ class GateDecorator:
             if gate.grad is not None:
                 gate.grad += scale * self._sparsity * gate.sign() * pulled[labels]
 
-    def _set_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        phase = self.schedule.phase(self.steps + 1)
-        if self._rates is None:
-            self._rates = [[g["lr"] for g in one.param_groups] for one in self.optimizers]
-        rate = self._tick_lr
-        if not phase.tick:
-            rate = None if self._tock_lr is None else triangle(phase, *self._tock_lr)
-        if rate is None:
-            return
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-    def _give_back_rates(self) -> None:
-        if self._rates is None or (self._tick_lr is None and self._tock_lr is None):
-            return
-        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-
     # ---------------------------------------------------------------- save and resume
 
     def state_dict(self) -> dict[str, Any]:
@@ -331,7 +310,7 @@ class GateDecorator:
         return {
             **resume.saved(self, self.structures, self.state, self._settings()),
             "selector": self._selector.state_dict(),
-            "rates": self._rates,
+            "rates": self._rates.own,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -344,7 +323,7 @@ class GateDecorator:
         self._decayer.load(resume.go_on(self, state, self.state))
         self._selector.load_state_dict(state["selector"])
         self._decayer.last_release = self._selector.last_release
-        self._rates = state["rates"]
+        self._rates.own = state["rates"]
         self._noted = None
         self._watch.forget()
 
@@ -354,27 +333,6 @@ class GateDecorator:
         return own | resume.flat(**parts)
 
     # ---------------------------------------------------------------- inside
-
-    def _find_gates(self) -> tuple[list[tuple[nn.Parameter, Tensor]], Tensor]:
-        """Gates with the structure of each channel (``S``: none); how many each structure has."""
-        size = self.structures.num_structures
-        count = torch.zeros(size + 1, dtype=torch.int64)
-        homes = []
-        for item in self.structures.slices:
-            if bool(item.carrier.any()):
-                labels = torch.where(item.carrier, item.structure, size)
-                count += torch.bincount(labels, minlength=size + 1)
-                gate = self._parameters[item.name]
-                homes.append((gate, labels.to(gate.device)))
-        return homes, count[:size]
-
-    def _forget_moments(self) -> None:
-        """Drop optimizer state of gates and inner biases: it belongs to other coordinates."""
-        for name in self._norms:
-            norm = self.model.get_submodule(name)
-            for optimizer in self.optimizers:
-                for parameter in norm.parameters(recurse=False):
-                    optimizer.state.pop(parameter, None)
 
     def _check_reachable(self, least: Tensor) -> None:
         if self.cost.meets(self.budget, least):

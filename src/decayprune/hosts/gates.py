@@ -11,6 +11,7 @@ here such channels get another ``scale`` instead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -175,3 +176,40 @@ def gateable(model: nn.Module, structures: StructureMap) -> tuple[StructureMap, 
     )
     held = {s.name for s in slices if bool(s.carrier.any())}
     return replace(kept, slices=slices), [n for n in norms if f"{n}.weight" in held]
+
+
+def located(
+    structures: StructureMap, parameters: Mapping[str, nn.Parameter]
+) -> tuple[list[tuple[nn.Parameter, Tensor]], Tensor]:
+    """Gates with the structure of each channel (``S``: none); how many each structure has.
+
+    Args:
+        structures: Their carriers are the gates.
+        parameters: By name.
+    """
+    size = structures.num_structures
+    count = torch.zeros(size + 1, dtype=torch.int64)
+    homes = []
+    for item in structures.slices:
+        if bool(item.carrier.any()):
+            labels = torch.where(item.carrier, item.structure, size)
+            count += torch.bincount(labels, minlength=size + 1)
+            gate = parameters[item.name]
+            homes.append((gate, labels.to(gate.device)))
+    return homes, count[:size]
+
+
+def forget_moments(
+    model: nn.Module, norms: Sequence[str], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Drop optimizer state of gates and inner biases: it belongs to other coordinates.
+
+    Args:
+        model: Holds the norms.
+        norms: Their names.
+        optimizers: Hold the state.
+    """
+    for name in norms:
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            for optimizer in optimizers:
+                optimizer.state.pop(parameter, None)

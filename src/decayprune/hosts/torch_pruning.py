@@ -115,18 +115,15 @@ class TorchPruningHost:
             raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
         self._slices, self._curve, self._tolerance = slices, as_curve(decay), tolerance
         self.rectify, self.budget = rectify, budget
-        default = decay_steps * (2 if rectify else 1)
-        self._chunks = Chunks(
-            count=_chunks(pruner, budget, chunks),
-            interval=default if interval is None else interval,
+        self._chunks = Chunks.plan(
+            pruner,
+            budget,
+            rectify,
+            count=chunks,
+            interval=interval,
             start=start,
             decay_steps=decay_steps,
         )
-        if rectify is not None and self._chunks.interval < 2 * decay_steps:
-            raise ValueError(
-                f"With rectify, interval is at least twice decay_steps={decay_steps}, so that "
-                f"replacements have time to decay; found {self._chunks.interval}."
-            )
         if reserve < 0:
             raise ValueError(f"reserve is a share from 0, found {reserve}.")
 
@@ -385,18 +382,3 @@ def _check_pruner(pruner: Any) -> None:
             "prune_num_heads=True removes whole heads, and the number of heads that a layer has "
             "left is kept by Torch-Pruning alone; build the pruner with prune_num_heads=False."
         )
-
-
-def _chunks(pruner: Any, budget: Budget | None, chunks: int | None) -> int:
-    """How many chunks there are."""
-    left = pruner.iterative_steps - pruner.current_step
-    if left < 1:
-        raise ValueError(
-            f"The pruner has already taken all its {pruner.iterative_steps} iterative steps."
-        )
-    if budget is None and chunks is not None and chunks > left:
-        raise ValueError(
-            f"chunks is at most the {left} iterative steps that the pruner has left, "
-            f"found {chunks}."
-        )
-    return chunks if chunks is not None else left if budget is None else 1

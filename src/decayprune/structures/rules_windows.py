@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from decayprune.structures.calls import Call
-from decayprune.structures.labels import along, core
+from decayprune.structures.labels import along
 from decayprune.structures.rules_movement import moved
+from decayprune.structures.tape import Tape
+
+
+def _one_each(tape: Tape, channels: Tensor, reason: str) -> Tensor:
+    """Tie the labels of each row to each other; one of each row."""
+    tape.partition.unify(channels, channels[:, :1].expand(channels.shape), reason)
+    return channels[:, 0].contiguous()
 
 
 def pixel_shuffle(call: Call) -> Any:
@@ -18,11 +27,8 @@ def pixel_shuffle(call: Call) -> Any:
     if found is None:
         return out
     factor = call.arg(1, "upscale_factor")
-    labels = along(tape.channels(x, -3, "pixel_shuffle across a width"), x.dim() - 3, x.shape)
-    slim = core(labels).reshape(-1, factor * factor)
-    tied = slim[:, :1].expand(slim.shape)
-    tape.partition.unify(slim, tied, "pixel_shuffle beside a fixed width")
-    vector = slim[:, 0].contiguous()
+    channels = tape.channels(x, -3, "pixel_shuffle across a width").reshape(-1, factor * factor)
+    vector = _one_each(tape, channels, "pixel_shuffle beside a fixed width")
     tape.put(out, along(vector, x.dim() - 3, out.shape), found.sources, found.zero)
     return out
 
@@ -49,11 +55,8 @@ def fold(call: Call) -> Any:
     tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
-    channels = out.shape[-3]
-    slim = tape.channels(x, -2, "fold across a width").reshape(channels, -1)
-    tied = slim[:, :1].expand(slim.shape)
-    tape.partition.unify(slim, tied, "fold beside a fixed width")
-    vector = slim[:, 0].contiguous()
+    channels = tape.channels(x, -2, "fold across a width").reshape(out.shape[-3], -1)
+    vector = _one_each(tape, channels, "fold beside a fixed width")
     tape.put(out, along(vector, out.dim() - 3, out.shape), found.sources, found.zero)
     return out
 
@@ -64,8 +67,7 @@ def channel_shuffle(call: Call) -> Any:
     if found is None:
         return out
     rows = tape.channels(x, 1, "channel_shuffle across a width").view(call.arg(1, "groups"), -1)
-    tied = rows[:1].expand(rows.shape)
-    tape.partition.unify(rows, tied, "channel_shuffle beside a fixed width")
+    _one_each(tape, rows.t(), "channel_shuffle beside a fixed width")
     vector = rows.t().reshape(-1)
     tape.put(out, along(vector, 1, out.shape), found.sources, found.zero)
     return out
