@@ -259,16 +259,19 @@ class DHSPG(ZeroInvariantOptimizer):
         rank = torch.where(cooling, state.cool_until.cpu().double(), state.score.cpu().double())
         order = torch.sort(rank, stable=True).indices
         order = torch.cat([order[~(cooling | going)[order]], order[(cooling & ~going)[order]]])
-        groups = self.structures.group_of[order]
-        room = (self.cost.keep_counts(going) - self._floor).clamp(min=0)
-        order = order[rank_within(torch.arange(order.numel()), groups) < room[groups]]
+        kept, groups = self.cost.keep_counts(going), self.structures.group_of
+        room = (kept - self._floor).clamp(min=0)[groups[order]]
+        order = order[rank_within(torch.arange(order.numel()), groups[order]) < room]
+        fresh = order[~cooling[order]]
 
-        def enough(count: int) -> bool:
-            return self._enough(self.cost.keep_counts(going.index_fill(0, order[:count], True)))
+        def shortest(order: Tensor) -> Tensor:
+            return refill(order, kept, self._floor, groups, self._enough)
 
-        fresh = int((~cooling[order]).sum())
-        need = bisect_left(range(order.numel()), True, key=enough)
-        chosen = order[: max(min(leaving, fresh), need)]
+        chosen = shortest(order)
+        if self.budget is None:  # as many as were released, for the target is a number of them
+            chosen = order[: max(min(leaving, fresh.numel()), chosen.numel())]
+        elif chosen.numel() <= fresh.numel():
+            chosen = fitting(fresh, kept, groups, self._enough, self.cost.macs, shortest)
         self._penalised = penalised.index_fill(0, chosen, True).to(self._penalised.device)
         warmed = chosen[cooling[chosen]]
         return warmed if warmed.numel() else None
