@@ -150,7 +150,7 @@ class ImportanceSelector:
 
     def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """Those of ``ids`` that may be released with the budget still met, the first preferred."""
-        limits = self._limits(step)
+        limits = self._limits(step - 1)  # a round that begins now picks what it needs by itself
         if limits is None:
             return ids
         return self._affordable(ids.cpu(), state.committed.cpu(), limits).to(ids.device)

@@ -149,16 +149,15 @@ class Literal:
     def begins(self, i: int) -> int:
         return max(1, self.set.start + i * (self.set.stop - self.set.start) // self.set.rounds)
 
-    def limit(self) -> float | None:
-        begun = sum(self.begins(i) <= self.step for i in range(self.set.rounds))
+    def limit(self, step: int) -> float | None:
+        begun = sum(self.begins(i) <= step for i in range(self.set.rounds))
         return 1 - (1 - self.set.target) * begun / self.set.rounds if begun else None
 
-    def meets(self, committed: set[int]) -> bool:
+    def meets(self, committed: set[int], step: int | None = None) -> bool:
         a = A - sum(s < A for s in committed)
         b = B - sum(s >= A for s in committed)
-        limit = self.limit()
-        assert limit is not None
-        return macs(a, b) / macs(A, B) <= limit
+        limit = self.limit(self.step if step is None else step)
+        return limit is None or macs(a, b) / macs(A, B) <= limit
 
     @property
     def committed(self) -> set[int]:
@@ -230,7 +229,7 @@ class Literal:
                 and (d.age / n >= self.set.judge_at or final)
             ]
             for s in sorted(judged, key=lambda s: -self.decaying[s].work):
-                if self.meets(self.committed - {*leaving, s}):
+                if self.meets(self.committed - {*leaving, s}, self.step - 1):
                     leaving.append(s)
         for s in leaving:
             self.note("release", s, self.decaying.pop(s))

@@ -235,9 +235,9 @@ def test_spare_names_what_the_budget_can_do_without() -> None:
     state = LifecycleState.fresh(MAP.num_structures)
     ids = chooser.select(state, 1, {}, released=False).ids
     state = begin(state, ids)
-    assert chooser.spare(state, 1, ids).tolist() == ids[:4].tolist()
-    assert chooser.spare(state, 1, ids[:2]).tolist() == ids[:2].tolist()
-    everything = chooser.spare(state, 0, ids)  # before the first round nothing is needed
+    assert chooser.spare(state, 2, ids).tolist() == ids[:4].tolist()
+    assert chooser.spare(state, 2, ids[:2]).tolist() == ids[:2].tolist()
+    everything = chooser.spare(state, 1, ids)  # before the first round nothing was needed
     assert everything.tolist() == ids.tolist()
 
 
