@@ -37,7 +37,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "N = 140": "rectify=none schedule.decay_steps=140",
     },
     "How many rounds, over how long": {
-        "3 rounds in 70 steps, N = 35": "rectify=none schedule.rounds=3 schedule.stop=70",
+        "3 rounds in 50 steps, N = 35": "rectify=none schedule.rounds=3 schedule.stop=50",
         "10 rounds in 175 steps, N = 35": "rectify=none schedule.rounds=10 schedule.stop=175",
         "10 abrupt rounds in 175 steps": (
             "rectify=none schedule.rounds=10 schedule.stop=175 schedule.decay_steps=1"
