@@ -363,9 +363,7 @@ def test_arguments_the_other_way_round(folder: Path) -> None:
     match = r"load\(folder, model\) takes the folder first .*; found PosixPath as the model"
     with pytest.raises(TypeError, match=match):
         dp.load(net(), folder)
-    with pytest.raises(
-        TypeError, match=r"save\(.*; found OrderedDict as the model"
-    ):
+    with pytest.raises(TypeError, match=r"save\(.*; found OrderedDict as the model"):
         dp.save(folder, net().state_dict())
 
 
