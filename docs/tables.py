@@ -102,6 +102,19 @@ def hosts(found: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{facts}"
 
 
+def hosts_overhead(found: dict[str, Any]) -> str:
+    """What a host adds to its base step, and its whole step, by phase."""
+    figures, bars = found["figures"], found["bars"]
+    phases = [name.removesuffix(", adds") for name in figures if name.endswith(", adds")]
+    rows = []
+    for phase in phases:
+        bar = bars.get(f"{phase}, adds")
+        values = [f"{figures[f'{phase}, {key}']:.2f}" for key in ("adds", "in all")]
+        rows.append([phase, *values, "" if bar is None else f"{bar:g}"])
+    facts = f"Median of {found['repeats']}; {machine(found['machine'])}.\n"
+    return f"{table(['phase', 'adds', 'in all', 'goal: adds'], rows)}\n{facts}"
+
+
 def recommend(found: dict[str, Any]) -> str:
     """Shares of the ideal speed-up, with and without what dp.benchmark recommends."""
     head = [
@@ -196,10 +209,23 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "faults": faults,
     "fashion-mnist": run,
     "hosts_fashion": hosts,
+    "hosts_overhead": hosts_overhead,
     "latency_budget": latency_budget,
     "overhead": overhead,
     "recommend": recommend,
 }
+
+
+def of_host(found: dict[str, Any], host: str) -> dict[str, Any]:
+    """The runs, or the figures, of one host alone."""
+    runs = [one for one in found.get("runs", []) if one["host"] == host]
+    figures = {
+        name.removeprefix(f"{host}: "): value
+        for name, value in found.get("figures", {}).items()
+        if name.startswith(f"{host}: ")
+    }
+    bars = {name.removeprefix(f"{host}: "): bar for name, bar in found.get("bars", {}).items()}
+    return {**found, "runs": runs, "figures": figures, "bars": bars}
 
 
 def filled(text: str) -> str:
@@ -211,8 +237,8 @@ def filled(text: str) -> str:
             return mark[0]
         found = json.loads(path.read_text(encoding="utf-8"))
         if mark["host"]:
-            found["runs"] = [one for one in found["runs"] if one["host"] == mark["host"]]
-            if not found["runs"]:
+            found = of_host(found, mark["host"])
+            if not (found.get("runs") or found.get("figures")):
                 return mark[0]
         return f"{mark['begin']}{TABLES[mark['name']](found)}{mark['end']}"
 
