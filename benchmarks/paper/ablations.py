@@ -142,7 +142,7 @@ def draw(table: list[Row], file: Path) -> None:
     for place, row in enumerate(shown):
         worth = row.gain
         colour = "#2f6fde" if worth.low > 0 else "#d9480f" if worth.high < 0 else "#8a8f98"
-        half = 0.0 if worth.pairs < 2 else worth.high - worth.mean
+        half = 0.0 if worth.pairs < 3 else worth.high - worth.mean
         axis.errorbar(worth.mean, place, xerr=half, fmt="o", color=colour, markersize=4, capsize=2)
     axis.axvline(0, color="#8a8f98", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [row.label for row in shown], fontsize=8)
@@ -179,7 +179,7 @@ def page(table: list[Row]) -> str:
             if row.question == question:
                 worth = row.gain
                 gained = f"{worth.mean:+.2f}"
-                gained += f" ({worth.low:+.2f} … {worth.high:+.2f})" if worth.pairs > 1 else ""
+                gained += f" ({worth.low:+.2f} … {worth.high:+.2f})" if worth.pairs > 2 else ""
                 cells = [row.label, f"`{row.changes}`", f"{interval(row.accuracies)[0]:.2f}"]
                 cells += ["" if question == "Base" else gained, str(worth.pairs)]
                 lines.append(f"| {' | '.join(cells)} |")
