@@ -68,10 +68,10 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
     "Releases on a random selection (against it)": {
         "random selection": "rectify=none pruner.importance=random",
-        "tournament, 30 % extra ": (
+        "the same, tournament with 30 % extra": (
             "rectify=tournament rectify.extra=0.3 pruner.importance=random"
         ),
-        "random release, 30 % extra ": (
+        "the same, random release of 30 % extra": (
             "rectify=random rectify.extra=0.3 pruner.importance=random"
         ),
     },
@@ -147,8 +147,7 @@ def draw(table: list[Row], file: Path) -> None:
     axis.axvline(0, color="#8a8f98", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [row.label for row in shown], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xscale("symlog", linthresh=1)
-    axis.set_xlabel("points above the base, 95 % interval of the paired mean (linear within ±1)")
+    axis.set_xlabel("points above the base, 95 % interval of the paired mean from three seeds on")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
     figure.tight_layout()
