@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,3 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _same_numbers() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    init = f"file://{tmp_path / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
@@ -77,15 +74,6 @@ def test_nothing_is_cut_if_a_copy_does_not_fit(name: str) -> None:
         setup.host.compact(copies=[nn.Linear(2, 2)])
     assert same(before, setup.model)
     assert setup.host.compact().removed
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of one."""
-    init = f"file://{tmp_path / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=init, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @every_host

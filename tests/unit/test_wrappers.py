@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from decayprune.wrappers import check_bare, check_unwrapped
 from loops import OPTIMIZERS, net, pruner_for, train
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of one."""
-    init = f"file://{tmp_path / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=init, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def refused(model: nn.Module, match: str) -> None:
