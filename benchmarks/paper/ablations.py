@@ -186,6 +186,13 @@ def page(table: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def write(docs: Path = DOCS) -> None:
+    """Make the page of ablations and its picture from the runs."""
+    table = rows(read())
+    draw(table, docs / "images" / "ablations.svg")
+    (docs / "ablations.md").write_text(page(table))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("do", choices=("run", "page"))
@@ -200,9 +207,7 @@ def main() -> None:
                     row = go(Probe().with_(changes.split()), seed, RUNS, cached=True)
                     print(f"{row['accuracy']:.2f}  seed {seed}  {question}: {label}", flush=True)
         return
-    table = rows(read())
-    draw(table, DOCS / "images" / "ablations.svg")
-    (DOCS / "ablations.md").write_text(page(table))
+    write()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The comparison on Fashion-MNIST: which trials belong to which tier, and one command to run them.
 
     python benchmarks/paper/study.py run --tier 1 --processes 2    # hours; stop and rerun at will
-    python benchmarks/paper/study.py tables                        # summary.json, tables, pictures
+    python benchmarks/paper/study.py tables       # summary.json, docs/results.md, docs/ablations.md
 
-Every run leaves one JSON file in ``results/runs``; tables are made of those files alone.
+Every run leaves one JSON file in ``results/runs``; tables are made of those files alone, the page
+of ablations of ``results/probe.jsonl``.
 """
 
 from __future__ import annotations
@@ -78,7 +79,11 @@ def complete(folder: Path) -> list[str]:
     for tier, wanted in tiers().items():
         done = sum(result_file(folder, trial).is_file() for trial in wanted)
         state = "complete" if done == len(wanted) else "incomplete"
-        lines.append(f"- tier {tier}: {state}, {done} of {len(wanted)} runs")
+        broken = sum((folder / "failed" / f"{t.name}.json").is_file() for t in wanted)
+        lines.append(
+            f"- tier {tier}: {state}, {done} of {len(wanted)} runs"
+            + (f"; {broken} failed and left out of their pairs" if broken else "")
+        )
     return lines
 
 
@@ -87,6 +92,7 @@ BEGIN, END = "<!-- study -->\n", "<!-- /study -->"
 
 def write_tables(folder: Path, page: Path) -> None:
     """Make ``summary.json``, the tables in the page of results and its pictures from the runs."""
+    import ablations
     from pictures import draw
 
     runs = grid.read(folder)
@@ -108,6 +114,7 @@ def write_tables(folder: Path, page: Path) -> None:
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(before + BEGIN + "\n".join(text) + END + after)
+    ablations.write(page.parent)
 
 
 def main() -> None:

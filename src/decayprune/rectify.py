@@ -48,7 +48,7 @@ class Rectify:
     t_rate: float = 0.5
     t_len: float = 0.25
     warm_up: float = 0.25
-    extra: float = 0.1
+    extra: float = 0.05
     judge_at: float = 0.5
     cool_down: float = 2.0
 

@@ -110,6 +110,7 @@ def _row(
         "dense_mean": 100 * statistics.fmean(run["dense_test_accuracy"] for run in runs),
         "macs_ratio": statistics.fmean(r["macs_after"] / r["macs_before"] for r in runs),
         "params_ratio": statistics.fmean(r["params_after"] / r["params_before"] for r in runs),
+        "speedup": statistics.median(run["latency"]["speedup"] for run in runs),
         "released_mean": statistics.fmean(run["events"]["released"] for run in runs),
     }
     shared = sorted(set(seeds) & set(base))
@@ -137,8 +138,9 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
         rows: Of :func:`summary`.
     """
     lines = [
-        "| task, model | host | budget | variant | MACs | params | accuracy | gain (95 %) | won |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| task, model | host | budget | variant | MACs | params | time "
+        "| accuracy | gain (95 %) | won | released |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         spread = "" if row["acc_std"] is None else f" ± {row['acc_std']:.2f}"
@@ -146,8 +148,8 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
         lines.append(
             f"| {row['task']}, {row['model']} | {row['host']} | {row['budget']:.1%} "
             f"| {_NAMES.get(row['variant'], row['variant'])} | {row['macs_ratio']:.1%} "
-            f"| {row['params_ratio']:.1%} | {row['acc_mean']:.2f}{spread} "
-            f"| {_gained(row)} | {won} |"
+            f"| {row['params_ratio']:.1%} | {row['speedup']:.2f}x | {row['acc_mean']:.2f}{spread} "
+            f"| {_gained(row)} | {won} | {row['released_mean']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

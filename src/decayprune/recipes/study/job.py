@@ -25,7 +25,7 @@ from torch import nn
 import decayprune as dp
 from decayprune.cost import CostModel
 from decayprune.files import write_atomically
-from decayprune.latency import cpu_name
+from decayprune.latency import benchmark, cpu_name
 from decayprune.recipes import data as datasets
 from decayprune.recipes import models, own
 from decayprune.recipes.batches import Batches, MemoryBatches, seed_all
@@ -70,12 +70,14 @@ class Job:
         model, digest = self.dense()
         before = evaluate(model, self.data.test, trial.bf16)
         steps = self._steps(trial.training)
+        dense = copy.deepcopy(model)
         pruned = self._train(model, steps)
         figures = {
             "trial": trial.to_json(),
             "steps": steps,
             "dense_digest": digest,
             "dense_test_accuracy": before,
+            "latency": self._latency(dense, pruned["model"]),
             "validation_accuracy": self._validate(pruned["model"]),
             "test_accuracy": evaluate(pruned.pop("model"), self.data.test, trial.bf16),
             "curve": self.curve,
@@ -230,6 +232,12 @@ class Job:
     def _steps(self, how: Training) -> int:
         steps = how.epochs * len(self.data.train)
         return steps if self.trial.steps is None else min(steps, self.trial.steps)
+
+    def _latency(self, dense: nn.Module, model: nn.Module) -> dict[str, float]:
+        """Milliseconds for one batch, before and after; taken in turns, so the ratio holds."""
+        images, _ = next(iter(self.data.train.epoch(0)))
+        found = benchmark(dense, model, images, runs=3)
+        return {"before_ms": found.before_ms, "after_ms": found.after_ms, "speedup": found.speedup}
 
     def _note(self, step: int, loss: float, model: nn.Module) -> None:
         """Loss and accuracy at the end of each epoch."""

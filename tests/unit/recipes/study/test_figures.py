@@ -18,6 +18,7 @@ def run(variant: str, seed: int, accuracy: float, **changes: Any) -> dict[str, A
         "params_before": 100,
         "params_after": 30,
         "events": {"released": 4},
+        "latency": {"before_ms": 30.0, "after_ms": 10.0, "speedup": 3.0},
     }
 
 
@@ -56,7 +57,7 @@ def test_rows_pair_seeds_within_a_cell_and_hold_every_key() -> None:
     assert ours["gain_mean"] == pytest.approx(3.5)  # (2 + 5) / 2: seed 2 has no pair
     assert ours["gain_ci95_low"] < 3.5 < ours["gain_ci95_high"]
     assert (ours["macs_ratio"], ours["params_ratio"], ours["released_mean"]) == (0.24, 0.3, 4)
-    assert ours["seeds_won"] == 2
+    assert (ours["seeds_won"], ours["speedup"]) == (2, 3.0)
     assert rows[0]["gain_mean"] is None
     assert rows[2]["gain_mean"] is None  # no host alone at that budget
     assert rows[2]["acc_std"] is None
@@ -73,5 +74,5 @@ def test_the_table_has_a_line_for_every_row() -> None:
     rows = figures.summary([run("alone", 0, 0.8), run("sp", 0, 0.9), run("alone", 1, 0.8)])
     lines = figures.markdown(rows).splitlines()
     assert len(lines) == 2 + len(rows)
-    assert "| host alone | 24.0% | 30.0% | 80.00 ± 0.00 |" in lines[2]
-    assert lines[3].endswith("| 90.00 | +10.00 | 1 of 1 |")
+    assert "| host alone | 24.0% | 30.0% | 3.00x | 80.00 ± 0.00 |" in lines[2]
+    assert lines[3].endswith("| 90.00 | +10.00 | 1 of 1 | 4 |")
