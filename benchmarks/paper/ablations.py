@@ -46,7 +46,6 @@ QUESTIONS: dict[str, dict[str, str]] = {
     "What shrinks, and how": {
         "all slices": "rectify=none pruner.slices=all",
         "cosine": "rectify=none pruner.decay=cosine",
-        "only ever shorten": "rectify=none pruner.inflate=false",
     },
     "What is selected": {
         "same share of every layer": "rectify=none pruner.scope=local",

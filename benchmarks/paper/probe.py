@@ -112,6 +112,7 @@ class Run:
         self.example = torch.zeros(1, 1, probe.size, probe.size)
         self.pruner: Any = self._pruner()
         self.after_step: list[Callable[[int], None]] = []
+        self.last_loss = self.grad_norm = float("nan")  # of the step just taken, before clipping
         self.loss: Callable[[Tensor, Tensor], Tensor] = self._loss
         if probe.idea:
             spec = importlib.util.spec_from_file_location("idea", probe.idea)
@@ -161,7 +162,8 @@ class Run:
             loss.backward()
             if report is None:
                 self.pruner.observe()
-            nn.utils.clip_grad_norm_(self.model.parameters(), p.clip)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), p.clip)
+            self.last_loss, self.grad_norm = loss.item(), norm.item()
             self.optimizer.step()
             if report is None:
                 self.pruner.step()

@@ -93,6 +93,7 @@ BEGIN, END = "<!-- study -->\n", "<!-- /study -->"
 def write_tables(folder: Path, page: Path) -> None:
     """Make ``summary.json``, the tables in the page of results and its pictures from the runs."""
     import ablations
+    import inside
     from pictures import draw
 
     runs = grid.read(folder)
@@ -115,6 +116,7 @@ def write_tables(folder: Path, page: Path) -> None:
     _, _, after = rest.partition(END)
     page.write_text(before + BEGIN + "\n".join(text) + END + after)
     ablations.write(page.parent)
+    inside.write(page)
 
 
 def main() -> None:

@@ -78,19 +78,14 @@ def step_factors(age: Tensor, span: Tensor, curve: Curve) -> Tensor:
     return torch.where(age >= span, 0.0, after / before.clamp(min=1e-300))
 
 
-def scale_factors(length: Tensor, target: Tensor, *, inflate: bool = True) -> Tensor:
+def scale_factors(length: Tensor, target: Tensor) -> Tensor:
     """What to multiply each structure with, so that its norm becomes the target.
 
     Args:
         length: Norm now, shape ``(D,)``.
         target: Norm wanted, shape ``(D,)``.
-        inflate: Also lengthen a structure that training shrank faster than the schedule;
-            ``False`` gives ``min(1, target / length)``.
 
     Returns:
         Factors, shape ``(D,)``; 0 where the norm is 0 (it stays 0).
     """
-    factors = torch.where(
-        length > 0, target / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0
-    )
-    return factors if inflate else factors.clamp(max=1)
+    return torch.where(length > 0, target / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)

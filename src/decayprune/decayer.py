@@ -54,7 +54,6 @@ class Decayer:
             zeroed at the end); ``"all"``: every slice shrinks, by the factor of its carriers.
         rectify: When to release; None never releases and needs no gradients.
         last_release: Step before which structures may be released.
-        inflate: Lengthen structures that training shrank faster than the schedule.
         hold: Hold norms to the schedule; False multiplies by its step ratio only.
         pin: Zero the carriers of every pruned structure again after each step. For maps without
             the consumers' columns: whose gradient would revive a structure, and whose carriers at
@@ -72,14 +71,13 @@ class Decayer:
         slices: Literal["carriers", "all"] = "carriers",
         rectify: Rectify | None = None,
         last_release: int = 0,
-        inflate: bool = True,
         hold: bool = True,
         pin: bool = False,
     ) -> None:
         self.structures, self.rectify = structures, rectify
         self.decay_steps, self.last_release = decay_steps, last_release
         self._parameters, self._optimizers = dict(parameters), list(optimizers)
-        self._curve, self._inflate, self._all = curve, inflate, slices == "all"
+        self._curve, self._all = curve, slices == "all"
         self._hold, self._pins = hold, pin
         device = next(iter(self._parameters.values())).device
         ranks = {name: p.dim() for name, p in self._parameters.items()}
@@ -229,9 +227,7 @@ class Decayer:
                 (age - 1) / span,
                 final=step == self.last_release - 1,
             )
-            candidates = ids[order]
-            allowed = selector.spare(self.state, step, candidates)
-            leaving = candidates[:allowed] if isinstance(allowed, int) else allowed
+            leaving = selector.spare(self.state, step, ids[order])
         if not leaving.numel():
             return []
         events = self._events("release", step, leaving)
@@ -318,7 +314,7 @@ class Decayer:
         if not self._hold:
             return step_factors(age, span, self._curve).to(length.dtype)
         target = target_length(self.state.start_length[ids], age, span, self._curve)
-        return scale_factors(length, target, inflate=self._inflate)
+        return scale_factors(length, target)
 
     def _zero(self, ids: Tensor) -> None:
         pick = self._every.pick(ids)

@@ -64,8 +64,6 @@ class DecayPruner:
         slices: Shrink the ``"carriers"`` of a structure, or ``"all"`` its slices along with them.
         decay: ``"linear"``, ``"cosine"``, or a function of progress.
         floor: Share of every width that stays in any case.
-        inflate: Hold the norm of a decaying structure to the schedule even if training shrank
-            it faster; False only ever shortens.
 
     Raises:
         ValueError: Nothing can be pruned, the budget cannot be reached, a name matches nothing,
@@ -89,7 +87,6 @@ class DecayPruner:
         slices: Literal["carriers", "all"] = "carriers",
         decay: str | Curve = "linear",
         floor: float = 0.1,
-        inflate: bool = True,
     ) -> None:
         checks.check_free(model)
         checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
@@ -137,7 +134,6 @@ class DecayPruner:
             slices=slices,
             rectify=rectify,
             last_release=schedule.stop,
-            inflate=inflate,
         )
         self._needs_gradients = rectify is not None or importance == "taylor"
         self.budget, self.rectify = budget, rectify
@@ -148,7 +144,6 @@ class DecayPruner:
             "slices": slices,
             "decay": decay if isinstance(decay, str) else "a function",
             "floor": floor,
-            "inflate": inflate,
         }
         self.steps = 0
         self.waited = 0

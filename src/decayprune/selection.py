@@ -59,8 +59,8 @@ class Selector(Protocol):
             released: Whether something was released at this step and has to be replaced.
         """
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int | Tensor:
-        """Which of these decaying structures may be released: how many from the front, or which.
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Which of these decaying structures may be released.
 
         Args:
             state: Where every structure stands.

@@ -65,7 +65,6 @@ def test_what_has_no_length_stays_zero() -> None:
     assert found.tolist() == [0.0, 0.5]
 
 
-def test_without_inflating_nothing_grows() -> None:
+def test_what_is_shorter_than_its_target_grows() -> None:
     length, target = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])
     assert scale_factors(length, target).tolist() == [2.0, 0.5]
-    assert scale_factors(length, target, inflate=False).tolist() == [1.0, 0.5]

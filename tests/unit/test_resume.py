@@ -160,7 +160,6 @@ class TestForeignStates:
             {"decay": "cosine"},
             {"importance": "magnitude_l1"},
             {"floor": 0.2},
-            {"inflate": False},
         ],
         ids=str,
     )

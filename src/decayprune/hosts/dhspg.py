@@ -276,19 +276,19 @@ class DHSPG(ZeroInvariantOptimizer):
         warmed = chosen[cooling[chosen]]
         return warmed if warmed.numel() else None
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int:
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """The tournament, as a stream: those among the costliest of all judged so far.
 
         Structures are caught one by one, not in rounds, so each is compared with every structure
         judged before it; ``extra / (1 + extra)`` of all are released, and replaced.
         """
         if self.rectify is None or not ids.numel():
-            return 0
+            return ids[:0]
         works = state.statistics.work[ids].tolist()
         self._judged += works
         share = self.rectify.extra / (1 + self.rectify.extra)
         best = sorted(self._judged, reverse=True)[: int(len(self._judged) * share)]
-        return sum(work >= best[-1] for work in works) if best else 0
+        return ids[: sum(work >= best[-1] for work in works) if best else 0]
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the structures that decay or are pruned meet the target."""

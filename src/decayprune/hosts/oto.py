@@ -140,8 +140,8 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         """Structures that start to decay at this step (see :class:`Selector`)."""
         raise NotImplementedError
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int | Tensor:
-        """Which of ``ids`` may be released, or how many from the front (see :class:`Selector`)."""
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Which of ``ids`` may be released (see :class:`Selector`)."""
         raise NotImplementedError
 
     def done(self, state: LifecycleState, step: int) -> bool:

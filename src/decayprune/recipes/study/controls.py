@@ -42,12 +42,11 @@ class RandomRelease:
         """As the selector does."""
         return self._selector.select(state, step, parameters, released=released)
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> int | Tensor:
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """As many random ones as the budget allows."""
         generator = torch.Generator().manual_seed(1_000_003 * self._seed + step)
         order = torch.randperm(ids.numel(), generator=generator).to(ids.device)
-        allowed = self._selector.spare(state, step, ids[order])
-        return ids[order][:allowed] if isinstance(allowed, int) else allowed
+        return self._selector.spare(state, step, ids[order])
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """As the selector does."""
