@@ -177,7 +177,9 @@ def table(found: dict[str, Any]) -> str:
 
 
 def write(page: Path = DOCS / "results.md") -> None:
-    """Make the picture and the table in the page of results."""
+    """Make the picture and the table in the page of results, if there is anything to show."""
+    if not FILE.is_file():
+        return
     found = json.loads(FILE.read_text())
     draw(found, page.parent / "images" / "inside.svg")
     before, _, rest = page.read_text().partition(BEGIN)

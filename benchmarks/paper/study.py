@@ -30,7 +30,7 @@ PRUNING = Training(epochs=1, lr=0.05)
 RESNET = Trial(task="fashion-mnist", model="resnet20", dense=DENSE, training=PRUNING)
 VGG = RESNET.with_(model="vgg16_slim")
 VIT = RESNET.with_(
-    model="vit_tiny",
+    model="vit_slim",
     dense=Training(epochs=4, lr=0.02),
     training=Training(epochs=1, lr=0.005),
 )
@@ -93,6 +93,7 @@ BEGIN, END = "<!-- study -->\n", "<!-- /study -->"
 def write_tables(folder: Path, page: Path) -> None:
     """Make ``summary.json``, the tables in the page of results and its pictures from the runs."""
     import ablations
+    import goals
     import inside
     from pictures import draw
 
@@ -111,6 +112,9 @@ def write_tables(folder: Path, page: Path) -> None:
         "### Against smooth pruning without releases",
         "",
         figures.markdown(row for row in smooth if row["gain_mean"] is not None),
+        "### The goals",
+        "",
+        goals.markdown(goals.goals(runs)),
     ]
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -23,7 +23,7 @@ def test_sizes_are_those_of_the_literature(name: str, params: float) -> None:
     assert found == pytest.approx(params, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg16_slim", "vit_tiny"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg16_slim", "vit_tiny", "vit_slim"])
 def test_models_can_be_pruned(name: str) -> None:
     found = dp.inspect(build(name, 1, 10, 8), torch.zeros(1, 1, 8, 8))
     assert found.least_macs < 0.5

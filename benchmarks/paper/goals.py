@@ -1,0 +1,90 @@
+"""The goals of the comparison, each with the figure that was reached, whatever it says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from decayprune.recipes.study.figures import Gain, gain
+
+MODELS = {"resnet20": "ResNet-20", "vgg16_slim": "slim VGG-16"}
+HOSTS = {
+    "dhspg": ("OTOv2 (DHSPG)", 0.4),
+    "depgraph": ("DepGraph", 0.3),
+    "depgraph-sl": ("DepGraph, sparse learning", 0.3),
+    "gate": ("Gate Decorator", 0.25),
+}
+HARD, HARD_TARGET = 0.125, 2.0
+BUDGETS = (0.5, 0.25, HARD)
+
+Arm = tuple[str, str]
+"""Host and variant."""
+
+
+class Goal(NamedTuple):
+    """One goal: a mean gain to reach, with its interval above zero."""
+
+    words: str
+    target: float
+    found: Gain | None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.found is None:
+            return "not run yet"
+        if self.found.low > 0:
+            return "reached" if self.found.mean >= self.target else "a gain, below the goal"
+        return "a loss" if self.found.high < 0 else "no difference shown"
+
+
+class _Scores:
+    """Test accuracies in percent, by seed."""
+
+    def __init__(self, runs: Iterable[Mapping[str, Any]]) -> None:
+        self._of: dict[tuple[str, float, Arm], dict[int, float]] = {}
+        for run in runs:
+            trial = run["trial"]
+            if trial["task"] == "fashion-mnist":
+                key = (trial["model"], trial["budget"], (trial["host"], trial["variant"]))
+                self._of.setdefault(key, {})[trial["seed"]] = 100 * run["test_accuracy"]
+
+    def gain(self, model: str, budget: float, ours: Arm, theirs: Arm) -> Gain | None:
+        """Of one over the other, over the seeds that both have; None with fewer than two."""
+        mine, others = (self._of.get((model, budget, arm), {}) for arm in (ours, theirs))
+        seeds = sorted(mine.keys() & others.keys())
+        if len(seeds) < 2:
+            return None
+        return gain([mine[seed] for seed in seeds], [others[seed] for seed in seeds])
+
+
+def goals(runs: Iterable[Mapping[str, Any]]) -> Iterator[Goal]:
+    """Every goal, with what the runs say about it so far."""
+    scores, ours = _Scores(runs), ("default", "sp_sr")
+    for (model, name), budget in itertools.product(MODELS.items(), BUDGETS):
+        where = f"{name}, {budget:.1%}"
+        for host, (title, target) in HOSTS.items():
+            found = scores.gain(model, budget, (host, "sp_sr"), (host, "alone"))
+            words = f"{where}: {title} +SP+SR over the host alone"
+            yield Goal(words, HARD_TARGET if budget == HARD else target, found)
+        for host, (title, _) in HOSTS.items():
+            found = scores.gain(model, budget, ours, (host, "sp_sr"))
+            yield Goal(f"{where}: our default over {title} +SP+SR", 0.0, found)
+        for other, title in (("sp", "no releases"), ("random_release", "random releases")):
+            found = scores.gain(model, budget, ours, ("default", other))
+            yield Goal(f"{where}: our releases over {title}", 0.0, found)
+
+
+def markdown(found: Iterable[Goal]) -> str:
+    """The goals as a table."""
+    lines = ["| goal | at least | reached (95 %) | seeds | |", "| --- | ---: | ---: | ---: | --- |"]
+    for goal in found:
+        worth, seeds = "", ""
+        if goal.found is not None:
+            one = goal.found
+            worth = f"{one.mean:+.2f} ({one.low:+.2f} … {one.high:+.2f})"
+            seeds = str(one.pairs)
+        target = f"{goal.target:+.2f}" if goal.target else "above 0"
+        lines.append(f"| {goal.words} | {target} | {worth} | {seeds} | {goal.verdict} |")
+    return "\n".join(lines) + "\n"
