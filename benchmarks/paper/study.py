@@ -129,7 +129,9 @@ def main() -> None:
     parser.add_argument("--tier", type=int, action="append", choices=tuple(tiers()))
     parser.add_argument("--seeds", type=int, default=SEEDS, help="the first so many only")
     parser.add_argument("--host", action="append", choices=HOSTS)
+    parser.add_argument("--model", action="append")
     parser.add_argument("--budget", action="append", type=float)
+    parser.add_argument("--variant", action="append", choices=VARIANTS + CONTROLS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     parser.add_argument("--page", type=Path, default=DOCS / "results.md")
@@ -145,7 +147,9 @@ def main() -> None:
         for trial in tiers()[tier]
         if trial.seed < given.seeds
         and trial.host in (given.host or HOSTS)
+        and trial.model in (given.model or (trial.model,))
         and trial.budget in (given.budget or (trial.budget,))
+        and trial.variant in (given.variant or (trial.variant,))
     ]
     if given.do == "list":
         for trial in chosen:
