@@ -15,6 +15,7 @@ HOSTS = {
     "depgraph-sl": ("DepGraph, sparse learning", 0.3),
     "gate": ("Gate Decorator", 0.25),
 }
+TITLES = {"default": "our own selection", "hesso": "HESSO"} | {h: t for h, (t, _) in HOSTS.items()}
 HARD, HARD_TARGET = 0.125, 2.0
 BUDGETS = (0.5, 0.25, HARD)
 

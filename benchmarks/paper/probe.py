@@ -45,7 +45,7 @@ from decayprune.recipes import data as datasets
 from decayprune.recipes import models
 from decayprune.recipes.batches import Augmentation, MemoryBatches, seed_all
 from decayprune.recipes.loop import cosine, evaluate
-from decayprune.recipes.study.controls import RandomRelease
+from decayprune.recipes.study.controls import release_at_random
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "probe"
@@ -136,7 +136,7 @@ class Run:
             **p.pruner,
         )
         if p.rectify == "random":
-            pruner._selector = RandomRelease(pruner._selector, self.seed)
+            release_at_random(pruner._selector, self.seed)
         return pruner
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:

@@ -13,9 +13,13 @@ import argparse
 import functools
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from goals import MODELS, TITLES, goals
+from goals import markdown as goals_table
 
 from decayprune.recipes.settings import DATA_DIR
 from decayprune.recipes.study import figures, grid
@@ -23,7 +27,7 @@ from decayprune.recipes.study.job import result_file
 from decayprune.recipes.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
 
 HERE = Path(__file__).resolve().parent
-DOCS = HERE.parents[1] / "docs"
+ROOT = HERE.parents[1]
 
 DENSE = Training(epochs=4, lr=0.1)
 PRUNING = Training(epochs=1, lr=0.05)
@@ -90,10 +94,43 @@ def complete(folder: Path) -> list[str]:
 BEGIN, END = "<!-- study -->\n", "<!-- /study -->"
 
 
-def write_tables(folder: Path, page: Path) -> None:
-    """Make ``summary.json``, the tables in the page of results and its pictures from the runs."""
+def short(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per network, host and budget, for the README."""
+    cells: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["task"] == "fashion-mnist":
+            key = (row["model"], row["host"], row["budget"])
+            cells.setdefault(key, {})[row["variant"]] = row
+    lines = [
+        "| network, host | MACs left | host alone | +SP | +SP+SR | gain of +SP+SR (95 %) | won |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (model, host, budget), cell in cells.items():
+        if not set(VARIANTS) <= set(cell):
+            continue
+        scores = [f"{cell[v]['acc_mean']:.2f} ± {cell[v]['acc_std'] or 0:.2f}" for v in VARIANTS]
+        best = cell["sp_sr"]
+        gained = f"{best['gain_mean']:+.2f}"
+        if best["gain_ci95_low"] is not None:
+            gained += f" ({best['gain_ci95_low']:+.2f} … {best['gain_ci95_high']:+.2f})"
+        named = f"{MODELS.get(model, model)}, {TITLES.get(host, host)}"
+        lines.append(
+            f"| {named} | {budget:.1%} | {' | '.join(scores)} | {gained} "
+            f"| {best['seeds_won']} of {best['pairs']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def fill(page: Path, text: str) -> None:
+    """Put text between the markers of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(before + BEGIN + text + END + after)
+
+
+def write_tables(folder: Path, page: Path, readme: Path) -> None:
+    """Make ``summary.json``, the tables of the documentation and their pictures from the runs."""
     import ablations
-    import goals
     import inside
     from pictures import draw
 
@@ -114,11 +151,10 @@ def write_tables(folder: Path, page: Path) -> None:
         figures.markdown(row for row in smooth if row["gain_mean"] is not None),
         "### The goals",
         "",
-        goals.markdown(goals.goals(runs)),
+        goals_table(goals(runs)),
     ]
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(before + BEGIN + "\n".join(text) + END + after)
+    fill(page, "\n".join(text))
+    fill(readme, short(rows))
     ablations.write(page.parent)
     inside.write(page)
 
@@ -134,12 +170,12 @@ def main() -> None:
     parser.add_argument("--variant", action="append", choices=VARIANTS + CONTROLS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=HERE / "results")
-    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.do == "tables":
-        write_tables(given.folder, given.page)
+        write_tables(given.folder, given.page, ROOT / "README.md")
         return
     chosen = [
         trial

@@ -1,13 +1,13 @@
 """Controls that could embarrass us: releases at random, and a small network from scratch.
 
-:class:`RandomRelease` wraps a selector. The structures that a tournament judges, the moment, and
-the budget stay as they are; only the order in which they are spared is drawn. :func:`cut_to` gives
-an untrained network the widths that a pruned one ended with.
+:func:`release_at_random` changes a selector. The structures that a tournament judges, the moment,
+and the budget stay as they are; only the order in which they are spared is drawn. :func:`cut_to`
+gives an untrained network the widths that a pruned one ended with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,42 +15,26 @@ from torch import Tensor, nn
 from decayprune.compaction import CompactionReport, compact
 from decayprune.lifecycle import LifecycleState
 from decayprune.refill import rank_within
-from decayprune.selection import Picks, Selector
+from decayprune.selection import Selector
 from decayprune.structures import ops, picks
 from decayprune.structures.trace import trace
 
 
-class RandomRelease:
-    """A selector that spares random ones of the structures it is asked about.
+def release_at_random(selector: Selector, seed: int) -> None:
+    """Make a selector spare random ones of the structures it is asked about.
 
     Args:
-        selector: Selects, and says how many may be spared.
+        selector: Goes on selecting, and saying how many the budget can spare.
         seed: What the draws follow from.
     """
+    chosen = selector.spare
 
-    def __init__(self, selector: Selector, seed: int) -> None:
-        self._selector, self._seed = selector, seed
-
-    def select(
-        self,
-        state: LifecycleState,
-        step: int,
-        parameters: Mapping[str, Tensor],
-        *,
-        released: bool,
-    ) -> Picks | None:
-        """As the selector does."""
-        return self._selector.select(state, step, parameters, released=released)
-
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """As many random ones as the budget allows."""
-        generator = torch.Generator().manual_seed(1_000_003 * self._seed + step)
+    def drawn(state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
         order = torch.randperm(ids.numel(), generator=generator).to(ids.device)
-        return self._selector.spare(state, step, ids[order])
+        return chosen(state, step, ids[order])
 
-    def done(self, state: LifecycleState, step: int) -> bool:
-        """As the selector does."""
-        return self._selector.done(state, step)
+    selector.spare = drawn  # type: ignore[method-assign]
 
 
 def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> CompactionReport:

@@ -18,7 +18,7 @@ from decayprune.cost import Budget
 from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruningHost
 from decayprune.lifecycle import Event
 from decayprune.pruner import DecayPruner
-from decayprune.recipes.study.controls import RandomRelease
+from decayprune.recipes.study.controls import release_at_random
 from decayprune.recipes.study.trial import Trial
 from decayprune.rectify import Rectify
 from decayprune.schedule import Schedule
@@ -110,10 +110,8 @@ def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Method
     }[trial.host]
     method = builder(trial, model, example, steps, decay_steps, common)
     if trial.variant == "random_release":
-        host: Any = method.host
-        if not hasattr(host, "_selector"):
-            raise ValueError("random_release needs a host whose releases are a tournament.")
-        host._selector = RandomRelease(host._selector, trial.seed)
+        host: Any = method.host  # the hosts of OTO are optimizers, and their own selectors
+        release_at_random(getattr(host, "_selector", host), trial.seed)
     return method
 
 

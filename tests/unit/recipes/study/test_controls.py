@@ -7,7 +7,7 @@ from torch import nn
 
 import decayprune as dp
 from decayprune.recipes import models
-from decayprune.recipes.study.controls import RandomRelease, cut_to
+from decayprune.recipes.study.controls import cut_to, release_at_random
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -21,12 +21,12 @@ def varied(seed: int) -> nn.Module:
     return model
 
 
-def pruned(wrap: Any, seed: int, budget: float, steps: int = 9, **options: Any) -> dp.DecayPruner:
-    """A pruner that has finished, with its selector wrapped."""
+def pruned(change: Any, seed: int, budget: float, steps: int = 9, **options: Any) -> dp.DecayPruner:
+    """A pruner that has finished, with its selector changed."""
     model = varied(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     pruner = dp.DecayPruner(model, optimizer, EXAMPLE, budget=dp.Budget(macs=budget), **options)
-    pruner._selector = wrap(pruner._selector)
+    change(pruner._selector)
     for _ in range(steps):
         loss = F.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.arange(4))
         loss.backward()
@@ -46,9 +46,9 @@ JUDGED: dict[str, Any] = {
 
 def test_random_release_spares_others_at_the_same_step_and_budget() -> None:
     torch.manual_seed(0)
-    ours = pruned(lambda s: s, 0, 0.3, **JUDGED)
+    ours = pruned(lambda s: None, 0, 0.3, **JUDGED)
     torch.manual_seed(0)
-    random = pruned(lambda s: RandomRelease(s, 0), 0, 0.3, **JUDGED)
+    random = pruned(lambda s: release_at_random(s, 0), 0, 0.3, **JUDGED)
 
     def released(pruner: dp.DecayPruner) -> dict[int, int]:
         return {e.structure: e.step for e in pruner.events if e.kind == "release"}
@@ -60,7 +60,7 @@ def test_random_release_spares_others_at_the_same_step_and_budget() -> None:
 
 def test_a_small_network_has_the_widths_asked_for_and_trains() -> None:
     model = varied(0)
-    pruner = pruned(lambda s: s, 0, 0.3, **ABRUPT)
+    pruner = pruned(lambda s: None, 0, 0.3, **ABRUPT)
     kept = pruner.cost.keep_counts(pruner.state.committed).tolist()
     report = cut_to(model, EXAMPLE, kept)
     assert report.macs_after == pruner.cost.macs(torch.tensor(kept))
