@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from goals import MODELS, TITLES
 from scipy import stats
 
 LOOK = {
-    "alone": ("host alone", "#8a8f98", "o"),
-    "sp": ("+SP", "#2f6fde", "s"),
-    "sp_sr": ("+SP+SR", "#d9480f", "D"),
+    "alone": ("host alone", "#8a8f98", "o", -0.25),
+    "sp": ("+SP", "#2f6fde", "s", 0.0),
+    "sp_sr": ("+SP+SR", "#d9480f", "D", 0.25),
 }
+"""Label, colour, marker, and how far a point is drawn aside so that intervals do not overlap."""
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str]]:
@@ -36,10 +38,10 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         )
         for axis, host in zip(axes[0], hosts, strict=True):
             _panel(axis, [row for row in mine if row["host"] == host])
-            axis.set_title(host)
+            axis.set_title(TITLES.get(host, host))
         axes[0][0].set_ylabel("test accuracy (%)")
         axes[0][-1].legend(frameon=False)
-        figure.suptitle(f"{model} on {task}: mean of the seeds, 95 % intervals")
+        figure.suptitle(f"{MODELS.get(model, model)}, {task}: mean of the seeds, 95 % intervals")
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
         name = f"accuracy-{task}-{model}.svg".replace("_", "-")
@@ -52,12 +54,12 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
 
 
 def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    for variant, (label, colour, marker) in LOOK.items():
+    for variant, (label, colour, marker, aside) in LOOK.items():
         points = sorted((r for r in rows if r["variant"] == variant), key=lambda r: r["macs_ratio"])
         if not points:
             continue
         axis.errorbar(
-            [100 * row["macs_ratio"] for row in points],
+            [100 * row["macs_ratio"] + aside for row in points],
             [row["acc_mean"] for row in points],
             yerr=[_half(row) for row in points],
             label=label,
