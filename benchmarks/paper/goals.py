@@ -16,6 +16,7 @@ HOSTS = {
     "gate": ("Gate Decorator", 0.25),
 }
 TITLES = {"default": "our own selection", "hesso": "HESSO"} | {h: t for h, (t, _) in HOSTS.items()}
+RELEASES = {"sp": "none", "random_release": "random ones"}
 HARD, HARD_TARGET = 0.125, 2.0
 BUDGETS = (0.5, 0.25, HARD)
 
@@ -71,10 +72,11 @@ def goals(runs: Iterable[Mapping[str, Any]]) -> Iterator[Goal]:
             yield Goal(words, HARD_TARGET if budget == HARD else target, found)
         for host, (title, _) in HOSTS.items():
             found = scores.gain(model, budget, ours, (host, "sp_sr"))
-            yield Goal(f"{where}: our default over {title} +SP+SR", 0.0, found)
-        for other, title in (("sp", "no releases"), ("random_release", "random releases")):
-            found = scores.gain(model, budget, ours, ("default", other))
-            yield Goal(f"{where}: our releases over {title}", 0.0, found)
+            yield Goal(f"{where}: our own selection over {title}, both +SP+SR", 0.0, found)
+        releases = itertools.product(("default", "depgraph"), RELEASES.items())
+        for host, (other, title) in releases:
+            found = scores.gain(model, budget, (host, "sp_sr"), (host, other))
+            yield Goal(f"{where}: releases over {title}, {TITLES[host]}", 0.0, found)
 
 
 def markdown(found: Iterable[Goal]) -> str:
