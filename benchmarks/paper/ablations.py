@@ -60,6 +60,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "random release, 10 % extra": "rectify=random rectify.extra=0.1",
         "tournament, 30 % extra": "rectify=tournament rectify.extra=0.3",
         "random release, 30 % extra": "rectify=random rectify.extra=0.3",
+        "the lowest magnitude leaves after all, 30 % extra": ("rectify=score rectify.extra=0.3"),
         "tournament, 10 % extra, judged at N / 4": (
             "rectify=tournament rectify.extra=0.1 rectify.judge_at=0.25"
         ),

@@ -41,6 +41,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 import decayprune as dp
+from decayprune.importance import normalised
+from decayprune.lifecycle import LifecycleState
 from decayprune.recipes import data as datasets
 from decayprune.recipes import models
 from decayprune.recipes.batches import Augmentation, MemoryBatches, seed_all
@@ -67,7 +69,7 @@ class Probe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip: float = 1.0
-    rectify: str = "default"  # default | none | thresholds | tournament | random
+    rectify: str = "default"  # default | none | thresholds | tournament | random | score
     teacher: float = 0.0  # weight of the dense model's soft targets
     bn: int = 0  # batches to re-estimate BatchNorm from at the end
     schedule: dict[str, Any] = field(default_factory=dict)
@@ -124,7 +126,7 @@ class Run:
         p = self.probe
         chosen = {**vars(dp.Schedule.for_run(p.steps)), **p.schedule}
         rule = {} if p.rectify == "default" else {"rule": p.rectify}
-        if p.rectify == "random":
+        if p.rectify in ("random", "score"):
             rule = {"rule": "tournament"}
         pruner = dp.DecayPruner(
             self.model,
@@ -137,6 +139,8 @@ class Run:
         )
         if p.rectify == "random":
             release_at_random(pruner._selector, self.seed)
+        if p.rectify == "score":
+            release_by_score(pruner)
         return pruner
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -189,6 +193,17 @@ class Run:
             "cpu_seconds": round(time.process_time() - begun, 1),
             **({"curve": points} if points else {}),
         }
+
+
+def release_by_score(pruner: dp.DecayPruner) -> None:
+    """Spare those of the highest score instead of the most work: what was enrolled last."""
+    chosen = pruner._selector.spare
+
+    def best_first(state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        score = normalised(state.score, pruner.structures.group_of)[ids]
+        return chosen(state, step, ids[score.argsort(descending=True)])
+
+    pruner._selector.spare = best_first
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
