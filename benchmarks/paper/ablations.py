@@ -76,10 +76,10 @@ QUESTIONS: dict[str, dict[str, str]] = {
         ),
     },
     "The learning rate, abrupt and smooth": {
-        "0.02, N = 1": "rectify=none lr=0.02 schedule.decay_steps=1",
-        "0.02": "rectify=none lr=0.02",
-        "0.1, N = 1": "rectify=none lr=0.1 schedule.decay_steps=1",
-        "0.1": "rectify=none lr=0.1",
+        "learning rate 0.02, N = 1": "rectify=none lr=0.02 schedule.decay_steps=1",
+        "learning rate 0.02": "rectify=none lr=0.02",
+        "learning rate 0.1, N = 1": "rectify=none lr=0.1 schedule.decay_steps=1",
+        "learning rate 0.1": "rectify=none lr=0.1",
     },
     "Help from elsewhere, abrupt and smooth": {
         "dense model as teacher, N = 1": "rectify=none teacher=1 schedule.decay_steps=1",
@@ -147,7 +147,7 @@ def draw(table: list[Row], file: Path) -> None:
     axis.axvline(0, color="#8a8f98", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [row.label for row in shown], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("points above the base, 95 % interval of the paired mean from three seeds on")
+    axis.set_xlabel("points above the base, with 95 % intervals")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
     figure.tight_layout()
