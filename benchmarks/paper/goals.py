@@ -17,6 +17,7 @@ HOSTS = {
 }
 TITLES = {"default": "our own selection", "hesso": "HESSO"} | {h: t for h, (t, _) in HOSTS.items()}
 RELEASES = {"sp": "none", "random_release": "random ones"}
+ENOUGH = 8  # seeds
 HARD, HARD_TARGET = 0.125, 2.0
 BUDGETS = (0.5, 0.25, HARD)
 
@@ -34,8 +35,8 @@ class Goal(NamedTuple):
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.found is None:
-            return "not run yet"
+        if self.found is None or self.found.pairs < ENOUGH:
+            return "not complete"
         if self.found.low > 0:
             return "reached" if self.found.mean >= self.target else "a gain, below the goal"
         return "a loss" if self.found.high < 0 else "no difference shown"
@@ -80,14 +81,16 @@ def goals(runs: Iterable[Mapping[str, Any]]) -> Iterator[Goal]:
 
 
 def markdown(found: Iterable[Goal]) -> str:
-    """The goals as a table."""
+    """The goals that were run as a table, and how many were not."""
+    missing = 0
     lines = ["| goal | at least | reached (95 %) | seeds | |", "| --- | ---: | ---: | ---: | --- |"]
     for goal in found:
-        worth, seeds = "", ""
-        if goal.found is not None:
-            one = goal.found
-            worth = f"{one.mean:+.2f} ({one.low:+.2f} … {one.high:+.2f})"
-            seeds = str(one.pairs)
+        if goal.found is None:
+            missing += 1
+            continue
+        one = goal.found
+        worth = f"{one.mean:+.2f} ({one.low:+.2f} … {one.high:+.2f})"
         target = f"{goal.target:+.2f}" if goal.target else "above 0"
-        lines.append(f"| {goal.words} | {target} | {worth} | {seeds} | {goal.verdict} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {goal.words} | {target} | {worth} | {one.pairs} | {goal.verdict} |")
+    more = f"\nOf {missing} more goals (other hosts, budgets, networks) no run is finished.\n"
+    return "\n".join(lines) + "\n" + (more if missing else "")
