@@ -7,6 +7,7 @@ difference.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,8 +84,11 @@ def summary(
     for variants in cells.values():
         base = variants.get(against, {})
         rows += [_row(seeds, base, against, score) for _, seeds in variants.items()]
-    order = ("task", "model", "host", "budget", "variant")
-    return sorted(rows, key=lambda row: [str(row[name]) for name in order])
+    known = list(_NAMES)
+    return sorted(
+        rows,
+        key=lambda row: (*(row[n] for n in (*_TABLE, "budget")), known.index(row["variant"])),
+    )
 
 
 def _cell(trial: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -132,26 +136,34 @@ def _row(
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table.
+    """The rows as Markdown: a table for each task, model and host.
 
     Args:
         rows: Of :func:`summary`.
     """
-    lines = [
-        "| task, model | host | budget | variant | MACs | params | time "
-        "| accuracy | gain (95 %) | won | released |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        spread = "" if row["acc_std"] is None else f" ± {row['acc_std']:.2f}"
-        won = "" if row["seeds_won"] is None else f"{row['seeds_won']} of {row['pairs']}"
-        lines.append(
-            f"| {row['task']}, {row['model']} | {row['host']} | {row['budget']:.1%} "
-            f"| {_NAMES.get(row['variant'], row['variant'])} | {row['macs_ratio']:.1%} "
-            f"| {row['params_ratio']:.1%} | {row['speedup']:.2f}x | {row['acc_mean']:.2f}{spread} "
-            f"| {_gained(row)} | {won} | {row['released_mean']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+    lines = []
+    for key, group in itertools.groupby(rows, lambda row: tuple(row[name] for name in _TABLE)):
+        task, model, host = key
+        lines += [f"**{model} on {task}, {host}**", ""]
+        lines += [
+            "| budget | variant | MACs | params | time | accuracy | gain (95 %) | won | released |",
+            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        lines += [*map(_line, group), ""]
+    return "\n".join(lines)
+
+
+_TABLE = ("task", "model", "host")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    spread = "" if row["acc_std"] is None else f" ± {row['acc_std']:.2f}"
+    won = "" if row["seeds_won"] is None else f"{row['seeds_won']} of {row['pairs']}"
+    return (
+        f"| {row['budget']:.1%} | {_NAMES.get(row['variant'], row['variant'])} "
+        f"| {row['macs_ratio']:.1%} | {row['params_ratio']:.1%} | {row['speedup']:.2f}x "
+        f"| {row['acc_mean']:.2f}{spread} | {_gained(row)} | {won} | {row['released_mean']:.0f} |"
+    )
 
 
 _NAMES = {

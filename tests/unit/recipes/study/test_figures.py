@@ -73,6 +73,7 @@ def test_choices_are_made_on_validation() -> None:
 def test_the_table_has_a_line_for_every_row() -> None:
     rows = figures.summary([run("alone", 0, 0.8), run("sp", 0, 0.9), run("alone", 1, 0.8)])
     lines = figures.markdown(rows).splitlines()
-    assert len(lines) == 2 + len(rows)
-    assert "| host alone | 24.0% | 30.0% | 3.00x | 80.00 ± 0.00 |" in lines[2]
-    assert lines[3].endswith("| 90.00 | +10.00 | 1 of 1 | 4 |")
+    assert lines[0] == "**m on t, default**"
+    assert len(lines) == 4 + len(rows)
+    assert "| host alone | 24.0% | 30.0% | 3.00x | 80.00 ± 0.00 |" in lines[4]
+    assert lines[5].endswith("| 90.00 | +10.00 | 1 of 1 | 4 |")
