@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 from probe import Probe, go, interval, numbers
 
-from decayprune.recipes.study.figures import Gain, gain
+from decayprune.recipes.study.figures import Gain, paired
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -60,7 +60,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "random release, 10 % extra": "rectify=random rectify.extra=0.1",
         "tournament, 30 % extra": "rectify=tournament rectify.extra=0.3",
         "random release, 30 % extra": "rectify=random rectify.extra=0.3",
-        "the lowest magnitude leaves after all, 30 % extra": ("rectify=score rectify.extra=0.3"),
+        "the lowest magnitude leaves after all, 30 % extra": "rectify=score rectify.extra=0.3",
         "tournament, 10 % extra, judged at N / 4": (
             "rectify=tournament rectify.extra=0.1 rectify.judge_at=0.25"
         ),
@@ -113,10 +113,9 @@ def rows(found: dict[str, dict[int, float]]) -> list[Row]:
     result = []
     for question, label, changes in probes():
         mine = found.get(_key(changes), {})
-        seeds = sorted(base.keys() & mine.keys())
-        if seeds:
-            values = [mine[seed] for seed in seeds]
-            worth = gain(values, [base[seed] for seed in seeds])
+        worth = paired(mine, base)
+        if worth is not None:
+            values = [mine[seed] for seed in sorted(mine.keys() & base.keys())]
             result.append(Row(question, label, changes, values, worth))
     return result
 

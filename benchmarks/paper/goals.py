@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from decayprune.recipes.study.figures import Gain, gain
+from decayprune.recipes.study.figures import Gain, paired
 
 MODELS = {"resnet20": "ResNet-20", "vgg16_slim": "slim VGG-16"}
 HOSTS = {
@@ -55,11 +55,8 @@ class _Scores:
 
     def gain(self, model: str, budget: float, ours: Arm, theirs: Arm) -> Gain | None:
         """Of one over the other, over the seeds that both have; None with fewer than two."""
-        mine, others = (self._of.get((model, budget, arm), {}) for arm in (ours, theirs))
-        seeds = sorted(mine.keys() & others.keys())
-        if len(seeds) < 2:
-            return None
-        return gain([mine[seed] for seed in seeds], [others[seed] for seed in seeds])
+        found = paired(*(self._of.get((model, budget, arm), {}) for arm in (ours, theirs)))
+        return found if found is not None and found.pairs > 1 else None
 
 
 def goals(runs: Iterable[Mapping[str, Any]]) -> Iterator[Goal]:

@@ -138,9 +138,8 @@ def test_the_stream_tournament_releases_the_costliest() -> None:
     state.statistics.work[:6] = works
     assert optimizer.spare(state, 5, torch.arange(6)).tolist() == [0, 1]  # a third
     state.statistics.work[6:9] = torch.tensor([0.5, 0.4, 0.3])
-    assert (
-        optimizer.spare(state, 6, torch.arange(6, 9)).tolist() == []
-    )  # cheap, beside those before
+    cheap = optimizer.spare(state, 6, torch.arange(6, 9))  # beside those before
+    assert cheap.tolist() == []
     state.statistics.work[9:12] = torch.tensor([9.0, 8.0, 0.1])
     assert optimizer.spare(state, 7, torch.arange(9, 12)).tolist() == [9, 10]
 

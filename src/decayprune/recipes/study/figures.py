@@ -61,6 +61,19 @@ def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
     return Gain(mean, mean - half, mean + half, sum(d > 0 for d in differences), n)
 
 
+def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Gain | None:
+    """Gain of ``values`` over ``others`` where both have a seed; None where there is no pair.
+
+    Args:
+        values: By seed.
+        others: By seed.
+    """
+    seeds = sorted(values.keys() & others.keys())
+    if not seeds:
+        return None
+    return gain([values[seed] for seed in seeds], [others[seed] for seed in seeds])
+
+
 def summary(
     runs: Iterable[Run], *, against: str = "alone", score: str = "test_accuracy"
 ) -> list[dict[str, Any]]:
@@ -117,13 +130,10 @@ def _row(
         "speedup": statistics.median(run["latency"]["speedup"] for run in runs),
         "released_mean": statistics.fmean(run["events"]["released"] for run in runs),
     }
-    shared = sorted(set(seeds) & set(base))
     found = None
-    if shared and trial["variant"] != against:
-        found = gain(
-            [100 * seeds[seed][score] for seed in shared],
-            [100 * base[seed][score] for seed in shared],
-        )
+    if trial["variant"] != against:
+        mine, others = ({s: 100 * run[score] for s, run in of.items()} for of in (seeds, base))
+        found = paired(mine, others)
     known = found is not None and found.pairs > 1
     return row | {
         "against": against,
@@ -160,7 +170,7 @@ def _line(row: Mapping[str, Any]) -> str:
     spread = "" if row["acc_std"] is None else f" ± {row['acc_std']:.2f}"
     won = "" if row["seeds_won"] is None else f"{row['seeds_won']} of {row['pairs']}"
     return (
-        f"| {row['budget']:.1%} | {_NAMES.get(row['variant'], row['variant'])} "
+        f"| {row['budget']:.1%} | {_NAMES[row['variant']]} "
         f"| {row['macs_ratio']:.1%} | {row['params_ratio']:.1%} | {row['speedup']:.2f}x "
         f"| {row['acc_mean']:.2f}{spread} | {_gained(row)} | {won} | {row['released_mean']:.0f} |"
     )
