@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from pages import fill
 from probe import Probe, Run, numbers
 from scipy import stats
 
@@ -32,7 +33,6 @@ from decayprune.structures import ops, picks
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 FILE = HERE / "results" / "inside.json"
-BEGIN, END = "<!-- inside -->\n", "<!-- /inside -->"
 
 SHOWN = 100  # steps
 EVERY = 5  # steps between two glances at the accuracy
@@ -182,10 +182,8 @@ def write(page: Path = DOCS / "results.md") -> None:
         return
     found = json.loads(FILE.read_text())
     draw(found, page.parent / "images" / "inside.svg")
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
     text = f"![Around the moment of zero](images/inside.svg)\n\n{table(found)}"
-    page.write_text(before + BEGIN + text + END + after)
+    fill(page, "inside", text)
 
 
 def main() -> None:

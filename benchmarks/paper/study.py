@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from goals import MODELS, TITLES, goals
 from goals import markdown as goals_table
+from pages import fill
 
 from decayprune.recipes.settings import DATA_DIR
 from decayprune.recipes.study import figures, grid
@@ -93,9 +94,6 @@ def complete(folder: Path) -> list[str]:
     return lines
 
 
-BEGIN, END = "<!-- study -->\n", "<!-- /study -->"
-
-
 def short(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per network, host and budget that is complete, for the README."""
     cells: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
@@ -120,13 +118,6 @@ def short(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {best['seeds_won']} of {best['pairs']} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def fill(page: Path, text: str) -> None:
-    """Put text between the markers of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(before + BEGIN + text + END + after)
 
 
 def write_tables(folder: Path, page: Path, readme: Path) -> None:
@@ -154,8 +145,8 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         "",
         goals_table(goals(runs)),
     ]
-    fill(page, "\n".join(text))
-    fill(readme, short(rows))
+    fill(page, "study", "\n".join(text))
+    fill(readme, "study", short(rows))
     ablations.write(page.parent)
     inside.write(page)
 
