@@ -26,7 +26,7 @@ from decayprune.hosts.penalty import GUARD, PENALTIES, Penalty, partition, salie
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
 from decayprune.rectify import Rectify
-from decayprune.refill import fitting, rank_within, refill
+from decayprune.refill import affordable, fitting, rank_within, refill
 from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
 
@@ -63,7 +63,8 @@ class DHSPG(ZeroInvariantOptimizer):
             caught.
         group_divisible: Keep a multiple of it in each group.
         stop_step: Step at which whatever the target still lacks is enrolled, and from which
-            nothing is released. None, as published: no guarantee when the target is met.
+            nothing is replaced; a tournament enrols ``extra`` more and still releases those.
+            None, as published: no guarantee when the target is met.
         budget: What remains at the end, instead of ``target_group_sparsity``.
         decay_steps: Steps over which a caught structure decays; 1 is the published projection.
         rectify: When a decaying structure is released; None: never.
@@ -122,7 +123,7 @@ class DHSPG(ZeroInvariantOptimizer):
             target=target_group_sparsity,
             decay_steps=decay_steps,
             rectify=rectify,
-            last_release=NEVER if stop_step is None else stop_step,
+            last_release=_last_release(stop_step, decay_steps, rectify),
             slices=slices,
             hold=True,
         )
@@ -218,21 +219,22 @@ class DHSPG(ZeroInvariantOptimizer):
         released: bool,
     ) -> Picks | None:
         """What the half-space test caught; at ``stop_step`` also what is still missing."""
-        warmed = self._replace_released(state, step) if released else None
+        stop = NEVER if self.stop_step is None else self.stop_step
+        warmed = self._replace_released(state, step) if released and step <= stop else None
         ids = self._hits
         if ids is None:
             return None if warmed is None else Picks(state.decaying[:0], warmed=warmed)
-        if self.stop_step is not None and step >= self.stop_step:
+        if step >= stop:
             ids = self._with_missing(state, ids)
+        if step == stop:
+            ids = self._with_extra(state, ids, step)
         return Picks(ids, warmed=warmed)
 
     def _with_missing(self, state: LifecycleState, ids: Tensor) -> Tensor:
         """The caught ones and, nearest to being caught first, as many more as the target lacks."""
         rest = self._penalised & (state.phase == ACTIVE)
         rest[ids] = False
-        nearness = state.score if self._nearness is None else self._nearness
-        pool = rest.nonzero().flatten()
-        pool = pool[torch.sort(nearness[pool], stable=True).indices]
+        pool = _lowest_first(rest, state.score if self._nearness is None else self._nearness)
         kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())
         groups = self.structures.group_of
 
@@ -240,9 +242,27 @@ class DHSPG(ZeroInvariantOptimizer):
             return refill(order, kept, self._floor, groups, self._enough)
 
         if self.budget is None:
-            more = shortest(pool.cpu())
+            more = shortest(pool)
         else:
-            more = fitting(pool.cpu(), kept, groups, self._enough, self.cost.macs, shortest)
+            more = fitting(pool, kept, groups, self._enough, self.cost.macs, shortest)
+        return torch.cat([ids, more.to(ids.device)])
+
+    def _with_extra(self, state: LifecycleState, ids: Tensor, step: int) -> Tensor:
+        """What is enrolled at ``stop_step`` and, by score, what a tournament adds to it."""
+        rule, steps = self.rectify, self.decay_steps
+        # Where a decay is over before it can be judged, nothing more would come back.
+        if rule is None or rule.rule != "tournament" or (steps - 1) / steps < rule.judge_at:
+            return ids
+        wanted = math.ceil(rule.extra * ids.numel())
+        rest = (state.phase == ACTIVE) & ~state.cooling(step)
+        rest[ids] = False
+        kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())
+
+        def enough(left: Tensor) -> bool:
+            return int((kept - left).sum()) >= wanted
+
+        pool = _lowest_first(rest, state.score)
+        more = refill(pool, kept, self._floor, self.structures.group_of, enough)
         return torch.cat([ids, more.to(ids.device)])
 
     def _replace_released(self, state: LifecycleState, step: int) -> Tensor | None:
@@ -280,10 +300,14 @@ class DHSPG(ZeroInvariantOptimizer):
         """The tournament, as a stream: those among the costliest of all judged so far.
 
         Structures are caught one by one, not in rounds, so each is compared with every structure
-        judged before it; ``extra / (1 + extra)`` of all are released, and replaced.
+        judged before it; ``extra / (1 + extra)`` of all are released, and replaced. From
+        ``stop_step`` on nothing is replaced, and what the target can spare is released.
         """
         if self.rectify is None or not ids.numel():
             return ids[:0]
+        if self.stop_step is not None and step > self.stop_step:
+            groups = self.structures.group_of
+            return affordable(ids.cpu(), self._kept(), groups, self._enough).to(ids.device)
         works = state.statistics.work[ids].tolist()
         self._judged += works
         share = self.rectify.extra / (1 + self.rectify.extra)
@@ -319,6 +343,19 @@ class DHSPG(ZeroInvariantOptimizer):
         self._penalised = own["penalised"].to(self._penalised.device).clone()
         self._partitioned, self._judged = bool(own["partitioned"]), list(own["judged"])
         self._met = self.done(self.lifecycle, self.steps)
+
+
+def _lowest_first(mask: Tensor, key: Tensor) -> Tensor:
+    ids = mask.nonzero().flatten()
+    return ids[torch.sort(key[ids], stable=True).indices].cpu()
+
+
+def _last_release(stop_step: int | None, decay_steps: int, rectify: Rectify | None) -> int:
+    """Step from which nothing is released: a tournament still judges what ``stop_step`` enrols."""
+    if stop_step is None:
+        return NEVER
+    judged = rectify is not None and rectify.rule == "tournament"
+    return stop_step + decay_steps if judged else stop_step
 
 
 def _check(epsilon: float, tolerance: float, start: int, stop: int | None) -> None:

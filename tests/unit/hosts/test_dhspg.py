@@ -92,6 +92,40 @@ def test_stop_step_enrols_what_is_missing() -> None:
     assert optimizer.remaining()["structures"] == 0.5
 
 
+def test_stop_step_enrols_more_for_a_tournament_and_releases_the_costliest() -> None:
+    model = double_net()
+    rectify = dp.Rectify(extra=0.2)
+    optimizer = DHSPG(model, X, 0.01, start_step=1, stop_step=6, decay_steps=4, rectify=rectify)
+    train(model, optimizer, 6)
+    assert kinds(optimizer) == {"decay": 15 + 3}
+    train(model, optimizer, 2, first=6)  # half a decay
+    assert kinds(optimizer) == {"decay": 18, "release": 3}
+    released = {e.structure for e in optimizer.events if e.kind == "release"}
+    work = optimizer.lifecycle.statistics.work
+    cost = [e.work for e in optimizer.events if e.kind == "release"]
+    assert min(cost) >= float(work[optimizer.lifecycle.decaying].max())
+    train(model, optimizer, 2, first=8)
+    assert optimizer.finished
+    assert optimizer.remaining()["structures"] == 0.5
+    assert not released & set(optimizer.lifecycle.committed.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("rectify", "decay_steps"),
+    [(NEVER_RELEASE, 4), (dp.Rectify(extra=0.5), 1)],
+    ids=["thresholds", "too short to judge"],
+)
+def test_stop_step_enrols_no_more_where_nothing_would_come_back(
+    rectify: dp.Rectify, decay_steps: int
+) -> None:
+    model = double_net()
+    optimizer = DHSPG(
+        model, X, 0.01, start_step=1, stop_step=6, decay_steps=decay_steps, rectify=rectify
+    )
+    train(model, optimizer, 6)
+    assert kinds(optimizer)["decay"] == 15
+
+
 def test_without_stop_step_nothing_is_forced() -> None:
     model = double_net()
     optimizer = DHSPG(model, X, 0.01, start_step=1)
