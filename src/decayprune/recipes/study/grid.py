@@ -107,7 +107,7 @@ def run(
     rest = [trial for trial in waiting if trial.variant != "alone"]
     for task, stage in ((_dense, dense), (_one, alone), (_one, rest)):
         for trial, outcome in _each(task, stage, folder, data_dir, processes, say):
-            say(f"{trial.name}: {outcome}")
+            say(f"{trial.dense_name if task is _dense else trial.name}: {outcome}")
             if outcome not in ("done", "exists"):
                 failed.append((trial, outcome))
     return failed

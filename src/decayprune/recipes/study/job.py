@@ -68,7 +68,7 @@ class Job:
         trial = self.trial
         self.curve = []
         model, digest = self.dense()
-        before = evaluate(model, self.data.test, trial.bf16)
+        before = self._dense_accuracy(model, digest)
         steps = self._steps(trial.training)
         dense = copy.deepcopy(model)
         pruned = self._train(model, steps)
@@ -78,7 +78,7 @@ class Job:
             "dense_digest": digest,
             "dense_test_accuracy": before,
             "latency": self._latency(dense, pruned["model"]),
-            "validation_accuracy": self._validate(pruned["model"]),
+            "validation_accuracy": self._last_validation(pruned["model"], steps),
             "test_accuracy": evaluate(pruned.pop("model"), self.data.test, trial.bf16),
             "curve": self.curve,
             **pruned,
@@ -141,6 +141,15 @@ class Job:
         )
         for _ in made:
             pass
+
+    def _dense_accuracy(self, model: nn.Module, digest: str) -> float:
+        """On the test images; as the host alone found it, if that started from the same weights."""
+        partner = result_file(self._folder, self.trial.with_(variant="alone"))
+        if partner.is_file():
+            found = json.loads(partner.read_text(encoding="utf-8"))
+            if found["dense_digest"] == digest:
+                return float(found["dense_test_accuracy"])
+        return evaluate(model, self.data.test, self.trial.bf16)
 
     # ------------------------------------------------------------ pruning
 
@@ -246,6 +255,11 @@ class Job:
         accuracy = self._validate(model)
         self.curve.append({"step": step + 1, "loss": loss, "validation_accuracy": accuracy})
         self._say(f"{self.trial.name}: step {step + 1}, validation {accuracy:.2%}")
+
+    def _last_validation(self, model: nn.Module, steps: int) -> float:
+        if self.curve and self.curve[-1]["step"] == steps:
+            return self.curve[-1]["validation_accuracy"]
+        return self._validate(model)
 
     def _validate(self, model: nn.Module) -> float:
         split = self.data.validation
