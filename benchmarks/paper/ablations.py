@@ -176,10 +176,8 @@ def page(table: list[Row]) -> str:
         for row in table:
             if row.question == question:
                 worth = row.gain
-                gained = f"{worth.mean:+.2f}"
-                gained += f" ({worth.low:+.2f} … {worth.high:+.2f})" if worth.pairs > 2 else ""
                 cells = [row.label, f"`{row.changes}`", f"{interval(row.accuracies)[0]:.2f}"]
-                cells += ["" if question == "Base" else gained, str(worth.pairs)]
+                cells += ["" if question == "Base" else worth.words, str(worth.pairs)]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

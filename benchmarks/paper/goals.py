@@ -86,8 +86,7 @@ def markdown(found: Iterable[Goal]) -> str:
             missing += 1
             continue
         one = goal.found
-        worth = f"{one.mean:+.2f} ({one.low:+.2f} … {one.high:+.2f})"
         target = f"{goal.target:+.2f}" if goal.target else "above 0"
-        lines.append(f"| {goal.words} | {target} | {worth} | {one.pairs} | {goal.verdict} |")
+        lines.append(f"| {goal.words} | {target} | {one.words} | {one.pairs} | {goal.verdict} |")
     more = f"\nOf {missing} more goals (other hosts, budgets, networks) no run is finished.\n"
     return "\n".join(lines) + "\n" + (more if missing else "")

@@ -18,9 +18,11 @@ LOOK = {
 }
 """Label, colour, marker, and how far a point is drawn aside so that intervals do not overlap."""
 
+_ACROSS = 3
+
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str]]:
-    """One picture per task and model, a panel per host.
+    """One picture per task and model, a panel per host, three to a row.
 
     Args:
         rows: Of a summary.
@@ -32,14 +34,18 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
     found = []
     for task, model in sorted({(row["task"], row["model"]) for row in rows}):
         mine = [r for r in rows if (r["task"], r["model"]) == (task, model)]
-        hosts = sorted({row["host"] for row in mine})
+        hosts = [h for h in TITLES if any(row["host"] == h for row in mine)]
+        high, wide = math.ceil(len(hosts) / _ACROSS), min(len(hosts), _ACROSS)
         figure, axes = plt.subplots(
-            1, len(hosts), figsize=(3.4 * len(hosts) + 0.6, 3.4), sharey=True, squeeze=False
+            high, wide, figsize=(3.4 * wide + 0.6, 3.1 * high + 0.3), sharey=True, squeeze=False
         )
-        for axis, host in zip(axes[0], hosts, strict=True):
+        for axis, host in zip(axes.flat, hosts, strict=False):
             _panel(axis, [row for row in mine if row["host"] == host])
             axis.set_title(TITLES.get(host, host))
-        axes[0][0].set_ylabel("test accuracy (%)")
+        for unused in axes.flat[len(hosts) :]:
+            unused.remove()
+        for row in axes:
+            row[0].set_ylabel("test accuracy (%)")
         axes[0][-1].legend(frameon=False)
         figure.suptitle(f"{MODELS.get(model, model)}, {task}: mean of the seeds, 95 % intervals")
         figure.tight_layout()

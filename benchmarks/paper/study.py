@@ -111,11 +111,9 @@ def short(rows: Sequence[Mapping[str, Any]]) -> str:
             continue  # not complete
         scores = [f"{cell[v]['acc_mean']:.2f} ± {cell[v]['acc_std'] or 0:.2f}" for v in VARIANTS]
         best = cell["sp_sr"]
-        low, high = best["gain_ci95_low"], best["gain_ci95_high"]
-        gained = f"{best['gain_mean']:+.2f} ({low:+.2f} … {high:+.2f})"
         named = f"{MODELS.get(model, model)}, {TITLES.get(host, host)}"
         lines.append(
-            f"| {named} | {budget:.1%} | {' | '.join(scores)} | {gained} "
+            f"| {named} | {budget:.1%} | {' | '.join(scores)} | {figures.gained(best)} "
             f"| {best['seeds_won']} of {best['pairs']} |"
         )
     return "\n".join(lines) + "\n"

@@ -35,6 +35,12 @@ class Gain(NamedTuple):
     won: int
     pairs: int
 
+    @property
+    def words(self) -> str:
+        """As a table shows it: the mean, and the interval if there is one."""
+        interval = "" if math.isnan(self.low) else f" ({self.low:+.2f} … {self.high:+.2f})"
+        return f"{self.mean:+.2f}{interval}"
+
 
 def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
     """Paired gain of ``values`` over ``others``, with its 95 % t interval.
@@ -145,6 +151,19 @@ def _row(
     }
 
 
+def gained(row: Mapping[str, Any]) -> str:
+    """The gain of a row in words; empty where there is no pair.
+
+    Args:
+        row: Of :func:`summary`.
+    """
+    if row["gain_mean"] is None:
+        return ""
+    low, high = row["gain_ci95_low"], row["gain_ci95_high"]
+    ends = (math.nan, math.nan) if low is None else (low, high)
+    return Gain(row["gain_mean"], ends[0], ends[1], row["seeds_won"], row["pairs"]).words
+
+
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows as Markdown: a table for each task, model and host.
 
@@ -172,7 +191,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return (
         f"| {row['budget']:.1%} | {_NAMES[row['variant']]} "
         f"| {row['macs_ratio']:.1%} | {row['params_ratio']:.1%} | {row['speedup']:.2f}x "
-        f"| {row['acc_mean']:.2f}{spread} | {_gained(row)} | {won} | {row['released_mean']:.0f} |"
+        f"| {row['acc_mean']:.2f}{spread} | {gained(row)} | {won} | {row['released_mean']:.0f} |"
     )
 
 
@@ -186,11 +205,3 @@ _NAMES = {
     "small": "small network from scratch",
     "longer": "dense, trained on",
 }
-
-
-def _gained(row: Mapping[str, Any]) -> str:
-    if row["gain_mean"] is None:
-        return ""
-    if row["gain_ci95_low"] is None:
-        return f"{row['gain_mean']:+.2f}"
-    return f"{row['gain_mean']:+.2f} ({row['gain_ci95_low']:+.2f} … {row['gain_ci95_high']:+.2f})"
