@@ -28,7 +28,7 @@ from scipy import stats
 from decayprune.importance import normalised
 from decayprune.lifecycle import LifecycleState
 from decayprune.recipes.loop import evaluate
-from decayprune.structures import ops, picks
+from decayprune.structures import picks
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -63,23 +63,18 @@ def curves(changes: str, seed: int) -> dict[str, list[float]]:
 
 
 class Witness:
-    """A selector that asks, before it answers, what each verdict would cost."""
+    """Asks, before a run's selector answers, what each verdict would cost."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._selector = run, run.pruner._selector
-        self.select, self.done = self._selector.select, self._selector.done
+        self._run, self._chosen = run, run.pruner._selector.spare
         self._batch = next(iter(run.glance.epoch(0)))
-        structures = run.pruner.structures
-        ranks = {name: p.dim() for name, p in run.model.named_parameters()}
-        self._locator = picks.Locator(
-            ops.labelled(structures, carriers=True), structures.num_structures, ranks
-        )
         self.judged: list[dict[str, float]] = []
         self.together: dict[str, float] = {}
+        run.pruner._selector.spare = self.spare
 
     def spare(self, state: LifecycleState, step: int, ids: torch.Tensor) -> torch.Tensor:
         """As the selector does."""
-        verdict = self._selector.spare(state, step, ids)
+        verdict = self._chosen(state, step, ids)
         if not self.judged:
             self._ask(state, step, ids, verdict)
         return verdict
@@ -101,14 +96,15 @@ class Witness:
         by_score = ids[score[ids].argsort(descending=True)]
         drawn = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(step))]
         for name, order in (("work", ids), ("magnitude", by_score), ("random", drawn)):
-            stays = self._selector.spare(state, step, order)
+            stays = self._chosen(state, step, order)
             self.together[name] = self._loss(ids[~torch.isin(ids, stays)]) - base
 
     @torch.no_grad()
     def _loss(self, ids: torch.Tensor) -> float:
         """Loss on held-out images without some structures, BatchNorm by the batch itself."""
         model = copy.deepcopy(self._run.model)
-        picks.zero_(self._locator.pick(ids), dict(model.named_parameters()))
+        carriers = self._run.pruner._decayer._carriers.pick(ids)
+        picks.zero_(carriers, dict(model.named_parameters()))
         images, targets = self._batch
         with torch.autocast("cpu", torch.bfloat16):
             return F.cross_entropy(model(images).float(), targets).item()
@@ -118,7 +114,6 @@ def judged(seed: int) -> dict[str, Any]:
     """What the structures that a tournament judges are worth, one by one and together."""
     run = Run(Probe().with_(JUDGED.split()), seed)
     witness = Witness(run)
-    run.pruner._selector = witness
     run.go()
     return {"judged": witness.judged, "together": witness.together}
 
