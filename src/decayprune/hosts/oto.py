@@ -9,6 +9,7 @@ and directions, steps, and hands over to a :class:`~decayprune.decayer.Decayer`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
@@ -37,7 +38,7 @@ NEVER = 2**31 - 1
 """A step that no run reaches."""
 
 
-class ZeroInvariantOptimizer(torch.optim.Optimizer):
+class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer that prunes zero-invariant groups while it trains.
 
     Args:
@@ -125,10 +126,11 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
 
     # ---------------------------------------------------------------- what a host decides
 
+    @abstractmethod
     def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
         """See weights and directions before the update; penalise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(
         self,
         state: LifecycleState,
@@ -138,15 +140,14 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
         released: bool,
     ) -> Picks | None:
         """Structures that start to decay at this step (see :class:`Selector`)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """Which of ``ids`` may be released (see :class:`Selector`)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether nothing more is to be selected (see :class:`Selector`)."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------- what a user reads
 
@@ -173,9 +174,9 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer):
             rates.update({id(p): (float(group["lr"]), float(decay)) for p in group["params"]})
         return {name: rates[id(p)] for name, p in self._parameters.items()}
 
+    @abstractmethod
     def _enough(self, kept: Tensor) -> bool:
         """Whether the final target holds with so many structures kept in each group."""
-        raise NotImplementedError
 
     def _check_reachable(self, floor: Tensor) -> None:
         if self._enough(floor):
