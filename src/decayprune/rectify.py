@@ -152,6 +152,22 @@ def resisting(rectify: Rectify, statistics: Statistics, progress: Tensor) -> Ten
     return ripe & (c_rate(statistics) > rectify.t_rate) & (c_len(statistics) > rectify.t_len)
 
 
+def beyond_need(rectify: Rectify | None, needed: int, decay_steps: int) -> int:
+    """How many more structures than needed a tournament enrols.
+
+    None where a decay is over before it can be judged, for nothing would come back.
+
+    Args:
+        rectify: The rule, if there is one.
+        needed: Structures that have to leave.
+        decay_steps: ``N``.
+    """
+    if rectify is None or rectify.rule != "tournament":
+        return 0
+    too_short = (decay_steps - 1) / decay_steps < rectify.judge_at
+    return 0 if too_short else math.ceil(rectify.extra * needed)
+
+
 def contenders(
     rectify: Rectify, statistics: Statistics, progress: Tensor, last_step: Tensor, *, final: bool
 ) -> Tensor:

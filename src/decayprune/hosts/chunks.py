@@ -18,7 +18,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.depgraph import Rehearsal, Root
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.rectify import Rectify
+from decayprune.rectify import Rectify, beyond_need
 from decayprune.refill import affordable, fitting, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
@@ -220,24 +220,17 @@ class ChunkSelector:
         self._order = [*victims.tolist(), *spares.tolist()]
         cooling = state.cooling(step).cpu()
         ids = victims[~cooling[victims]]
+        wanted = beyond_need(self._rectify, victims.numel(), self._chunks.decay_steps)
         extra = refill(
             spares[~cooling[spares]],
             self._planned,
             self._floor,
             self._group_of,
-            lambda kept: int((self._planned - kept).sum()) >= self._extra(victims.numel()),
+            lambda kept: int((self._planned - kept).sum()) >= wanted,
         )
         ids = torch.cat([ids, extra])
         more, warmed = self._fill(state, step, ids)
         return Picks(torch.cat([ids, more]).to(state.phase.device), warmed=warmed)
-
-    def _extra(self, needed: int) -> int:
-        """How many more than needed a tournament enrols."""
-        rule, steps = self._rectify, self._chunks.decay_steps
-        # Where a decay is over before it can be judged, nothing more would come back.
-        if rule is None or rule.rule != "tournament" or (steps - 1) / steps < rule.judge_at:
-            return 0
-        return math.ceil(rule.extra * needed)
 
     def _fill(
         self, state: LifecycleState, step: int, picked: Tensor

@@ -25,7 +25,7 @@ from decayprune.hosts.oto import NEVER, ZeroInvariantOptimizer
 from decayprune.hosts.penalty import GUARD, PENALTIES, Penalty, partition, saliency, strengths
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
-from decayprune.rectify import Rectify
+from decayprune.rectify import Rectify, beyond_need
 from decayprune.refill import affordable, fitting, rank_within, refill
 from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
@@ -249,11 +249,7 @@ class DHSPG(ZeroInvariantOptimizer):
 
     def _with_extra(self, state: LifecycleState, ids: Tensor, step: int) -> Tensor:
         """What is enrolled at ``stop_step`` and, by score, what a tournament adds to it."""
-        rule, steps = self.rectify, self.decay_steps
-        # Where a decay is over before it can be judged, nothing more would come back.
-        if rule is None or rule.rule != "tournament" or (steps - 1) / steps < rule.judge_at:
-            return ids
-        wanted = math.ceil(rule.extra * ids.numel())
+        wanted = beyond_need(self.rectify, ids.numel(), self.decay_steps)
         rest = (state.phase == ACTIVE) & ~state.cooling(step)
         rest[ids] = False
         kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())

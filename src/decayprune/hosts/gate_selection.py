@@ -7,7 +7,6 @@ have reached stays reached.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.ticks import TickTock, closing
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.rectify import Rectify
+from decayprune.rectify import Rectify, beyond_need
 from decayprune.refill import Met, affordable, fitting, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
@@ -177,16 +176,8 @@ class GateSelector:
 
     def _extra(self, eligible: Tensor, score: Tensor, needed: int) -> Tensor:
         """What a tournament enrols beyond what a tick closes."""
-        rule = self._rectify
-        # Where a decay is over before it can be judged, nothing more would come back.
-        if (
-            rule is None
-            or rule.rule != "tournament"
-            or (self._decay_steps - 1) / self._decay_steps < rule.judge_at
-        ):
-            return torch.zeros(0, dtype=torch.int64)
-        left = _sorted(eligible, score)
-        planned, wanted = self.planned, math.ceil(rule.extra * needed)
+        wanted = beyond_need(self._rectify, needed, self._decay_steps)
+        left, planned = _sorted(eligible, score), self.planned
 
         def enough(kept: Tensor) -> bool:
             return int((planned - kept).sum()) >= wanted
