@@ -23,7 +23,7 @@ from decayprune.decayer import Decayer
 from decayprune.importance import Importance
 from decayprune.latency_model import LatencyModel
 from decayprune.lifecycle import Event, LifecycleState
-from decayprune.rectify import Rectify
+from decayprune.rectify import Rectify, extra_share
 from decayprune.schedule import Schedule
 from decayprune.selection import ImportanceSelector, Scope
 from decayprune.stepping import StepWatch
@@ -113,7 +113,6 @@ class DecayPruner:
         if budget.latency is not None:
             self._latency = LatencyModel(model, structures, example_inputs)
         self.cost = CostModel(structures, shapes, self._latency)
-        tournament = rectify is not None and rectify.rule == "tournament"
         self._selector = ImportanceSelector(
             structures,
             self.cost,
@@ -123,7 +122,7 @@ class DecayPruner:
             scope=scope,
             round_to=round_to,
             floor=floor,
-            extra=rectify.extra if rectify is not None and tournament else 0.0,
+            extra=extra_share(rectify, schedule.decay_steps),
         )
         self._decayer = Decayer(
             structures,

@@ -152,20 +152,19 @@ def resisting(rectify: Rectify, statistics: Statistics, progress: Tensor) -> Ten
     return ripe & (c_rate(statistics) > rectify.t_rate) & (c_len(statistics) > rectify.t_len)
 
 
-def beyond_need(rectify: Rectify | None, needed: int, decay_steps: int) -> int:
-    """How many more structures than needed a tournament enrols.
+def extra_share(rectify: Rectify | None, decay_steps: int) -> float:
+    """How many more structures than needed are enrolled, as a share of those needed.
 
-    None where a decay is over before it can be judged, for nothing would come back.
+    0 where a decay is over before a tournament can judge it, for nothing would come back.
 
     Args:
         rectify: The rule, if there is one.
-        needed: Structures that have to leave.
         decay_steps: ``N``.
     """
     if rectify is None or rectify.rule != "tournament":
-        return 0
+        return 0.0
     too_short = (decay_steps - 1) / decay_steps < rectify.judge_at
-    return 0 if too_short else math.ceil(rectify.extra * needed)
+    return 0.0 if too_short else rectify.extra
 
 
 def contenders(

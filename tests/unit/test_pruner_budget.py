@@ -47,6 +47,12 @@ def test_nothing_that_fits_the_budget_is_left_out(budget: float) -> None:
             kept[group] -= 1
 
 
+def test_an_abrupt_cut_wastes_nothing_on_a_tournament_that_cannot_be_held() -> None:
+    judged = pruned(0, 0.25, schedule=dp.Schedule(stop=9, decay_steps=1), rectify=dp.Rectify())
+    plain = pruned(0, 0.25, schedule=dp.Schedule(stop=9, decay_steps=1), rectify=None)
+    assert judged.remaining() == plain.remaining()
+
+
 def test_a_tournament_releases_past_what_does_not_fit() -> None:
     pruner = pruned(0, 0.5, **JUDGED)
     kept = pruner.cost.keep_counts(pruner.state.committed)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from decayprune import Rectify
-from decayprune.rectify import Statistics, c_len, c_rate, contenders, observe, resisting
+from decayprune.rectify import (
+    Statistics,
+    c_len,
+    c_rate,
+    contenders,
+    extra_share,
+    observe,
+    resisting,
+)
 
 FIGURES = st.lists(st.floats(-5, 5).filter(lambda v: abs(v) > 1e-3), min_size=1, max_size=12)
 
@@ -154,6 +162,23 @@ class TestTournament:
             self.rule, Statistics.zeros(1), torch.tensor([0.5]), torch.tensor([0.0]), final=True
         )
         assert found.numel() == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "decay_steps", "share"),
+    [
+        (None, 10, 0.0),
+        (Rectify(rule="thresholds"), 10, 0.0),
+        (Rectify(extra=0.2), 2, 0.2),  # judged after one step of two
+        (Rectify(extra=0.2), 1, 0.0),  # over before anyone looks
+        (Rectify(extra=0.2, judge_at=0.75), 3, 0.0),
+        (Rectify(extra=0.2, judge_at=0.75), 4, 0.2),
+    ],
+)
+def test_more_is_enrolled_only_where_it_can_come_back(
+    rule: Rectify | None, decay_steps: int, share: float
+) -> None:
+    assert extra_share(rule, decay_steps) == share
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.depgraph import Rehearsal, Root
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.rectify import Rectify, beyond_need
+from decayprune.rectify import Rectify, extra_share
 from decayprune.refill import affordable, fitting, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
@@ -220,7 +220,8 @@ class ChunkSelector:
         self._order = [*victims.tolist(), *spares.tolist()]
         cooling = state.cooling(step).cpu()
         ids = victims[~cooling[victims]]
-        wanted = beyond_need(self._rectify, victims.numel(), self._chunks.decay_steps)
+        share = extra_share(self._rectify, self._chunks.decay_steps)
+        wanted = math.ceil(share * victims.numel())
         extra = refill(
             spares[~cooling[spares]],
             self._planned,

@@ -25,7 +25,7 @@ from decayprune.hosts.oto import NEVER, ZeroInvariantOptimizer
 from decayprune.hosts.penalty import GUARD, PENALTIES, Penalty, partition, saliency, strengths
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
-from decayprune.rectify import Rectify, beyond_need
+from decayprune.rectify import Rectify, extra_share
 from decayprune.refill import affordable, fitting, rank_within, refill
 from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
@@ -249,7 +249,7 @@ class DHSPG(ZeroInvariantOptimizer):
 
     def _with_extra(self, state: LifecycleState, ids: Tensor, step: int) -> Tensor:
         """What is enrolled at ``stop_step`` and, by score, what a tournament adds to it."""
-        wanted = beyond_need(self.rectify, ids.numel(), self.decay_steps)
+        wanted = math.ceil(extra_share(self.rectify, self.decay_steps) * ids.numel())
         rest = (state.phase == ACTIVE) & ~state.cooling(step)
         rest[ids] = False
         kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())

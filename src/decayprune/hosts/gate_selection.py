@@ -7,6 +7,7 @@ have reached stays reached.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.ticks import TickTock, closing
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.rectify import Rectify, beyond_need
+from decayprune.rectify import Rectify, extra_share
 from decayprune.refill import Met, affordable, fitting, refill
 from decayprune.selection import Picks
 from decayprune.structures.structure_map import StructureMap
@@ -176,7 +177,7 @@ class GateSelector:
 
     def _extra(self, eligible: Tensor, score: Tensor, needed: int) -> Tensor:
         """What a tournament enrols beyond what a tick closes."""
-        wanted = beyond_need(self._rectify, needed, self._decay_steps)
+        wanted = math.ceil(extra_share(self._rectify, self._decay_steps) * needed)
         left, planned = _sorted(eligible, score), self.planned
 
         def enough(kept: Tensor) -> bool:

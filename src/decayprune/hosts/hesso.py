@@ -22,7 +22,7 @@ from decayprune.hosts.directions import Variant
 from decayprune.hosts.oto import ZeroInvariantOptimizer
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.rectify import Rectify
+from decayprune.rectify import Rectify, extra_share
 from decayprune.refill import affordable, fitting, rank_within
 from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
@@ -150,8 +150,7 @@ class HESSO(ZeroInvariantOptimizer):
             hold=held,
         )
         self._quota = int(self.structures.num_structures * min(target_group_sparsity, 0.999))
-        tournament = rectify is not None and rectify.rule == "tournament"
-        self._extra = rectify.extra if rectify is not None and tournament else 0.0
+        self._extra = extra_share(rectify, self.decay_steps)
         self._scores: Tensor | None = None
         every = torch.arange(self.structures.num_structures)
         self._check_reachable(self.cost.sizes - self._removed(every, self.cost.sizes))
