@@ -296,8 +296,10 @@ class DHSPG(ZeroInvariantOptimizer):
         """The tournament, as a stream: those among the costliest of all judged so far.
 
         Structures are caught one by one, not in rounds, so each is compared with every structure
-        judged before it; ``extra / (1 + extra)`` of all are released, and replaced. From
-        ``stop_step`` on nothing is replaced, and what the target can spare is released.
+        judged before it and released, and replaced, if it is among the costliest
+        ``extra / (1 + extra)`` so far. That is more than this share of all where those caught late
+        resist more. After ``stop_step`` nothing is replaced, and what the target can spare is
+        released.
         """
         if self.rectify is None or not ids.numel():
             return ids[:0]
