@@ -19,6 +19,8 @@ LOOK = {
 """Label, colour, marker, and how far a point is drawn aside so that intervals do not overlap."""
 
 _ACROSS = 3
+_DEEP = 12
+"""Points below the best that are shown; a collapse would flatten all the rest."""
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str]]:
@@ -44,6 +46,9 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
             axis.set_title(TITLES.get(host, host))
         for unused in axes.flat[len(hosts) :]:
             unused.remove()
+        best = max(row["acc_mean"] for row in mine)
+        lowest = min(row["acc_mean"] - _half(row) for row in mine)
+        axes[0][0].set_ylim(bottom=max(lowest - 0.5, best - _DEEP))
         for row in axes:
             row[0].set_ylabel("test accuracy (%)")
         axes[0][-1].legend(frameon=False)

@@ -185,11 +185,25 @@ class DHSPG(ZeroInvariantOptimizer):
         else:
             wanted = min(need + int(total * self.tolerance), int(total * 0.999))
         chosen = place < counts(max(need, wanted))[group_of]
-        self._penalised = chosen.to(self._penalised.device)
         state = self._decayer.state
         # Scores of a lifecycle are lowest for what goes first.
         self._decayer.state = replace(state, score=-score.to(state.score))
+        self._penalise_only(chosen if wanted > need else self._needed(chosen))
         self._partitioned = True
+
+    def _penalise_only(self, chosen: Tensor) -> None:
+        self._penalised = chosen.to(self._penalised.device)
+
+    def _needed(self, chosen: Tensor) -> Tensor:
+        """Those of a penalised set without which a budget is missed; the best of it stay out."""
+        if self.budget is None:
+            return chosen
+        state, groups = self.lifecycle, self.structures.group_of
+        kept = self.cost.keep_counts(chosen | state.committed.cpu())
+        best = _lowest_first(chosen & ~state.committed.cpu(), -state.score.cpu())
+        unit = torch.full_like(kept, self.group_divisible)
+        back = affordable(best, kept, groups, self._enough, unit)
+        return chosen.index_fill(0, back, False)
 
     def _penalise(
         self, products: Products, step: int, rates: Mapping[str, tuple[float, float]]
@@ -288,8 +302,9 @@ class DHSPG(ZeroInvariantOptimizer):
             chosen = order[: max(min(leaving, fresh.numel()), chosen.numel())]
         elif chosen.numel() <= fresh.numel():
             chosen = fitting(fresh, kept, groups, self._enough, self.cost.macs, shortest)
-        self._penalised = penalised.index_fill(0, chosen, True).to(self._penalised.device)
-        warmed = chosen[cooling[chosen]]
+        penalised = self._needed(penalised.index_fill(0, chosen, True))
+        self._penalise_only(penalised)
+        warmed = chosen[cooling[chosen] & penalised[chosen]]
         return warmed if warmed.numel() else None
 
     def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:

@@ -145,6 +145,22 @@ def test_budget_replaces_the_count() -> None:
     assert report.macs_after / report.macs_before <= 0.4
 
 
+@pytest.mark.parametrize("lmbda", [0.5, 10.0], ids=["caught at the end", "caught at once"])
+def test_nothing_that_fits_the_budget_is_left_out(lmbda: float) -> None:
+    for seed in range(3):
+        model = double_net(seed=seed)
+        optimizer = host(
+            model, budget=dp.Budget(macs=0.4), stop_step=15, lmbda=lmbda, tolerance_group_sparsity=0
+        )
+        train(model, optimizer, 20)
+        assert optimizer.finished
+        kept = optimizer._kept()
+        for group in (kept < optimizer.cost.sizes).nonzero().flatten().tolist():
+            kept[group] += 1
+            assert not optimizer._enough(kept)
+            kept[group] -= 1
+
+
 def test_released_structures_leave_the_penalised_set_and_are_replaced() -> None:
     model = double_net()
     optimizer = host(model, decay_steps=4, rectify=ALWAYS_RELEASE, stop_step=40)
