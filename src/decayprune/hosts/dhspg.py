@@ -188,14 +188,16 @@ class DHSPG(ZeroInvariantOptimizer):
         state = self._decayer.state
         # Scores of a lifecycle are lowest for what goes first.
         self._decayer.state = replace(state, score=-score.to(state.score))
-        self._penalise_only(chosen if wanted > need else self._needed(chosen))
+        self._set_penalised(chosen)
         self._partitioned = True
 
-    def _penalise_only(self, chosen: Tensor) -> None:
+    def _set_penalised(self, chosen: Tensor) -> None:
+        # With a tolerance, more are penalised than needed, and the first that are caught go.
+        chosen = chosen if self.tolerance else self._needed(chosen)
         self._penalised = chosen.to(self._penalised.device)
 
     def _needed(self, chosen: Tensor) -> Tensor:
-        """Those of a penalised set without which a budget is missed; the best of it stay out."""
+        """A set that leaves, bool ``(S,)``, without its best ones that a budget can spare."""
         if self.budget is None:
             return chosen
         state, groups = self.lifecycle, self.structures.group_of
@@ -238,6 +240,8 @@ class DHSPG(ZeroInvariantOptimizer):
         ids = self._hits
         if ids is None:
             return None if warmed is None else Picks(state.decaying[:0], warmed=warmed)
+        caught = torch.zeros(state.phase.numel(), dtype=torch.bool).index_fill(0, ids.cpu(), True)
+        ids = self._needed(caught).nonzero().flatten().to(ids.device)
         if step >= stop:
             ids = self._with_missing(state, ids)
         if step == stop:
@@ -302,9 +306,8 @@ class DHSPG(ZeroInvariantOptimizer):
             chosen = order[: max(min(leaving, fresh.numel()), chosen.numel())]
         elif chosen.numel() <= fresh.numel():
             chosen = fitting(fresh, kept, groups, self._enough, self.cost.macs, shortest)
-        penalised = self._needed(penalised.index_fill(0, chosen, True))
-        self._penalise_only(penalised)
-        warmed = chosen[cooling[chosen] & penalised[chosen]]
+        self._set_penalised(penalised.index_fill(0, chosen, True))
+        warmed = chosen[cooling[chosen] & self._penalised.cpu()[chosen]]
         return warmed if warmed.numel() else None
 
     def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:

@@ -145,13 +145,18 @@ def test_budget_replaces_the_count() -> None:
     assert report.macs_after / report.macs_before <= 0.4
 
 
-@pytest.mark.parametrize("lmbda", [0.5, 10.0], ids=["caught at the end", "caught at once"])
-def test_nothing_that_fits_the_budget_is_left_out(lmbda: float) -> None:
+@pytest.mark.parametrize(
+    ("lmbda", "tolerance"),
+    [(0.5, 0.0), (10.0, 0.0), (10.0, 0.3)],
+    ids=["caught at the end", "caught at once", "more caught than needed"],
+)
+def test_nothing_that_fits_the_budget_is_left_out(lmbda: float, tolerance: float) -> None:
     for seed in range(3):
         model = double_net(seed=seed)
         optimizer = host(
-            model, budget=dp.Budget(macs=0.4), stop_step=15, lmbda=lmbda, tolerance_group_sparsity=0
-        )
+            model, budget=dp.Budget(macs=0.4), stop_step=15, lmbda=lmbda,
+            tolerance_group_sparsity=tolerance,
+        )  # fmt: skip
         train(model, optimizer, 20)
         assert optimizer.finished
         kept = optimizer._kept()
