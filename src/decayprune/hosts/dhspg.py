@@ -11,7 +11,6 @@ Source: Chen et al., OTOv2, arXiv 2303.06862; formulas as in its published code.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from decayprune.cost import Budget
 from decayprune.hosts.directions import Variant
 from decayprune.hosts.oto import NEVER, ZeroInvariantOptimizer
-from decayprune.hosts.penalty import GUARD, PENALTIES, Penalty, partition, saliency, strengths
+from decayprune.hosts.penalised import PenalisedSet
+from decayprune.hosts.penalty import GUARD, PENALTIES, Penalty, saliency, strengths
 from decayprune.hosts.sums import Products
 from decayprune.lifecycle import ACTIVE, Event, LifecycleState
 from decayprune.rectify import Rectify, extra_share
-from decayprune.refill import affordable, fitting, rank_within, refill
+from decayprune.refill import affordable
 from decayprune.selection import Picks
 from decayprune.structures.forward import ExampleInputs
 
@@ -139,13 +139,18 @@ class DHSPG(ZeroInvariantOptimizer):
         size = self.structures.num_structures
         # The target is met when at least this share is zero, so it rounds up.
         self._quota = math.ceil(target_group_sparsity * size - 1e-9)
-        every = torch.arange(size)
-        most = partition(every, self.structures.group_of, self.cost.sizes, group_divisible)
-        self._floor = self.cost.sizes - most
-        self._check_reachable(self._floor)
-        device = self.lifecycle.phase.device
-        self._penalised = torch.zeros(size, dtype=torch.bool, device=device)
-        self._partitioned = self._met = False
+        self._set = PenalisedSet(
+            self.structures.group_of,
+            self.cost,
+            budget,
+            self._enough,
+            target=target_group_sparsity,
+            tolerance=tolerance_group_sparsity,
+            divisible=group_divisible,
+            device=self.lifecycle.phase.device,
+        )
+        self._check_reachable(self._set.floor)
+        self._met = False
         self._judged: list[float] = []
         self._hits: Tensor | None = None
         self._nearness: Tensor | None = None
@@ -159,58 +164,23 @@ class DHSPG(ZeroInvariantOptimizer):
 
     def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
         self._hits = self._nearness = None
-        due = not self._partitioned and step > self.start_step
-        if not due and (self._met or not self._partitioned):
+        due = not self._set.drawn and step > self.start_step
+        if not due and (self._met or not self._set.drawn):
             return
         rates = self._rates()
         products = self._sums.products(self._parameters, direction, rates)
         if due:
-            self._partition(products)
+            score = saliency(products, self._sums.numel)
+            # Scores of a lifecycle are lowest for what goes first.
+            state = self._decayer.state
+            self._decayer.state = replace(state, score=-score.to(state.score))
+            self._set.draw(score, self.lifecycle)
         self._penalise(products, step, rates)
-
-    def _partition(self, products: Products) -> None:
-        score = saliency(products, self._sums.numel)
-        order = torch.sort(score, descending=True, stable=True).indices.cpu()
-        group_of, sizes = self.structures.group_of, self.cost.sizes
-        place = torch.empty_like(order)  # among its group, the most redundant first
-        place[order] = rank_within(torch.arange(order.numel()), group_of[order])
-
-        def counts(number: int) -> Tensor:
-            return partition(order[:number], group_of, sizes, self.group_divisible)
-
-        total = order.numel()
-        need = bisect_left(range(total), True, key=lambda n: self._enough(sizes - counts(n)))
-        if self.budget is None:
-            wanted = int(total * min(self.target + self.tolerance, 0.999))
-        else:
-            wanted = min(need + int(total * self.tolerance), int(total * 0.999))
-        chosen = place < counts(max(need, wanted))[group_of]
-        state = self._decayer.state
-        # Scores of a lifecycle are lowest for what goes first.
-        self._decayer.state = replace(state, score=-score.to(state.score))
-        self._set_penalised(chosen)
-        self._partitioned = True
-
-    def _set_penalised(self, chosen: Tensor) -> None:
-        # With a tolerance, more are penalised than needed, and the first that are caught go.
-        chosen = chosen if self.tolerance else self._needed(chosen)
-        self._penalised = chosen.to(self._penalised.device)
-
-    def _needed(self, chosen: Tensor) -> Tensor:
-        """A set that leaves, bool ``(S,)``, without its best ones that a budget can spare."""
-        if self.budget is None:
-            return chosen
-        state, groups = self.lifecycle, self.structures.group_of
-        kept = self.cost.keep_counts(chosen | state.committed.cpu())
-        best = _lowest_first(chosen & ~state.committed.cpu(), -state.score.cpu())
-        unit = torch.full_like(kept, self.group_divisible)
-        back = affordable(best, kept, groups, self._enough, unit)
-        return chosen.index_fill(0, back, False)
 
     def _penalise(
         self, products: Products, step: int, rates: Mapping[str, tuple[float, float]]
     ) -> None:
-        active = self._penalised & (self.lifecycle.phase == ACTIVE)
+        active = self._set.members & (self.lifecycle.phase == ACTIVE)
         norm = products.xx.sqrt()
         warm = step >= self.warm_up_steps
         strength = strengths(products, self.penalty) if warm else self.penalty.lmbda
@@ -236,79 +206,19 @@ class DHSPG(ZeroInvariantOptimizer):
     ) -> Picks | None:
         """What the half-space test caught; at ``stop_step`` also what is still missing."""
         stop = NEVER if self.stop_step is None else self.stop_step
-        warmed = self._replace_released(state, step) if released and step <= stop else None
+        replacing = released and step <= stop
+        warmed = self._set.replace_released(state, step) if replacing else None
         ids = self._hits
         if ids is None:
             return None if warmed is None else Picks(state.decaying[:0], warmed=warmed)
-        caught = torch.zeros(state.phase.numel(), dtype=torch.bool).index_fill(0, ids.cpu(), True)
-        ids = self._needed(caught).nonzero().flatten().to(ids.device)
+        ids = self._set.needed(ids, state)
         if step >= stop:
-            ids = self._with_missing(state, ids)
+            nearness = state.score if self._nearness is None else self._nearness
+            ids = self._set.with_missing(ids, state, nearness)
         if step == stop:
-            ids = self._with_extra(state, ids, step)
+            share = extra_share(self.rectify, self.decay_steps)
+            ids = self._set.with_extra(ids, state, step, share)
         return Picks(ids, warmed=warmed)
-
-    def _with_missing(self, state: LifecycleState, ids: Tensor) -> Tensor:
-        """The caught ones and, nearest to being caught first, as many more as the target lacks."""
-        rest = self._penalised & (state.phase == ACTIVE)
-        rest[ids] = False
-        pool = _lowest_first(rest, state.score if self._nearness is None else self._nearness)
-        kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())
-        groups = self.structures.group_of
-
-        def shortest(order: Tensor) -> Tensor:
-            return refill(order, kept, self._floor, groups, self._enough)
-
-        if self.budget is None:
-            more = shortest(pool)
-        else:
-            more = fitting(pool, kept, groups, self._enough, self.cost.macs, shortest)
-        return torch.cat([ids, more.to(ids.device)])
-
-    def _with_extra(self, state: LifecycleState, ids: Tensor, step: int) -> Tensor:
-        """What is enrolled at ``stop_step`` and, by score, what a tournament adds to it."""
-        wanted = math.ceil(extra_share(self.rectify, self.decay_steps) * ids.numel())
-        rest = (state.phase == ACTIVE) & ~state.cooling(step)
-        rest[ids] = False
-        kept = self.cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())
-
-        def enough(left: Tensor) -> bool:
-            return int((kept - left).sum()) >= wanted
-
-        pool = _lowest_first(rest, state.score)
-        more = refill(pool, kept, self._floor, self.structures.group_of, enough)
-        return torch.cat([ids, more.to(ids.device)])
-
-    def _replace_released(self, state: LifecycleState, step: int) -> Tensor | None:
-        """Move released structures out of the penalised set and the next best ones in.
-
-        Returns:
-            Structures whose cool-down was cut short because nothing else was left, or None.
-        """
-        cooling, penalised = state.cooling(step).cpu(), self._penalised.cpu()
-        leaving = int((penalised & cooling).sum())
-        penalised &= ~cooling
-        going = penalised | state.committed.cpu()
-        # Fresh ones by score; then those that cool down, the longest out of the game first.
-        rank = torch.where(cooling, state.cool_until.cpu().double(), state.score.cpu().double())
-        order = torch.sort(rank, stable=True).indices
-        order = torch.cat([order[~(cooling | going)[order]], order[(cooling & ~going)[order]]])
-        kept, groups = self.cost.keep_counts(going), self.structures.group_of
-        room = (kept - self._floor).clamp(min=0)[groups[order]]
-        order = order[rank_within(torch.arange(order.numel()), groups[order]) < room]
-        fresh = order[~cooling[order]]
-
-        def shortest(order: Tensor) -> Tensor:
-            return refill(order, kept, self._floor, groups, self._enough)
-
-        chosen = shortest(order)
-        if self.budget is None:  # as many as were released, for the target is a number of them
-            chosen = order[: max(min(leaving, fresh.numel()), chosen.numel())]
-        elif chosen.numel() <= fresh.numel():
-            chosen = fitting(fresh, kept, groups, self._enough, self.cost.macs, shortest)
-        self._set_penalised(penalised.index_fill(0, chosen, True))
-        warmed = chosen[cooling[chosen] & self._penalised.cpu()[chosen]]
-        return warmed if warmed.numel() else None
 
     def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """The tournament, as a stream: those among the costliest of all judged so far.
@@ -332,7 +242,7 @@ class DHSPG(ZeroInvariantOptimizer):
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the structures that decay or are pruned meet the target."""
-        return self._partitioned and self._enough(self.cost.keep_counts(state.committed.cpu()))
+        return self._set.drawn and self._enough(self.cost.keep_counts(state.committed.cpu()))
 
     # ---------------------------------------------------------------- bookkeeping
 
@@ -350,20 +260,15 @@ class DHSPG(ZeroInvariantOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "penalised": self._penalised.clone(),
-            "partitioned": self._partitioned,
+            "penalised": self._set.members.clone(),
+            "partitioned": self._set.drawn,
             "judged": list(self._judged),
         }
 
     def _load_own(self, own: Mapping[str, Any]) -> None:
-        self._penalised = own["penalised"].to(self._penalised.device).clone()
-        self._partitioned, self._judged = bool(own["partitioned"]), list(own["judged"])
+        self._set.members = own["penalised"].to(self._set.members.device).clone()
+        self._set.drawn, self._judged = bool(own["partitioned"]), list(own["judged"])
         self._met = self.done(self.lifecycle, self.steps)
-
-
-def _lowest_first(mask: Tensor, key: Tensor) -> Tensor:
-    ids = mask.nonzero().flatten()
-    return ids[torch.sort(key[ids], stable=True).indices].cpu()
 
 
 def _last_release(stop_step: int | None, decay_steps: int, rectify: Rectify | None) -> int:

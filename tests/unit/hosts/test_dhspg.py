@@ -176,7 +176,7 @@ def test_released_structures_leave_the_penalised_set_and_are_replaced() -> None:
         optimizer.zero_grad()
         new = {e.structure for e in optimizer.events if e.step == step + 1 and e.kind == "release"}
         if new and penalised is None:
-            penalised = optimizer._penalised
+            penalised = optimizer._set.members
             assert not bool(penalised[list(new)].any())
             assert int(penalised.sum()) >= 15  # as many moved in
     assert penalised is not None, "nothing was ever released"
