@@ -35,7 +35,8 @@ class Rectify:
         t_rate: Threshold on ``c_rate``, in [-1, 1].
         t_len: Threshold on ``c_len``, a ratio of lengths.
         warm_up: Share of a decay, in [0, 1], during which thresholds release nothing.
-        extra: Share of the structures of a round that are enrolled beyond its need.
+        extra: Share of the structures of a round that are enrolled beyond its need; none are where
+            a decay is over before it can be judged (``decay_steps=1``).
         judge_at: Share of a decay, in (0, 1], after which the tournament is decided.
         cool_down: How long a released structure cannot be picked again, in decays
             (multiples of ``decay_steps``).
