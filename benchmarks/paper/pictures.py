@@ -39,7 +39,11 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         hosts = [h for h in TITLES if any(row["host"] == h for row in mine)]
         high, wide = math.ceil(len(hosts) / _ACROSS), min(len(hosts), _ACROSS)
         figure, axes = plt.subplots(
-            high, wide, figsize=(3.4 * wide + 0.6, 3.1 * high + 0.3), sharey=True, squeeze=False
+            high,
+            wide,
+            figsize=(3.4 * wide + 0.6, 3.1 * high + 0.3),
+            sharey=True,
+            squeeze=False,
         )
         for axis, host in zip(axes.flat, hosts, strict=False):
             _panel(axis, [row for row in mine if row["host"] == host])
@@ -48,7 +52,11 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
             unused.remove()
         best = max(row["acc_mean"] for row in mine)
         lowest = min(row["acc_mean"] - _half(row) for row in mine)
-        axes[0][0].set_ylim(bottom=max(lowest - 0.5, best - _DEEP))
+        bottom = max(lowest - 0.5, best - _DEEP)
+        axes[0][0].set_ylim(bottom, best + 1)
+        for axis, host in zip(axes.flat, hosts, strict=False):
+            axis.set_xlim(0, 1.15 * max(100 * row["budget"] for row in mine))
+            _name_collapsed(axis, [r for r in mine if r["host"] == host], bottom)
         for row in axes:
             row[0].set_ylabel("test accuracy (%)")
         axes[0][-1].legend(frameon=False)
@@ -83,6 +91,22 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.set_xlabel("MACs that remain (%)")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _name_collapsed(axis: Any, rows: Sequence[Mapping[str, Any]], bottom: float) -> None:
+    """Write down what lies below the picture."""
+    below = [row for row in rows if row["variant"] in LOOK and row["acc_mean"] < bottom]
+    for i, row in enumerate(below):
+        label, colour, *_ = LOOK[row["variant"]]
+        axis.annotate(
+            f"{label}: {row['acc_mean']:.1f}, below",
+            (100 * row["macs_ratio"], bottom),
+            xytext=(-4, 5 + 11 * i),
+            textcoords="offset points",
+            ha="right",
+            color=colour,
+            fontsize=8,
+        )
 
 
 def _half(row: Mapping[str, Any]) -> float:
