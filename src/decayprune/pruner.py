@@ -23,7 +23,7 @@ from decayprune.decayer import Decayer
 from decayprune.importance import Importance
 from decayprune.latency_model import LatencyModel
 from decayprune.lifecycle import Event, LifecycleState
-from decayprune.rectify import Rectify, extra_share
+from decayprune.rectify import Rectify
 from decayprune.schedule import Schedule
 from decayprune.selection import ImportanceSelector, Scope
 from decayprune.stepping import StepWatch
@@ -122,7 +122,8 @@ class DecayPruner:
             scope=scope,
             round_to=round_to,
             floor=floor,
-            extra=extra_share(rectify, schedule.decay_steps),
+            extra=rectify.extra if rectify is not None and rectify.rule == "tournament" else 0.0,
+            judge_at=rectify.judge_at if rectify is not None else 1.0,
         )
         self._decayer = Decayer(
             structures,

@@ -87,6 +87,7 @@ class ImportanceSelector:
         round_to: Each width ends as a multiple of it (or uncut), or None.
         floor: Share of each group that stays in any case (at least one structure).
         extra: Share of a round's structures to commit beyond its need (for a tournament).
+        judge_at: Share of a decay after which a tournament judges.
 
     Raises:
         ValueError: The budget cannot be reached; says what can.
@@ -104,6 +105,7 @@ class ImportanceSelector:
         round_to: int | None = None,
         floor: float = 0.1,
         extra: float = 0.0,
+        judge_at: float = 0.5,
     ) -> None:
         if scope not in ("global", "local", "isomorphic"):
             raise ValueError(f"scope is 'global', 'local' or 'isomorphic', found {scope!r}.")
@@ -114,6 +116,8 @@ class ImportanceSelector:
         self._structures, self._cost = structures, cost
         self._budget, self._schedule = budget, schedule
         self.importance, self._scope, self._extra = importance, scope, extra
+        decay_steps = schedule.decay_steps
+        self._judged_in_time = (decay_steps - 1) / decay_steps >= judge_at
         self._families = [group.family or group.layer for group in structures.groups]
         width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
         # round_to counts channels; a structure may hold several (a head).
@@ -185,7 +189,10 @@ class ImportanceSelector:
         ranking = self._rank(score, phase == ACTIVE)
         kept = self._cost.keep_counts(phase != ACTIVE)
         # Nothing is released from stop on: what is picked right before it is never judged.
-        judged = new_round and step < self._schedule.stop - 1
+        last = self._schedule.stop - 1
+        judged = new_round and step < last
+        # A decay is judged at its share, or by the last step that may release, if it lasts so long.
+        judged = judged and (self._judged_in_time or last < step + self._schedule.decay_steps)
         extra = self._extra if judged else 0.0
 
         eligible = (phase == ACTIVE) & ~cooling

@@ -245,9 +245,9 @@ class Literal:
             for group in (range(A), range(A, A + B)):
                 self.refresh([s for s in free if s in group])
         judged = self.set.rule == "tournament" and self.step < self.set.stop - 1
-        judged &= any(
-            self.set.judge_at <= k / self.set.decay_steps for k in range(self.set.decay_steps)
-        )
+        n = self.set.decay_steps
+        in_time = any(self.set.judge_at <= k / n for k in range(n))
+        judged &= in_time or self.set.stop - 1 < self.step + n
         extra = self.set.extra if new_round and judged else 0.0
         chosen = self.shortest(free, extra)
         if chosen is None:

@@ -392,7 +392,7 @@ def test_a_structure_that_resists_is_released_replaced_and_left_alone() -> None:
 
 def test_from_stop_on_nothing_is_released() -> None:
     for rule in ("thresholds", "tournament"):
-        rectify = dp.Rectify(rule=rule, t_rate=-1, t_len=-9, warm_up=0, judge_at=0.8)
+        rectify = dp.Rectify(rule=rule, t_rate=-1, t_len=-9, warm_up=0, judge_at=0.9)
         schedule = dp.Schedule(start=1, stop=4, rounds=1, decay_steps=9)
         crafted = Crafted(
             set(range(30)), torch.linspace(1, 2, 30), rectify=rectify, schedule=schedule
