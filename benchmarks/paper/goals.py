@@ -17,7 +17,7 @@ HOSTS = {
 }
 TITLES = {"default": "our own selection", "hesso": "HESSO"} | {h: t for h, (t, _) in HOSTS.items()}
 RELEASES = {"sp": "none", "random_release": "random ones"}
-ENOUGH = 8  # seeds
+SEEDS = 8  # of every cell of the grid; a verdict waits for all of them
 HARD, HARD_TARGET = 0.125, 2.0
 BUDGETS = (0.5, 0.25, HARD)
 
@@ -35,7 +35,7 @@ class Goal(NamedTuple):
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.found is None or self.found.pairs < ENOUGH:
+        if self.found is None or self.found.pairs < SEEDS:
             return "not complete"
         if self.found.low > 0:
             return "reached" if self.found.mean >= self.target else "a gain, below the goal"

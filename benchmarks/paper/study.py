@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from goals import MODELS, TITLES, goals
+from goals import MODELS, SEEDS, TITLES, goals
 from goals import markdown as goals_table
 from pages import fill
 
@@ -53,7 +53,6 @@ OF_HOST = {
     "dhspg": {"options": {"lmbda": 1.0, "tolerance_group_sparsity": 0.0}},
     "depgraph-sl": {"options": {"reg": 5e-4, "sparse": 0.33}},
 }
-SEEDS = 8
 
 
 def trials(

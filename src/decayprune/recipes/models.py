@@ -10,6 +10,7 @@ tensor, so that whole heads can leave. A stage is narrowed by the factor ``width
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -337,6 +338,7 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.
             f"--model expects one of {', '.join(MODELS)}, or pkg.mod:factory for your own; "
             f"found {name!r}."
         )
-    if key.startswith("vit"):
-        return MODELS[key](in_channels, num_classes, image_size)
-    return MODELS[key](in_channels=in_channels, num_classes=num_classes)
+    factory = MODELS[key]
+    needs_size = "image_size" in signature(factory).parameters
+    size = {"image_size": image_size} if needs_size else {}
+    return factory(in_channels, num_classes, **size)

@@ -144,11 +144,9 @@ class Job:
 
     def _dense_accuracy(self, model: nn.Module, digest: str) -> float:
         """On the test images; as the host alone found it, if that started from the same weights."""
-        partner = result_file(self._folder, self.trial.with_(variant="alone"))
-        if partner.is_file():
-            found = json.loads(partner.read_text(encoding="utf-8"))
-            if found["dense_digest"] == digest:
-                return float(found["dense_test_accuracy"])
+        partner = self._partner()
+        if partner is not None and partner["dense_digest"] == digest:
+            return float(partner["dense_test_accuracy"])
         return evaluate(model, self.data.test, self.trial.bf16)
 
     # ------------------------------------------------------------ pruning
@@ -203,10 +201,18 @@ class Job:
         return float(alone["macs_after"] / alone["macs_before"])
 
     def _alone(self) -> dict[str, Any]:
-        partner = result_file(self._folder, self.trial.with_(variant="alone"))
-        if not partner.is_file():
-            raise ValueError(f"It is compared with {partner.stem}: run that trial first.")
-        figures: dict[str, Any] = json.loads(partner.read_text(encoding="utf-8"))
+        partner = self._partner()
+        if partner is None:
+            name = self.trial.with_(variant="alone").name
+            raise ValueError(f"It is compared with {name}: run that trial first.")
+        return partner
+
+    def _partner(self) -> dict[str, Any] | None:
+        """The figures of the host alone, if that has run."""
+        file = result_file(self._folder, self.trial.with_(variant="alone"))
+        if not file.is_file():
+            return None
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return figures
 
     def _small(self, example: torch.Tensor, steps: int) -> dict[str, Any]:
