@@ -51,8 +51,8 @@ class GateDecorator:
     Args:
         model: Trained already, as a rule. Its batch norms are gated in place and put back by
             :meth:`compact`.
-        optimizer: Holds the model's parameters. Its learning rates are the host's until it has
-            finished.
+        optimizer: Holds the model's parameters. Its learning rates are the host's until the ticks
+            have reached the budget.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
         budget: What remains in the end.
         schedule: Lengths of ticks and tocks, and how much a tick closes.
@@ -194,14 +194,14 @@ class GateDecorator:
                 "The optimizer stepped, and no gate had a gradient. The order is: loss.backward(); "
                 "optimizer.step(); host.step(); optimizer.zero_grad()"
             )
-        before = self._selector.score
+        before, ticking = self._selector.score, not self._selector.reached
         self._selector.collect(self.steps + 1, noted.cpu())
         events = self._decayer.step(self.steps + 1, self._selector)
         if not resume.follow(self, events):
             self._selector.score = before
             return
         self._decayer.last_release = self._selector.last_release
-        if self.finished:
+        if ticking and self._selector.reached:
             self._rates.give_back()
 
     def compact(
@@ -262,9 +262,11 @@ class GateDecorator:
         if self._report is not None or self.finished:
             return
         self._decayer.remember(optimizer)
+        if first and self._noted is None:
+            self._observe(grad_scale(optimizer))
+        if self._selector.reached:
+            return  # gates that still close do so while the loop trains as it likes
         if first:
-            if self._noted is None:
-                self._observe(grad_scale(optimizer))
             self._shape_gradients(grad_scale(optimizer))
         self._rates.set(optimizer, self.schedule.phase(self.steps + 1))
 

@@ -63,6 +63,11 @@ class GateSelector:
         self.planned = cost.sizes
         self.last_release = NEVER
 
+    @property
+    def reached(self) -> bool:
+        """Whether ticks have reached the budget: decays may go on, ticks and tocks do not."""
+        return self.last_release < NEVER
+
     def collect(self, step: int, noted: Tensor) -> None:
         """Add the scores of one optimizer step to those of its tick.
 
@@ -84,7 +89,7 @@ class GateSelector:
     ) -> Picks | None:
         """What a tick closes at its end; replacements where something was released."""
         phase = self._schedule.phase(step)
-        ends = phase.tick and phase.last
+        ends = phase.tick and phase.last and not self.reached
         if not (ends or released):
             return None
         first, warmed = self._refill(state, step)

@@ -338,6 +338,25 @@ def test_only_gates_inner_biases_and_linear_layers_train_in_a_tick() -> None:
     assert optimizer.param_groups[0]["lr"] == 1e-2
 
 
+def test_training_is_the_loops_own_once_ticks_have_reached_the_budget() -> None:
+    """Slow decays outlast the ticks: what they need then is a network that may adapt."""
+    model = net()
+    optimizer = sgd(model)
+    schedule = TickTock(tick_steps=2, tock_steps=1, ticks=5, share=0.5)
+    host = build(model, optimizer, schedule=schedule, decay_steps=12, sparsity=10.0)
+    seeds = itertools.count()
+    while host.remaining()["macs"] > 0.5:  # commitments count
+        assert not host.finished
+        train(model, optimizer, host, seeds, 1)
+    assert not host.finished and schedule.phase(host.steps + 1).tick
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    before = model.a.weight.detach().clone()
+    optimizer.param_groups[0]["lr"] = 0.04  # a schedule of the loop
+    train(model, optimizer, host, seeds, 1)
+    assert optimizer.param_groups[0]["lr"] == 0.04
+    assert not torch.equal(model.a.weight, before)
+
+
 def test_the_penalty_leaves_decaying_gates_and_the_release_test_alone() -> None:
     """A closing gate whose task gradient is 0 shows no resistance, whatever the penalty."""
     runs = []
