@@ -1,6 +1,6 @@
 r"""An idea for the probe: Gate Decorator in place of our own pruner, to tune its ticks and tocks.
 
-    python benchmarks/paper/probe.py --idea benchmarks/paper/ticks.py x.variant=alone x.stop=0.25
+    python benchmarks/paper/probe.py --idea benchmarks/paper/ticks.py x.variant=alone x.stop=0.5
 
 The host alone is what is tuned, for its smooth variants have to beat it at its best.
 """
@@ -23,7 +23,7 @@ def setup(run: Any) -> None:
             that of the run).
     """
     probe, x = run.probe, run.probe.x
-    variant, top = x.get("variant", "sp_sr"), x.get("tock_lr", 1e-2)
+    variant, top = x.get("variant", "sp_sr"), x.get("tock_lr")
     plan = TickTock.for_run(probe.steps)
     run.pruner.close()
     run.pruner = GateDecorator(
@@ -31,7 +31,7 @@ def setup(run: Any) -> None:
         run.optimizer,
         run.example,
         budget=dp.Budget(macs=probe.budget),
-        schedule=replace(plan, stop=int(x.get("stop", 0.5) * probe.steps)),
+        schedule=replace(plan, stop=int(x.get("stop", 0.125) * probe.steps)),
         decay_steps=1 if variant == "alone" else probe.steps // 10,
         rectify=dp.Rectify() if variant == "sp_sr" else None,
         tock_lr=None if top is None else (top / 10, top),

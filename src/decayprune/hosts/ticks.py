@@ -76,7 +76,9 @@ class TickTock:
     def for_run(cls, total_steps: int) -> TickTock:
         """For a run of so many optimizer steps, far shorter than the paper's 700 epochs.
 
-        Ticks of 5 % each fill the first half of the run, at whose end the budget is met.
+        Ticks of 5 % each, or more where the pace needs it, fill the first eighth of the run, at
+        whose end the budget is met: the steps that are left to recover in count for more
+        (docs/results.md).
 
         Args:
             total_steps: Optimizer steps from the host's construction to the end of training.
@@ -84,7 +86,7 @@ class TickTock:
         if total_steps < 1:
             raise ValueError(f"TickTock.for_run needs at least 1 step, found {total_steps}.")
         step = max(1, total_steps // 80)
-        stop = max(3 * step, total_steps // 2)
+        stop = max(3 * step, total_steps // 8)
         return cls(tick_steps=step, tock_steps=2 * step, ticks=4, share=0.05, stop=stop)
 
     def phase(self, step: int) -> Phase:
