@@ -49,7 +49,7 @@ SMOKE = Trial(
 )
 OF_HOST = {
     # The published strength, 1e-3, is made for a hundred epochs and acts on nothing in one; this
-    # one is the best for the host alone (results/oto.jsonl, made by probe.py --idea oto.py).
+    # one is the best for the host alone (results/oto.jsonl, made by probe.py --idea hosts.py).
     "dhspg": {"options": {"lmbda": 1.0, "tolerance_group_sparsity": 0.0}},
     # The published rates of tocks are those of a far longer run (results/ticks.jsonl).
     "gate": {"options": {"tock_lr": None}},

@@ -156,9 +156,10 @@ class PenalisedSet:
             ids: Enrolled at this step.
             state: Where every structure stands.
             step: Number of the optimizer step.
-            share: How many more, as a share of ``ids``.
+            share: How many more, as a share of ``ids``; rounded down, for among a few a dear one
+                would stay while cheap ones come back, and the budget would not be spent.
         """
-        wanted = math.ceil(share * ids.numel())
+        wanted = math.floor(share * ids.numel())
         rest = (state.phase == ACTIVE) & ~state.cooling(step)
         rest[ids] = False
         kept = self._without(ids, state)

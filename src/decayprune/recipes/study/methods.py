@@ -152,7 +152,8 @@ def _depgraph(
 
     sparse = trial.host == "depgraph-sl"
     optimizer = sgd(trial, model)
-    options = {"reg": 5e-4, "sparse": 0.0, "iterative_steps": 400, **trial.options}
+    usual = {"reg": 5e-4, "sparse": 0.0, "iterative_steps": 400, "max_pruning_ratio": 1.0}
+    options = {**usual, **trial.options}
     classifier = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     kind = tp.pruner.GroupNormPruner if sparse else tp.pruner.MetaPruner
     pruner = kind(
@@ -162,6 +163,7 @@ def _depgraph(
             p=2, **({"normalizer": "max"} if sparse else {})
         ),
         pruning_ratio=1.0,
+        max_pruning_ratio=options["max_pruning_ratio"],
         iterative_steps=int(options["iterative_steps"]),
         global_pruning=True,
         ignored_layers=classifier,

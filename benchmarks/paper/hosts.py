@@ -1,0 +1,66 @@
+r"""An idea for the probe: a host of the study in place of our own pruner, to tune what it takes.
+
+    python benchmarks/paper/probe.py --idea benchmarks/paper/hosts.py \
+        x.host=dhspg x.variant=alone x.lmbda=0.5 --seeds 100-103
+
+It is the host alone that is tuned, for its smooth variants have to beat it at its best.
+``results/oto.jsonl`` (DHSPG) and ``results/ticks.jsonl`` (Gate Decorator; ``stop`` and ``tock_lr``
+stand for ``x.ticks={"tick_steps": 4, "tock_steps": 8, "ticks": 4, "share": 0.05, "stop": 43}``
+and ``x.tock_lr``) were made so, by one file for each host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import decayprune as dp
+from decayprune.compaction import CompactionReport
+from decayprune.recipes.study import methods
+from decayprune.recipes.study.trial import Training, Trial
+
+
+class Pruner:
+    """A method of the study with the surface of a pruner."""
+
+    def __init__(self, method: methods.Method) -> None:
+        self.observe, self.step, self._host = method.observe, method.step, method.host
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is met and nothing decays."""
+        return self._host.finished
+
+    @property
+    def events(self) -> Sequence[dp.Event]:
+        """What happened."""
+        return self._host.events
+
+    def compact(self) -> CompactionReport:
+        """Cut."""
+        return self._host.compact()
+
+
+def setup(run: Any) -> None:
+    """Replace optimizer and pruner.
+
+    Args:
+        run: Of the probe; ``x.host`` and ``x.variant`` are those of the study, every other ``x``
+            is an option of the host.
+    """
+    probe = run.probe
+    options = {"host": "depgraph", "variant": "sp_sr", **probe.x}
+    trial = Trial(
+        task="fashion-mnist",
+        model=probe.model,
+        host=options.pop("host"),
+        variant=options.pop("variant"),
+        budget=probe.budget,
+        training=Training(
+            epochs=1, lr=probe.lr, momentum=probe.momentum, weight_decay=probe.weight_decay
+        ),
+        options=options,
+    )
+    run.pruner.close()
+    method = methods.build(trial, run.model, run.example, probe.steps)
+    run.optimizer, run.pruner = method.optimizer, Pruner(method)
