@@ -112,10 +112,10 @@ def test_stop_step_enrols_more_for_a_tournament_and_releases_the_costliest() -> 
 
 @pytest.mark.parametrize(
     ("rectify", "decay_steps"),
-    [(NEVER_RELEASE, 4), (dp.Rectify(extra=0.5), 1)],
-    ids=["thresholds", "too short to judge"],
+    [(NEVER_RELEASE, 4), (dp.Rectify(extra=0.5), 1), (dp.Rectify(extra=0.05), 4)],
+    ids=["thresholds", "too short to judge", "less than one"],
 )
-def test_stop_step_enrols_no_more_where_nothing_would_come_back(
+def test_stop_step_enrols_no_more_than_would_come_back(
     rectify: dp.Rectify, decay_steps: int
 ) -> None:
     model = double_net()
