@@ -348,7 +348,8 @@ def test_training_is_the_loops_own_once_ticks_have_reached_the_budget() -> None:
     while host.remaining()["macs"] > 0.5:  # commitments count
         assert not host.finished
         train(model, optimizer, host, seeds, 1)
-    assert not host.finished and schedule.phase(host.steps + 1).tick
+    assert not host.finished
+    assert schedule.phase(host.steps + 1).tick
     assert optimizer.param_groups[0]["lr"] == 0.05
     before = model.a.weight.detach().clone()
     optimizer.param_groups[0]["lr"] = 0.04  # a schedule of the loop
