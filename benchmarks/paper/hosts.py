@@ -45,8 +45,8 @@ def setup(run: Any) -> None:
     """Replace optimizer and pruner.
 
     Args:
-        run: Of the probe; ``x.host`` and ``x.variant`` are those of the study, every other ``x``
-            is an option of the host.
+        run: Of the probe; ``x.host``, ``x.variant`` and ``x.decay_steps`` are those of a trial,
+            every other ``x`` is an option of the host.
     """
     probe = run.probe
     options = {"host": "depgraph", "variant": "sp_sr", **probe.x}
@@ -55,6 +55,7 @@ def setup(run: Any) -> None:
         model=probe.model,
         host=options.pop("host"),
         variant=options.pop("variant"),
+        decay_steps=options.pop("decay_steps", None),
         budget=probe.budget,
         training=Training(
             epochs=1, lr=probe.lr, momentum=probe.momentum, weight_decay=probe.weight_decay
