@@ -39,11 +39,7 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         hosts = [h for h in TITLES if any(row["host"] == h for row in mine)]
         high, wide = math.ceil(len(hosts) / _ACROSS), min(len(hosts), _ACROSS)
         figure, axes = plt.subplots(
-            high,
-            wide,
-            figsize=(3.4 * wide + 0.6, 3.1 * high + 0.3),
-            sharey=True,
-            squeeze=False,
+            high, wide, figsize=(3.4 * wide + 0.6, 3.1 * high + 0.3), sharey=True, squeeze=False
         )
         for axis, host in zip(axes.flat, hosts, strict=False):
             _panel(axis, [row for row in mine if row["host"] == host])

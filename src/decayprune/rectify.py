@@ -164,8 +164,17 @@ def extra_share(rectify: Rectify | None, decay_steps: int) -> float:
     """
     if rectify is None or rectify.rule != "tournament":
         return 0.0
-    too_short = (decay_steps - 1) / decay_steps < rectify.judge_at
-    return 0.0 if too_short else rectify.extra
+    return rectify.extra if judged_in_time(rectify.judge_at, decay_steps) else 0.0
+
+
+def judged_in_time(judge_at: float, decay_steps: int) -> bool:
+    """Whether a tournament judges a decay before it is over.
+
+    Args:
+        judge_at: Share of a decay after which it does.
+        decay_steps: ``N``.
+    """
+    return (decay_steps - 1) / decay_steps >= judge_at
 
 
 def contenders(

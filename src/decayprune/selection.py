@@ -18,6 +18,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.importance import Importance, normalised, refreshed
 from decayprune.lifecycle import ACTIVE, LifecycleState
+from decayprune.rectify import judged_in_time
 from decayprune.refill import affordable, rank_within
 from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
@@ -116,8 +117,7 @@ class ImportanceSelector:
         self._structures, self._cost = structures, cost
         self._budget, self._schedule = budget, schedule
         self.importance, self._scope, self._extra = importance, scope, extra
-        decay_steps = schedule.decay_steps
-        self._judged_in_time = (decay_steps - 1) / decay_steps >= judge_at
+        self._judged_in_time = judged_in_time(judge_at, schedule.decay_steps)
         self._families = [group.family or group.layer for group in structures.groups]
         width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
         # round_to counts channels; a structure may hold several (a head).
