@@ -122,8 +122,7 @@ class DecayPruner:
             scope=scope,
             round_to=round_to,
             floor=floor,
-            extra=rectify.extra if rectify is not None and rectify.rule == "tournament" else 0.0,
-            judge_at=rectify.judge_at if rectify is not None else 1.0,
+            rectify=rectify,
         )
         self._decayer = Decayer(
             structures,

@@ -18,7 +18,7 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.importance import Importance, normalised, refreshed
 from decayprune.lifecycle import ACTIVE, LifecycleState
-from decayprune.rectify import judged_in_time
+from decayprune.rectify import Rectify, judged_in_time
 from decayprune.refill import affordable, rank_within
 from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
@@ -87,8 +87,7 @@ class ImportanceSelector:
             same kind and shape are ranked together, and every such family loses the same share.
         round_to: Each width ends as a multiple of it (or uncut), or None.
         floor: Share of each group that stays in any case (at least one structure).
-        extra: Share of a round's structures to commit beyond its need (for a tournament).
-        judge_at: Share of a decay after which a tournament judges.
+        rectify: Its tournament has a round commit more than it needs.
 
     Raises:
         ValueError: The budget cannot be reached; says what can.
@@ -105,8 +104,7 @@ class ImportanceSelector:
         scope: Scope = "global",
         round_to: int | None = None,
         floor: float = 0.1,
-        extra: float = 0.0,
-        judge_at: float = 0.5,
+        rectify: Rectify | None = None,
     ) -> None:
         if scope not in ("global", "local", "isomorphic"):
             raise ValueError(f"scope is 'global', 'local' or 'isomorphic', found {scope!r}.")
@@ -116,8 +114,7 @@ class ImportanceSelector:
             raise ValueError(f"floor is a share of each layer in [0, 1), found {floor!r}.")
         self._structures, self._cost = structures, cost
         self._budget, self._schedule = budget, schedule
-        self.importance, self._scope, self._extra = importance, scope, extra
-        self._judged_in_time = judged_in_time(judge_at, schedule.decay_steps)
+        self.importance, self._scope, self._rectify = importance, scope, rectify
         self._families = [group.family or group.layer for group in structures.groups]
         width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
         # round_to counts channels; a structure may hold several (a head).
@@ -188,12 +185,7 @@ class ImportanceSelector:
             scores = score = self._fresh_scores(parameters, score, (phase == ACTIVE) & ~cooling)
         ranking = self._rank(score, phase == ACTIVE)
         kept = self._cost.keep_counts(phase != ACTIVE)
-        # Nothing is released from stop on: what is picked right before it is never judged.
-        last = self._schedule.stop - 1
-        judged = new_round and step < last
-        # A decay is judged at its share, or by the last step that may release, if it lasts so long.
-        judged = judged and (self._judged_in_time or last < step + self._schedule.decay_steps)
-        extra = self._extra if judged else 0.0
+        extra = self._extra(step) if new_round else 0.0
 
         eligible = (phase == ACTIVE) & ~cooling
         chosen = self._commit(ranking, eligible, kept, limits, extra)
@@ -217,6 +209,16 @@ class ImportanceSelector:
             committed = _with(phase != ACTIVE, ids)
             ids = ids[~torch.isin(ids, self._affordable(ids.flip(0), committed, limits))]
         return Picks(ids.to(state.phase.device), scores, warmed)
+
+    def _extra(self, step: int) -> float:
+        """Share that a round beginning now commits beyond its need: 0 if it is never judged."""
+        rule, decay_steps = self._rectify, self._schedule.decay_steps
+        last = self._schedule.stop - 1  # nothing is released from stop on
+        if rule is None or rule.rule != "tournament" or step >= last:
+            return 0.0
+        # A decay is judged at its share, or by the last step that may release, if it lasts so long.
+        in_time = judged_in_time(rule.judge_at, decay_steps) or last < step + decay_steps
+        return rule.extra if in_time else 0.0
 
     def _fresh_scores(
         self, parameters: Mapping[str, Tensor], old: Tensor, refresh: Tensor

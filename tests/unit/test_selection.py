@@ -208,7 +208,9 @@ def test_extra_structures_are_enrolled_only_where_they_can_still_be_judged() -> 
     counts = {}
     for stop in (1, 2, 3, 50):
         schedule = dp.Schedule(start=0, stop=stop, decay_steps=5)
-        chooser = selector(random_scores(5), budget, schedule=schedule, extra=0.25)
+        chooser = selector(
+            random_scores(5), budget, schedule=schedule, rectify=dp.Rectify(extra=0.25)
+        )
         counts[stop] = chooser.select(fresh, 1, {}, released=False).ids.numel()
     assert counts == {1: 16, 2: 16, 3: 20, 50: 20}
 
@@ -231,7 +233,7 @@ def test_what_has_left_does_not_make_what_stays_look_small(scope: Scope) -> None
 
 def test_spare_names_what_the_budget_can_do_without() -> None:
     budget = dp.Budget(structures=0.5)
-    chooser = selector(random_scores(6), budget, extra=0.25)
+    chooser = selector(random_scores(6), budget, rectify=dp.Rectify(extra=0.25))
     state = LifecycleState.fresh(MAP.num_structures)
     ids = chooser.select(state, 1, {}, released=False).ids
     state = begin(state, ids)
