@@ -135,6 +135,8 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
     images = draw(rows, page.parent / "images")
     smooth = [row for row in figures.summary(runs, against="sp") if row["variant"] != "alone"]
+    alone = [run for run in runs if run["trial"]["variant"] == "alone"]
+    long = figures.summary(alone + grid.read(folder / "long_decays"))
     text = [
         *complete(folder),
         "",
@@ -145,6 +147,9 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         "### Against smooth pruning without releases",
         "",
         figures.markdown(row for row in smooth if row["gain_mean"] is not None),
+        "### Gate Decorator, decays that outlast its ticks (`N` = 43, not 5)",
+        "",
+        figures.markdown(row for row in long if row["variant"] != "alone"),
         "### The goals",
         "",
         goals_table(goals(runs)),

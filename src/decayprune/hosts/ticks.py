@@ -85,9 +85,11 @@ class TickTock:
         """
         if total_steps < 1:
             raise ValueError(f"TickTock.for_run needs at least 1 step, found {total_steps}.")
-        step = max(1, total_steps // 80)
-        stop = max(3 * step, total_steps // 8)
-        return cls(tick_steps=step, tock_steps=2 * step, ticks=4, share=0.05, stop=stop)
+        stop = max(1, total_steps // 8)
+        tick = max(3, total_steps // 80)  # a decay has to fit into it
+        tick = max(1, min(tick, stop // 3))
+        tock = min(2 * tick, stop - tick)
+        return cls(tick_steps=tick, tock_steps=tock, ticks=4, share=0.05, stop=stop)
 
     def phase(self, step: int) -> Phase:
         """What the optimizer step of that number belongs to.

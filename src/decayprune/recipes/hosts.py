@@ -1,15 +1,15 @@
 """Builds what prunes in a run: the pruning method that ``--host`` names, in one of three variants.
 
 One builder function per host; everything else treats all of them alike. Every host gets the same
-budget, the same steps to select in and the same ``N``. A variant says how it uses them: *alone* is
-the method as published, *sp* adds smooth pruning, and *sp+sr* lets it change its mind as well.
+budget, the same steps to select in and the same ``N`` (Gate Decorator no more than a tick, unless
+told). A variant says how it uses them: *alone* is the method as published, *sp* adds smooth
+pruning, and *sp+sr* lets it change its mind as well.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,6 @@ from decayprune.rectify import Rectify
 from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
 
-_TICKS, _TICKS_BEFORE_TOCK = 100, 10
 _ITERATIVE_STEPS = 400  # as in Torch-Pruning's own scripts
 _PERIODS = 10  # as published
 
@@ -109,6 +108,7 @@ class _Task:
     example: Any
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    steps: int
 
     @property
     def common(self) -> dict[str, Any]:
@@ -138,6 +138,7 @@ def build(
     example: Any,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
+    steps: int,
 ) -> Pruning:
     """Build the host that the settings name.
 
@@ -147,11 +148,12 @@ def build(
         example: Inputs for one forward pass.
         optimizer: Plain SGD over the model's parameters.
         schedule: Steps are counted from now.
+        steps: Optimizer steps to come, fine-tuning included.
 
     Raises:
         ValueError: The budget cannot be reached, nothing can be pruned, or a setting does not fit.
     """
-    return BUILDERS[settings.host](_Task(settings, model, example, optimizer, schedule))
+    return BUILDERS[settings.host](_Task(settings, model, example, optimizer, schedule, steps))
 
 
 def _default(task: _Task) -> Pruning:
@@ -244,37 +246,23 @@ def _torch_pruning(task: _Task) -> Pruning:
 
 
 def _gate_decorator(task: _Task) -> Pruning:
-    """Gate Decorator with short ticks, the last of them cut short where the budget holds."""
+    """Gate Decorator with the ticks of a short run."""
+    ticks = TickTock.for_run(min(task.steps, 8 * task.schedule.stop))  # not after the others select
+    decay_steps = task.schedule.decay_steps
+    if task.settings.decay_steps is None:
+        decay_steps = min(decay_steps, ticks.tick_steps)
     host = GateDecorator(
         task.model,
         task.optimizer,
         task.example,
-        schedule=_ticks(task.schedule.stop, task.settings.budget),
-        decay_steps=task.schedule.decay_steps,
+        schedule=ticks,
+        decay_steps=decay_steps,
         tock_lr=None,  # as for the other hosts
         **task.common,
     )
-    return task.beside(host, (1,))
-
-
-def _ticks(steps: int, budget: float) -> TickTock:
-    """As much ticking as tocking, as in the paper, with the budget met well before the end.
-
-    Args:
-        steps: Optimizer steps to select in.
-        budget: MACs that remain.
-    """
-    count = max(1, min(_TICKS, steps // 2))
-    length = max(1, steps // (2 * count))
-    tocks = math.ceil(count / _TICKS_BEFORE_TOCK)
-    return TickTock(
-        tick_steps=length,
-        tock_steps=max(0, steps - count * length) // tocks,
-        ticks=_TICKS_BEFORE_TOCK,
-        # MACs fall faster than gates close, but not in layers whose inputs nobody closes.
-        share=1 - (budget / 2) ** (1 / count),
-        stop=steps,
-    )
+    stop = ticks.stop or task.schedule.stop
+    schedule = replace(task.schedule, stop=stop, rounds=1, decay_steps=decay_steps)
+    return Pruning(host, task.optimizer, schedule, (1,))
 
 
 BUILDERS: dict[str, Callable[[_Task], Pruning]] = {

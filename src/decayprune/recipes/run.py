@@ -190,7 +190,8 @@ class Run:
         )
 
     def _new_pruner(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> hosts.Pruning:
-        return hosts.build(self.settings, model, self.example, optimizer, self.schedule)
+        steps = self.total_steps - self.dense_steps
+        return hosts.build(self.settings, model, self.example, optimizer, self.schedule, steps)
 
     def _enter(self) -> hosts.Pruning:
         """Begin to prune: from now on the host may be the optimizer."""

@@ -175,7 +175,7 @@ def test_progress_counts_the_ticks_that_have_ended() -> None:
     for steps in (1, 2, 50, 285, 10_000):
         plan = TickTock.for_run(steps)
         assert plan.progress(plan.stop or 0) == 1
-        assert (plan.stop or 0) <= max(3, steps // 2)
+        assert plan.stop == max(1, steps // 8)
 
 
 def test_the_triangle_rises_and_falls() -> None:

@@ -1,8 +1,9 @@
 """Builds what prunes in a trial: a host in one of its variants, behind one small surface.
 
-Every host gets the same budget of MACs and the same ``N``; ``alone`` is ``N = 1`` without
-rectifying, so that a pair differs in what is being tested and in nothing else. Where a host has a
-penalty of its own on the gradients, it is added after they were observed.
+Every host gets the same budget of MACs and the same ``N``, Gate Decorator no more than a tick;
+``alone`` is ``N = 1`` without rectifying, so that a pair differs in what is being tested and in
+nothing else. Where a host has a penalty of its own on the gradients, it is added after they were
+observed.
 """
 
 from __future__ import annotations
@@ -236,6 +237,8 @@ def _gate(
     options = dict(trial.options)
     ticks = options.pop("ticks", None)
     schedule = TickTock.for_run(steps) if ticks is None else TickTock(**ticks)
+    if trial.decay_steps is None:  # a decay fits into a tick
+        decay = min(decay, schedule.tick_steps)
     host = GateDecorator(model, optimizer, example, schedule=schedule, decay_steps=decay,
                          **common, **options)  # fmt: skip
     return Method(host, optimizer)
