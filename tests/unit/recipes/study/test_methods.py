@@ -1,0 +1,46 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from decayprune.recipes import models
+from decayprune.recipes.study import methods
+from decayprune.recipes.study.trial import HOSTS, Training, Trial
+from decayprune.rectify import Rectify
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+STEPS = 430
+
+
+def built(host: str, variant: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model: nn.Module = models.resnet8(in_channels=1)
+    trial = Trial(
+        task="fashion-mnist",
+        model="resnet8",
+        host=host,
+        variant=variant,
+        training=Training(epochs=1, lr=0.05),
+        **options,
+    )
+    return methods.build(trial, model, EXAMPLE, STEPS).host
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_only_the_last_variant_releases(host: str) -> None:
+    rules = [built(host, variant).rectify for variant in ("alone", "sp", "sp_sr")]
+    assert rules == [None, None, Rectify()]
+
+
+def test_a_decay_takes_a_tenth_of_the_run() -> None:
+    assert built("default", "sp").schedule.decay_steps == 43
+    assert built("dhspg", "sp").decay_steps == 43
+    assert built("dhspg", "alone").decay_steps == 1
+
+
+def test_a_decay_of_gates_fits_into_a_tick_unless_told() -> None:
+    assert built("gate", "alone").decay_steps == 1
+    host = built("gate", "sp")
+    assert host.decay_steps == host.schedule.tick_steps == 5
+    assert built("gate", "sp", decay_steps=43).decay_steps == 43
