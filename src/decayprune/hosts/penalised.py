@@ -79,7 +79,7 @@ class PenalisedSet:
             wanted = int(total * min(self._target + self._tolerance, 0.999))
         else:
             wanted = min(need + int(total * self._tolerance), int(total * 0.999))
-        self._become(place < counts(max(need, wanted))[group_of], state)
+        self._become((place < counts(max(need, wanted))[group_of]).nonzero().flatten(), state)
         self.drawn = True
 
     def replace_released(self, state: LifecycleState, step: int) -> Tensor | None:
@@ -112,27 +112,35 @@ class PenalisedSet:
             chosen = order[: max(min(leaving, fresh.numel()), chosen.numel())]
         elif chosen.numel() <= fresh.numel():
             chosen = self._fitting(fresh, kept)
-        self._become(penalised.index_fill(0, chosen, True), state)
+        self._become(penalised.index_fill(0, chosen, True).nonzero().flatten(), state)
         warmed = chosen[cooling[chosen] & self.members.cpu()[chosen]]
         return warmed if warmed.numel() else None
 
-    def _become(self, chosen: Tensor, state: LifecycleState) -> None:
+    def _become(self, ids: Tensor, state: LifecycleState) -> None:
         # With a tolerance, more are penalised than needed, and the first that are caught go.
-        chosen = chosen if self._tolerance else self._needed(chosen, state)
-        self.members = chosen.to(self.members.device)
+        ids = ids if self._tolerance else self.needed(ids, state)
+        self.members = torch.zeros_like(self.members).index_fill(
+            0, ids.to(self.members.device), True
+        )
 
     # ---------------------------------------------------------------- who is enrolled
 
     def needed(self, ids: Tensor, state: LifecycleState) -> Tensor:
-        """Those of the caught without the best ones that a budget can spare.
+        """Without the best ones that a budget can spare.
 
         Args:
-            ids: Caught at this step.
+            ids: Penalised or caught, ascending.
             state: Where every structure stands.
         """
-        caught = torch.zeros(self._group_of.numel(), dtype=torch.bool)
-        caught[ids.cpu()] = True
-        return self._needed(caught, state).nonzero().flatten().to(ids.device)
+        if self._budget is None:
+            return ids
+        committed, chosen = state.committed.cpu(), ids.cpu()
+        kept = self._cost.keep_counts(committed.index_fill(0, chosen, True))
+        free = torch.zeros_like(committed).index_fill(0, chosen, True) & ~committed
+        best = _lowest_first(free, -state.score.cpu())
+        unit = torch.full_like(kept, self._divisible)
+        back = affordable(best, kept, self._group_of, self._met, unit)
+        return ids[~torch.isin(ids, back.to(ids.device))]
 
     def with_missing(self, ids: Tensor, state: LifecycleState, nearness: Tensor) -> Tensor:
         """The caught ones and, nearest to being caught first, as many more as the target lacks.
@@ -171,16 +179,6 @@ class PenalisedSet:
         return torch.cat([ids, more.to(ids.device)])
 
     # ---------------------------------------------------------------- helpers
-
-    def _needed(self, chosen: Tensor, state: LifecycleState) -> Tensor:
-        if self._budget is None:
-            return chosen
-        committed = state.committed.cpu()
-        kept = self._cost.keep_counts(chosen | committed)
-        best = _lowest_first(chosen & ~committed, -state.score.cpu())
-        unit = torch.full_like(kept, self._divisible)
-        back = affordable(best, kept, self._group_of, self._met, unit)
-        return chosen.index_fill(0, back, False)
 
     def _without(self, ids: Tensor, state: LifecycleState) -> Tensor:
         return self._cost.keep_counts(state.committed.index_fill(0, ids, True).cpu())
