@@ -111,8 +111,7 @@ class TorchPruningHost:
         check_prunable(self.structures)
         self._dense, self._example_inputs = self.structures, example_inputs
 
-        if slices not in ("carriers", "all"):
-            raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
+        checks.check_slices(slices)
         self._slices, self._curve, self._tolerance = slices, as_curve(decay), tolerance
         self.rectify, self.budget = rectify, budget
         self._chunks = Chunks.plan(
