@@ -81,8 +81,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         hold: bool,
     ) -> None:
         check_numbers(lr, group_divisible, decay_steps, target)
-        if slices not in ("carriers", "all"):
-            raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
+        checks.check_slices(slices)
         checks.check_free(model)
         if budget is not None:
             checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
