@@ -6,7 +6,9 @@ r"""An idea for the probe: a host of the study in place of our own pruner, to tu
 It is the host alone that is tuned, for its smooth variants have to beat it at its best.
 ``results/oto.jsonl`` (DHSPG) and ``results/ticks.jsonl`` (Gate Decorator; ``stop`` and ``tock_lr``
 stand for ``x.ticks={"tick_steps": 4, "tock_steps": 8, "ticks": 4, "share": 0.05, "stop": 43}``
-and ``x.tock_lr``) were made so, by one file for each host.
+and ``x.tock_lr``) were made so, by one file for each host. ``x.per_mac=1`` asks another question,
+whether a tournament had better compare the work per MAC that a structure saves
+(``results/per_mac.jsonl``).
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import decayprune as dp
+from decayprune import rectify
 from decayprune.compaction import CompactionReport
 from decayprune.recipes.study import methods
 from decayprune.recipes.study.trial import Training, Trial
@@ -46,10 +52,12 @@ def setup(run: Any) -> None:
 
     Args:
         run: Of the probe; ``x.host``, ``x.variant`` and ``x.decay_steps`` are those of a trial,
-            every other ``x`` is an option of the host.
+            ``x.per_mac`` is the power of the MACs that work is divided by, and every other ``x``
+            is an option of the host.
     """
     probe = run.probe
     options = {"host": "depgraph", "variant": "sp_sr", **probe.x}
+    per_mac = options.pop("per_mac", 0.0)
     trial = Trial(
         task="fashion-mnist",
         model=probe.model,
@@ -65,3 +73,25 @@ def setup(run: Any) -> None:
     run.pruner.close()
     method = methods.build(trial, run.model, run.example, probe.steps)
     run.optimizer, run.pruner = method.optimizer, Pruner(method)
+    _divide_work(method.host, per_mac)
+
+
+_OBSERVE = rectify.observe
+
+
+def _divide_work(host: Any, power: float) -> None:
+    """Count the work of a structure per MAC that the dense network would save without it."""
+    sizes, group_of = host.cost.sizes, host.structures.group_of
+    one_less = sizes - torch.eye(sizes.numel(), dtype=sizes.dtype)
+    saved = torch.tensor([host.cost.macs(sizes) - host.cost.macs(kept) for kept in one_less])
+    share = (saved.mean() / saved)[group_of] ** power
+
+    def observe(
+        statistics: rectify.Statistics, ids: Tensor, **of_step: Tensor
+    ) -> rectify.Statistics:
+        found = _OBSERVE(statistics, ids, **of_step)
+        now = found.work[ids] - statistics.work[ids]
+        work = statistics.work.index_add(0, ids, now * share[ids].to(now))
+        return found._replace(work=work)
+
+    rectify.observe = observe
