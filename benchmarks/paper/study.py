@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from goals import MODELS, SEEDS, TITLES, goals
+from goals import BUDGETS, MODELS, SEEDS, TITLES, goals
 from goals import markdown as goals_table
 from pages import fill
 
@@ -96,32 +96,32 @@ def complete(folder: Path) -> list[str]:
     return lines
 
 
-def short(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line per network, host and budget that is complete, for the README."""
-    cells: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+def overview(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per network and host, a column per budget: what decaying and releasing gain."""
+    cells: dict[tuple[str, str], dict[float, dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
-        if row["task"] == "fashion-mnist":
-            key = (row["model"], row["host"], row["budget"])
-            cells.setdefault(key, {})[row["variant"]] = row
+        if row["task"] == "fashion-mnist" and row["seeds"] >= SEEDS:
+            budgets = cells.setdefault((row["model"], row["host"]), {})
+            budgets.setdefault(row["budget"], {})[row["variant"]] = row
     lines = [
-        "| network, host | MACs left | host alone | +SP | +SP+SR | gain of +SP+SR (95 %) | won |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| network, host | {' | '.join(f'{budget:.1%} of the MACs' for budget in BUDGETS)} |",
+        f"| --- |{' :---: |' * len(BUDGETS)}",
     ]
-    for (model, host, budget), cell in cells.items():
-        done = {v: row for v, row in cell.items() if row["seeds"] >= SEEDS}
-        if "alone" not in done or "sp_sr" not in done:
-            continue
-        scores = [
-            f"{done[v]['acc_mean']:.2f} ± {done[v]['acc_std']:.2f}" if v in done else "not run"
-            for v in VARIANTS
-        ]
-        best = cell["sp_sr"]
-        named = f"{MODELS.get(model, model)}, {TITLES.get(host, host)}"
-        lines.append(
-            f"| {named} | {budget:.1%} | {' | '.join(scores)} | {figures.gained(best)} "
-            f"| {best['seeds_won']} of {best['pairs']} |"
-        )
+    for (model, host), budgets in cells.items():
+        found = [_gain_cell(budgets.get(budget, {})) for budget in BUDGETS]
+        lines.append(f"| {MODELS.get(model, model)}, {TITLES[host]} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
+
+
+def _gain_cell(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Both accuracies and the gain, in bold where its interval is above zero."""
+    if "alone" not in variants or "sp_sr" not in variants:
+        return "not run"
+    alone, best = variants["alone"], variants["sp_sr"]
+    words = figures.gained(best)
+    if best["gain_ci95_low"] > 0:
+        words = f"**{words}**"
+    return f"{alone['acc_mean']:.2f} → {best['acc_mean']:.2f}<br>{words}"
 
 
 def write_tables(folder: Path, page: Path, readme: Path) -> None:
@@ -155,7 +155,8 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         goals_table(goals(runs)),
     ]
     fill(page, "study", "\n".join(text))
-    fill(readme, "study", short(rows))
+    for file in (page, readme):
+        fill(file, "overview", overview(rows))
     ablations.write(page.parent)
     inside.write(page)
 
