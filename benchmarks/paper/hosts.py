@@ -73,7 +73,8 @@ def setup(run: Any) -> None:
     run.pruner.close()
     method = methods.build(trial, run.model, run.example, probe.steps)
     run.optimizer, run.pruner = method.optimizer, Pruner(method)
-    _divide_work(method.host, per_mac)
+    if per_mac:
+        _divide_work(method.host, per_mac)
 
 
 _OBSERVE = rectify.observe
@@ -83,7 +84,8 @@ def _divide_work(host: Any, power: float) -> None:
     """Count the work of a structure per MAC that the dense network would save without it."""
     sizes, group_of = host.cost.sizes, host.structures.group_of
     one_less = sizes - torch.eye(sizes.numel(), dtype=sizes.dtype)
-    saved = torch.tensor([host.cost.macs(sizes) - host.cost.macs(kept) for kept in one_less])
+    all_of_it = host.cost.macs(sizes)
+    saved = torch.tensor([float(all_of_it - host.cost.macs(kept)) for kept in one_less])
     share = (saved.mean() / saved)[group_of] ** power
 
     def observe(
