@@ -104,7 +104,7 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
             budgets = cells.setdefault((row["model"], row["host"]), {})
             budgets.setdefault(row["budget"], {})[row["variant"]] = row
     lines = [
-        f"| network, host | {' | '.join(f'{budget:.1%} of the MACs' for budget in BUDGETS)} |",
+        f"| MACs left | {' | '.join(f'{100 * budget:g} %' for budget in BUDGETS)} |",
         f"| --- |{' :---: |' * len(BUDGETS)}",
     ]
     for (model, host), budgets in cells.items():
@@ -118,10 +118,10 @@ def _gain_cell(variants: Mapping[str, Mapping[str, Any]]) -> str:
     if "alone" not in variants or "sp_sr" not in variants:
         return "not run"
     alone, best = variants["alone"], variants["sp_sr"]
-    words = figures.gained(best)
+    mean, _, interval = figures.gained(best).partition(" ")
     if best["gain_ci95_low"] > 0:
-        words = f"**{words}**"
-    return f"{alone['acc_mean']:.2f} → {best['acc_mean']:.2f}<br>{words}"
+        mean = f"**{mean}**"
+    return f"{alone['acc_mean']:.2f} → {best['acc_mean']:.2f}<br>{mean} {interval}"
 
 
 def write_tables(folder: Path, page: Path, readme: Path) -> None:
