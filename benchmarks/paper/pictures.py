@@ -12,9 +12,9 @@ from goals import MODELS, TITLES
 from scipy import stats
 
 LOOK = {
-    "alone": ("host alone", "#8a8f98", "o", -0.25),
-    "sp": ("+SP", "#2f6fde", "s", 0.0),
-    "sp_sr": ("+SP+SR", "#d9480f", "D", 0.25),
+    "alone": ("host alone", "#8a8f98", "o", 0.98),
+    "sp": ("+SP", "#2f6fde", "s", 1.0),
+    "sp_sr": ("+SP+SR", "#d9480f", "D", 1.02),
 }
 """Label, colour, marker, and how far a point is drawn aside so that intervals do not overlap."""
 
@@ -51,7 +51,7 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         bottom = max(lowest - 0.5, best - _DEEP)
         axes[0][0].set_ylim(bottom, best + 1)
         for axis, host in zip(axes.flat, hosts, strict=False):
-            axis.set_xlim(0, 1.15 * max(100 * row["budget"] for row in mine))
+            _halvings(axis, sorted({100 * row["budget"] for row in mine}))
             _name_collapsed(axis, [r for r in mine if r["host"] == host], bottom)
         for row in axes:
             row[0].set_ylabel("test accuracy (%)")
@@ -74,7 +74,7 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         if not points:
             continue
         axis.errorbar(
-            [100 * row["macs_ratio"] + aside for row in points],
+            [100 * row["macs_ratio"] * aside for row in points],
             [row["acc_mean"] for row in points],
             yerr=[_half(row) for row in points],
             label=label,
@@ -89,17 +89,24 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _halvings(axis: Any, budgets: Sequence[float]) -> None:
+    """As far from one half to the next."""
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(budgets[0] / 1.3, budgets[-1] * 1.3)
+    axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+
+
 def _name_collapsed(axis: Any, rows: Sequence[Mapping[str, Any]], bottom: float) -> None:
     """Write down what lies below the picture."""
     below = [row for row in rows if row["variant"] in LOOK and row["acc_mean"] < bottom]
-    for i, row in enumerate(below):
+    for row in below:
         label, colour, *_ = LOOK[row["variant"]]
         axis.annotate(
-            f"{label}: {row['acc_mean']:.1f}, below",
+            f"{label}:\n{row['acc_mean']:.1f}, below",
             (100 * row["macs_ratio"], bottom),
-            xytext=(-4, 5 + 11 * i),
+            xytext=(4, 5),
             textcoords="offset points",
-            ha="right",
+            ha="left",
             color=colour,
             fontsize=8,
         )

@@ -133,7 +133,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
     runs = grid.read(folder)
     rows = figures.summary(runs)
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
-    images = draw(rows, page.parent / "images")
+    images = draw([row for row in rows if row["seeds"] >= SEEDS], page.parent / "images")
     smooth = [row for row in figures.summary(runs, against="sp") if row["variant"] != "alone"]
     alone = [run for run in runs if run["trial"]["variant"] == "alone"]
     long = figures.summary(alone + grid.read(folder / "long_decays"))
