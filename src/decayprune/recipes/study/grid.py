@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from decayprune.files import write_atomically
-from decayprune.recipes.study.job import Job, result_file
+from decayprune.recipes.study.dense import dense
+from decayprune.recipes.study.job import Job, read_data, result_file
 from decayprune.recipes.study.trial import CONTROLS, Trial
 
 SAME = ("steps", "dense_digest", "macs_before", "params_before")
@@ -102,10 +103,10 @@ def run(
     failed = []
     # Dense networks first, then what pairs are measured against, so that no two processes train
     # the same network and every pair can be checked when its second run ends.
-    dense = list({trial.dense_name: trial for trial in waiting if trial.dense}.values())
+    networks = list({trial.dense_name: trial for trial in waiting if trial.dense}.values())
     alone = [trial for trial in waiting if trial.variant == "alone"]
     rest = [trial for trial in waiting if trial.variant != "alone"]
-    for task, stage in ((_dense, dense), (_one, alone), (_one, rest)):
+    for task, stage in ((_dense, networks), (_one, alone), (_one, rest)):
         for trial, outcome in _each(task, stage, folder, data_dir, processes, say):
             say(f"{trial.dense_name if task is _dense else trial.name}: {outcome}")
             if outcome not in ("done", "exists"):
@@ -137,7 +138,7 @@ def _one(trial: Trial, folder: Path, data_dir: Path, say: Callable[[str], None])
 
 
 def _dense(trial: Trial, folder: Path, data_dir: Path, say: Callable[[str], None]) -> str:
-    Job(trial, folder, data_dir, say).dense()
+    dense(trial, read_data(trial, data_dir), folder, data_dir, say)
     return "done"
 
 

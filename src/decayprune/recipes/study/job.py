@@ -7,14 +7,13 @@ complete. It holds everything a table may ask for, and what a pair has to have i
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,15 @@ from torch import nn
 
 import decayprune as dp
 from decayprune.cost import CostModel
-from decayprune.files import write_atomically
 from decayprune.latency import benchmark, cpu_name
 from decayprune.recipes import data as datasets
-from decayprune.recipes import models, own
-from decayprune.recipes.batches import Batches, MemoryBatches, seed_all
-from decayprune.recipes.loop import cosine, evaluate, train_steps
+from decayprune.recipes.batches import Batches, MemoryBatches
+from decayprune.recipes.loop import Step, evaluate, train_steps
 from decayprune.recipes.study import methods
 from decayprune.recipes.study.controls import cut_to
-from decayprune.recipes.study.trial import Training, Trial
+from decayprune.recipes.study.dense import dense, fresh, from_scratch, rate, steps_of, train
+from decayprune.recipes.study.trial import Trial
 from decayprune.structures.trace import trace
-
-_WARM = 100
-"""Steps over which dense training raises its learning rate."""
 
 Say = Callable[[str], None]
 
@@ -67,17 +62,17 @@ class Job:
         begun, cpu = time.time(), time.process_time()
         trial = self.trial
         self.curve = []
-        model, digest = self.dense()
+        model, digest = dense(trial, self.data, self._folder, self._data_dir, self._say)
         before = self._dense_accuracy(model, digest)
-        steps = self._steps(trial.training)
-        dense = copy.deepcopy(model)
+        steps = steps_of(trial, trial.training, self.data)
+        whole = copy.deepcopy(model)
         pruned = self._train(model, steps)
         figures = {
             "trial": trial.to_json(),
             "steps": steps,
             "dense_digest": digest,
             "dense_test_accuracy": before,
-            "latency": self._latency(dense, pruned["model"]),
+            "latency": self._latency(whole, pruned["model"]),
             "validation_accuracy": self._last_validation(pruned["model"], steps),
             "test_accuracy": evaluate(pruned.pop("model"), self.data.test, trial.bf16),
             "curve": self.curve,
@@ -87,60 +82,6 @@ class Job:
             **surroundings(),
         }
         return figures
-
-    # ------------------------------------------------------------ the dense network
-
-    def fresh(self) -> nn.Module:
-        """The network before its first step: the same for every trial of the seed."""
-        trial = self.trial
-        seed_all(trial.seed)
-        if ":" in trial.model:
-            model = own.model(trial.model)
-        else:
-            data = self.data
-            model = models.build(trial.model, data.in_channels, data.num_classes, data.image_size)
-        return model.to(memory_format=torch.channels_last) if trial.bf16 else model
-
-    def dense(self) -> tuple[nn.Module, str]:
-        """The network that pruning starts from, trained if nobody did, and a digest of it."""
-        model, trial = self.fresh(), self.trial
-        if trial.pretrained is not None:
-            file = self._data_dir / trial.pretrained
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"{trial.task} with {trial.model} starts from trained weights: expected a "
-                    f"state dict saved with torch.save in {file}; there is no such file."
-                )
-            model.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
-        elif trial.dense is not None:
-            file = self._folder / "dense" / f"{trial.dense_name}.pt"
-            if not file.is_file():
-                self._train_dense(model, trial.dense)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                state = model.state_dict()
-                write_atomically({file: lambda path: torch.save(state, path)})
-            model.load_state_dict(torch.load(file, weights_only=True))
-        return model, digest_of(model)
-
-    def _train_dense(self, model: nn.Module, how: Training) -> None:
-        optimizer = torch.optim.SGD(
-            model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
-        )
-        steps = self._steps(how)
-        falling = rate(how, steps)
-        self._say(f"dense network of seed {self.trial.seed}: {steps} steps")
-        made = train_steps(
-            model,
-            optimizer,
-            self.data.train,
-            start=0,
-            stop=steps,
-            lr=lambda step: falling(step) * min(1.0, (step + 1) / _WARM),
-            seed=self.trial.seed,
-            bf16=self.trial.bf16,
-        )
-        for _ in made:
-            pass
 
     def _dense_accuracy(self, model: nn.Module, digest: str) -> float:
         """On the test images; as the host alone found it, if that started from the same weights."""
@@ -156,7 +97,7 @@ class Job:
         trial = self.trial
         example = torch.zeros(1, self.data.in_channels, self.data.image_size, self.data.image_size)
         if trial.variant == "longer":
-            self._plain(model, steps)
+            self._plain(model, train(model, trial, self.data, trial.training, steps))
             return _unpruned(model, example)
         if trial.variant == "small":
             return self._small(example, steps)
@@ -218,35 +159,15 @@ class Job:
     def _small(self, example: torch.Tensor, steps: int) -> dict[str, Any]:
         """Train a network of the shape that the host alone ends with, for all steps there were."""
         kept = self._alone()["kept"]
-        model = self.fresh()
+        model = fresh(self.trial, self.data)
         report = cut_to(model, example, kept)
-        how = self.trial.dense or self.trial.training
-        total = steps + (self._steps(self.trial.dense) if self.trial.dense else 0)
-        self._plain(model, total, how)
+        self._plain(model, from_scratch(model, self.trial, self.data, steps))
         after = _unpruned(model, example)
         return after | {"macs_before": report.macs_before, "params_before": report.params_before}
 
-    def _plain(self, model: nn.Module, steps: int, how: Training | None = None) -> None:
-        how = how or self.trial.training
-        optimizer = torch.optim.SGD(
-            model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
-        )
-        made = train_steps(
-            model,
-            optimizer,
-            self.data.train,
-            start=0,
-            stop=steps,
-            lr=rate(how, steps),
-            seed=self.trial.seed,
-            bf16=self.trial.bf16,
-        )
+    def _plain(self, model: nn.Module, made: Iterator[Step]) -> None:
         for step in made:
             self._note(step.number, float(step.loss), model)
-
-    def _steps(self, how: Training) -> int:
-        steps = how.epochs * len(self.data.train)
-        return steps if self.trial.steps is None else min(steps, self.trial.steps)
 
     def _latency(self, dense: nn.Module, model: nn.Module) -> dict[str, float]:
         """Milliseconds for one batch, before and after; taken in turns, so the ratio holds."""
@@ -308,23 +229,6 @@ def read_data(trial: Trial, data_dir: Path) -> datasets.Data:
 
     validation = None if data.validation is None else first(data.validation)
     return replace(data, train=first(data.train), validation=validation, test=first(data.test))
-
-
-def rate(how: Training, steps: int) -> Callable[[int], float]:
-    """Learning rate by step: half a cosine, or falls to a tenth at the milestones."""
-    if not how.milestones:
-        return lambda step: cosine(step, 0, steps, how.lr)
-    falls = [int(share * steps) for share in how.milestones]
-    return lambda step: how.lr * 0.1 ** sum(step >= fall for fall in falls)
-
-
-def digest_of(model: nn.Module) -> str:
-    """A digest of all weights and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def surroundings() -> dict[str, Any]:
