@@ -34,6 +34,7 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         Title and file name of each.
     """
     found = []
+    rows = [row for row in rows if row["variant"] in LOOK]
     for task, model in sorted({(row["task"], row["model"]) for row in rows}):
         mine = [r for r in rows if (r["task"], r["model"]) == (task, model)]
         hosts = [h for h in TITLES if any(row["host"] == h for row in mine)]
@@ -98,8 +99,7 @@ def _halvings(axis: Any, budgets: Sequence[float]) -> None:
 
 def _name_collapsed(axis: Any, rows: Sequence[Mapping[str, Any]], bottom: float) -> None:
     """Write down what lies below the picture."""
-    below = [row for row in rows if row["variant"] in LOOK and row["acc_mean"] < bottom]
-    for row in below:
+    for row in (row for row in rows if row["acc_mean"] < bottom):
         label, colour, *_ = LOOK[row["variant"]]
         axis.annotate(
             f"{label}:\n{row['acc_mean']:.1f}, below",

@@ -25,7 +25,8 @@ The method is the Decay Pruning Method (arXiv 2406.03879); ``docs/deviations.md`
 paper states and what is our own definition.
 """
 
-from decayprune.checkpoint import CheckpointError, load, save
+from decayprune.checkpoint import load, save
+from decayprune.checkpoint_files import CheckpointError
 from decayprune.compaction import CompactionError, CompactionReport
 from decayprune.cost import Budget
 from decayprune.inspection import Inspection, inspect

@@ -1,35 +1,24 @@
 """Portable artefacts: a folder with ``model.safetensors`` and ``structure.json``.
 
 The shapes and a few integer attributes of its layers say everything about a compact model, so
-loading takes a fresh dense model, cuts it to those shapes, and copies the weights in. Nothing is
-pickled or unpickled, every field of a file is checked before the model is touched, and files are
-written beside their final name and renamed, so that a full disk or a crash loses nothing. A digest
-over both files tells a pair that was saved together from one of two different models, or of one
-whose bits have changed since: it finds accidents, the checks find lies.
+loading takes a fresh dense model, cuts it to those shapes, and copies the weights in. Whether they
+fit is known before the model is touched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from decayprune.checkpoint_files import CheckpointError, dtype_name, is_size, read, write
 from decayprune.cutting import named_tensors
-from decayprune.files import write_atomically
 from decayprune.structures.standins import STAND_INS, become_all, counted_width
 from decayprune.structures.windows import HeadwiseWindowAttention
-
-_FORMAT, _VERSION = "decayprune-structure", 1
-_WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
-_LIMIT = 64 << 20  # bytes of structure.json that we are willing to parse
 
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
@@ -45,15 +34,6 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class CheckpointError(ValueError):
-    """A file is missing, damaged, foreign, or does not fit the model."""
-
-    def __init__(self, message: str) -> None:
-        # A damaged file may hold names of any length.
-        short = f"{message[:400]} ... {message[-400:]}"
-        super().__init__(message if len(message) <= len(short) else short)
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
@@ -79,30 +59,12 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
             str(path),
         ) from error
     tensors, tied = _distinct(_saved_tensors(model))
-    structure = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "model": type(model).__qualname__,
-        "tensors": {
-            name: {"shape": list(value.shape), "dtype": _dtype(value)}
-            for name, value in tensors.items()
-        },
-        "tied": tied,
-        "modules": {
-            name: {"type": _type(module)} | attributes
-            for name, module in model.named_modules()
-            if (attributes := _attributes(module))
-        },
+    modules = {
+        name: {"type": _type(module)} | attributes
+        for name, module in model.named_modules()
+        if (attributes := _attributes(module))
     }
-    weights = {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
-    content = serialise(weights, {"format": "pt"})
-    structure["digest"] = _digest(structure, hashlib.sha256(content).digest())
-    write_atomically(
-        {
-            path / _WEIGHTS: lambda to: to.write_bytes(content),
-            path / _STRUCTURE: lambda to: to.write_bytes(json.dumps(structure, indent=1).encode()),
-        }
-    )
+    write(path, tensors, model=type(model).__qualname__, tied=tied, modules=modules)
 
 
 def load(folder: str | os.PathLike[str], model: Model) -> Model:
@@ -120,9 +82,7 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
             model was not changed.
     """
     _check_module("load", model)
-    structure = _read_structure(Path(folder) / _STRUCTURE)
-    weights = _read_weights(Path(folder) / _WEIGHTS, structure)
-    _check_digest(Path(folder), structure)
+    structure, weights = read(Path(folder))
     plan = _fit(structure, model)
     own = _saved_tensors(model)
     become_all(model, _losers(plan))
@@ -177,10 +137,6 @@ def _distinct(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return {name: tensors[name] for name in first.values()}, tied
 
 
-def _dtype(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
 def _type(module: nn.Module) -> str:
     """Name of a module's class, or of the one that the dense model has in its place."""
     replaced = module.replaced if isinstance(module, STAND_INS) else None
@@ -201,124 +157,12 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         value = getattr(module, name, None)
         if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
             found[name] = list(value)
-        elif isinstance(value, int) and _is_size(value):
+        elif isinstance(value, int) and is_size(value):
             found[name] = value
     return found
 
 
-def _digest(structure: dict[str, Any], weights: bytes) -> str:
-    """SHA-256 of what a structure file says and of the digest of the weights beside it."""
-    said = {key: value for key, value in structure.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode() + weights).hexdigest()
-
-
-# ---------------------------------------------------------------- reading, distrustfully
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-    return CheckpointError(f"{path} {what}: expected a folder written by decayprune.save().")
-
-
-def _read_structure(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LIMIT:
-            raise ValueError("it is larger than any structure file")
-        structure = json.loads(path.read_bytes())
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({error}); save the model again."
-        ) from None
-    if not isinstance(structure, dict) or structure.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} was not written by decayprune.save().")
-    if structure.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{path} has version {structure.get('version')!r}, this decayprune reads version "
-            f"{_VERSION}; use the decayprune that wrote it, or a newer one."
-        )
-    _check_fields(path, structure)
-    return structure
-
-
-def _check_fields(path: Path, structure: dict[str, Any]) -> None:
-    for what in _problems(structure):
-        raise CheckpointError(f"{path} is damaged: {what}. Save the model again.")
-
-
-def _problems(structure: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the fields of a structure file, in words."""
-    absent = [k for k in ("tensors", "tied", "modules") if not isinstance(structure.get(k), dict)]
-    if absent:
-        yield f"{absent[0]!r} is not an object"
-        return
-    tensors = structure["tensors"]
-    for name, entry in tensors.items():
-        if not (isinstance(entry, dict) and set(entry) == {"shape", "dtype"}):
-            yield f"the entry of tensor {name!r} is not a shape and a dtype"
-        elif not (_is_size(entry["shape"], list) and isinstance(entry["dtype"], str)):
-            yield f"the shape or dtype of tensor {name!r} is none"
-    for name, other in structure["tied"].items():
-        if name in tensors or not isinstance(other, str) or other not in tensors:
-            yield f"tensor {name!r} is tied to nothing"
-    yield from _module_problems(structure["modules"])
-    if not isinstance(structure.get("digest"), str):
-        yield "it holds no digest"
-
-
-def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
-    for name, entry in modules.items():
-        if not (isinstance(entry, dict) and isinstance(entry.get("type"), str)):
-            yield f"the entry of module {name!r} has no type"
-            continue
-        sizes = {attribute: value for attribute, value in entry.items() if attribute != "type"}
-        for attribute, value in sizes.items():
-            if not (_is_size(value) or _is_size(value, list)):
-                yield f"{attribute!r} of module {name!r} is not a size"
-
-
-def _is_size(value: object, kind: type = int) -> bool:
-    """Whether a value is one size, or (``kind=list``) a list of sizes."""
-    if kind is list:
-        return isinstance(value, list) and all(_is_size(item) for item in value)
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
-
-
-def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); save the model again.") from None
-    if set(weights) != set(structure["tensors"]):
-        odd = sorted(set(weights) ^ set(structure["tensors"]))
-        raise CheckpointError(
-            f"{path} and {_STRUCTURE} beside it hold different tensors (such as {odd[0]!r}); they "
-            "do not belong together."
-        )
-    for name, entry in structure["tensors"].items():
-        found = [list(weights[name].shape), _dtype(weights[name])]
-        if found != [entry["shape"], entry["dtype"]]:
-            raise CheckpointError(
-                f"Tensor {name!r} is {found[1]} {found[0]} in {path.name} and {entry['dtype']} "
-                f"{entry['shape']} in {_STRUCTURE}; they do not belong together."
-            )
-    return weights
-
-
-def _check_digest(folder: Path, structure: dict[str, Any]) -> None:
-    weights = hashlib.sha256()
-    with (folder / _WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 20):
-            weights.update(block)
-    if _digest(structure, weights.digest()) != structure["digest"]:
-        raise CheckpointError(
-            f"{_WEIGHTS} and {_STRUCTURE} in {folder} should be as they were saved, together; one "
-            "of them is from another model, or has changed since. Save the model again."
-        )
+# ---------------------------------------------------------------- whether it fits
 
 
 def _fit(structure: dict[str, Any], model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
@@ -345,8 +189,8 @@ def _fit(structure: dict[str, Any], model: nn.Module) -> list[tuple[nn.Module, s
         own, saved = list(tensors[name].shape), entry["shape"]
         if len(own) != len(saved) or any(s > o for s, o in zip(saved, own, strict=True)):
             raise unfit(f"{name} is {saved} there and {own} here")
-        if _dtype(tensors[name]) != entry["dtype"]:
-            raise unfit(f"{name} is {entry['dtype']} there and {_dtype(tensors[name])} here")
+        if dtype_name(tensors[name]) != entry["dtype"]:
+            raise unfit(f"{name} is {entry['dtype']} there and {dtype_name(tensors[name])} here")
     return [
         (module, attribute, tuple(value) if isinstance(value, list) else value)
         for module, attribute, value in _attributes_to_set(structure, model, unfit)

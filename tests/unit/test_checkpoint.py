@@ -20,7 +20,7 @@ from torch import nn
 
 import decayprune as dp
 from cases import CASES
-from decayprune import checkpoint
+from decayprune import checkpoint_files
 from decayprune.compaction import compact
 from decayprune.cutting import refuse_uncuttable
 from decayprune.structures import trace
@@ -208,7 +208,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     structure = json.loads(path.read_text())
     change(structure)
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
-    structure["digest"] = checkpoint._digest(structure, weights)
+    structure["digest"] = checkpoint_files.digest(structure, weights)
     path.write_text(json.dumps(structure))
 
 
