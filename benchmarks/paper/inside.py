@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from ablations import SCOPE
 from pages import fill
 from probe import Probe, Run, numbers
 from scipy import stats
@@ -37,11 +38,11 @@ FILE = HERE / "results" / "inside.json"
 SHOWN = 100  # steps
 EVERY = 5  # steps between two glances at the accuracy
 VARIANTS = {
-    "abrupt": ("rectify=none schedule.decay_steps=1", "#8a8f98"),
-    "decay of the carriers": ("rectify=none", "#2f6fde"),
-    "decay of all slices": ("rectify=none pruner.slices=all", "#2b8a3e"),
+    "abrupt": (f"{SCOPE} rectify=none schedule.decay_steps=1", "#8a8f98"),
+    "decay of the carriers": (f"{SCOPE} rectify=none", "#2f6fde"),
+    "decay of all slices": (f"{SCOPE} rectify=none pruner.slices=all", "#2b8a3e"),
 }
-JUDGED = "rectify=tournament rectify.extra=0.3"
+JUDGED = f"{SCOPE} rectify=tournament rectify.extra=0.3"
 
 
 def curves(changes: str, seed: int) -> dict[str, list[float]]:

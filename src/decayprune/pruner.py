@@ -59,8 +59,9 @@ class DecayPruner:
             ``"random"``, or a function ``(structures, parameters) -> scores``.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: Make every pruned width a multiple of it.
-        scope: Compare structures over the model (``"global"``), within their group
-            (``"local"``), or within groups of the same kind (``"isomorphic"``).
+        scope: What stays of a group falls with its width (``"width"``); or structures are compared
+            over the model (``"global"``), within their group (``"local"``), or within groups of
+            the same kind (``"isomorphic"``).
         slices: Shrink the ``"carriers"`` of a structure, or ``"all"`` its slices along with them.
         decay: ``"linear"``, ``"cosine"``, or a function of progress.
         floor: Share of every width that stays in any case.
@@ -83,7 +84,7 @@ class DecayPruner:
         importance: str | Importance = "magnitude",
         ignored_layers: Iterable[str | nn.Module] = (),
         round_to: int | None = None,
-        scope: Scope = "global",
+        scope: Scope = "width",
         slices: Literal["carriers", "all"] = "carriers",
         decay: str | Curve = "linear",
         floor: float = 0.1,

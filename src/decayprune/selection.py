@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ from decayprune.refill import affordable, rank_within
 from decayprune.schedule import Schedule
 from decayprune.structures.structure_map import StructureMap
 
-Scope = Literal["global", "local", "isomorphic"]
+Scope = Literal["width", "global", "local", "isomorphic"]
+
+_NARROWING = 1 / 3
+"""How much faster wide groups are cut: what stays of a group is ``width ** -_NARROWING``."""
 
 
 class Picks(NamedTuple):
@@ -82,9 +85,11 @@ class ImportanceSelector:
         budget: Upper bounds on it, for the last round.
         schedule: The rounds.
         importance: Gives the scores; the lowest go first.
-        scope: ``"global"``: scores are compared over the whole model, each divided by its group's
-            mean; ``"local"``: every group loses the same share; ``"isomorphic"``: groups of the
-            same kind and shape are ranked together, and every such family loses the same share.
+        scope: ``"width"``: the share of a group that stays falls with its width, as its inverse
+            cube root, and scores decide within a group; ``"global"``: scores are compared over the
+            whole model, each divided by its group's mean; ``"local"``: every group loses the same
+            share; ``"isomorphic"``: groups of the same kind and shape are ranked together, and
+            every such family loses the same share.
         round_to: Each width ends as a multiple of it (or uncut), or None.
         floor: Share of each group that stays in any case (at least one structure).
         rectify: Its tournament has a round commit more than it needs.
@@ -101,13 +106,14 @@ class ImportanceSelector:
         schedule: Schedule,
         importance: Importance,
         *,
-        scope: Scope = "global",
+        scope: Scope = "width",
         round_to: int | None = None,
         floor: float = 0.1,
         rectify: Rectify | None = None,
     ) -> None:
-        if scope not in ("global", "local", "isomorphic"):
-            raise ValueError(f"scope is 'global', 'local' or 'isomorphic', found {scope!r}.")
+        if scope not in get_args(Scope):
+            known = ", ".join(map(repr, get_args(Scope)))
+            raise ValueError(f"scope is one of {known}; found {scope!r}.")
         if round_to is not None and round_to < 1:
             raise ValueError(f"round_to is a whole number of channels from 1, found {round_to!r}.")
         if not 0 <= floor < 1:
@@ -117,6 +123,7 @@ class ImportanceSelector:
         self.importance, self._scope, self._rectify = importance, scope, rectify
         self._families = [group.family or group.layer for group in structures.groups]
         width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
+        self._widths = width * cost.sizes
         # round_to counts channels; a structure may hold several (a head).
         self._unit = torch.ones_like(cost.sizes)
         if round_to is not None:
@@ -205,7 +212,7 @@ class ImportanceSelector:
             chosen = self._commit(ranking, _with(eligible, warmed), kept, limits)
         ids = torch.zeros(0, dtype=torch.int64) if chosen is None else chosen
         # A tournament gives back by its verdict, and shares of groups are kept as they are.
-        if not extra and self._scope == "global":
+        if not extra and self._scope in ("width", "global"):
             committed = _with(phase != ACTIVE, ids)
             ids = ids[~torch.isin(ids, self._affordable(ids.flip(0), committed, limits))]
         return Picks(ids.to(state.phase.device), scores, warmed)
@@ -244,10 +251,13 @@ class ImportanceSelector:
             return relative
         names = sorted(set(self._families))
         pool_of_group = torch.tensor([names.index(f) for f in self._families])
-        pool = group_of if self._scope == "local" else pool_of_group[group_of]
+        pool = pool_of_group[group_of] if self._scope == "isomorphic" else group_of
         # Rank within the pool as a share of it: a common threshold takes the same share of each.
         position = rank_within(relative.masked_fill(~active, -torch.inf), pool)
-        return (position + 0.5) / torch.bincount(pool)[pool]
+        share = (position + 0.5) / torch.bincount(pool)[pool]
+        if self._scope == "width":  # what stays above the threshold falls with the width
+            return -(1 - share) * self._widths[group_of].to(share.dtype) ** _NARROWING
+        return share
 
     def _commit(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from torch import nn
 
 import decayprune as dp
 from cases import CASES
+from decayprune.selection import Scope
 from loops import INPUTS, OPTIMIZERS, Net, net, pruner_for, train
 
 
-@pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
+@pytest.mark.parametrize("scope", get_args(Scope))
 @pytest.mark.parametrize("rule", [None, "thresholds", "tournament"])
 @pytest.mark.parametrize("round_to", [None, 2])
 def test_the_budget_is_met_whatever_is_released(
@@ -148,7 +149,7 @@ def test_pinned_values() -> None:
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    pruner = pruner_for(model, optimizer, inputs=INPUTS)
+    pruner = pruner_for(model, optimizer, inputs=INPUTS, scope="global")
     train(model, optimizer, 24, pruner)
     kinds = [event.kind for event in pruner.events]
     counts = (kinds.count("decay"), kinds.count("release"), kinds.count("prune"))

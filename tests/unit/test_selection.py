@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def random_scores(seed: int) -> Tensor:
     bounds=st.sampled_from([("macs",), ("params",), ("structures",), ("macs", "params")]),
     target=st.floats(0.4, 0.95),
     round_to=st.sampled_from([None, 2, 4]),
-    scope=st.sampled_from(["global", "local", "isomorphic"]),
+    scope=st.sampled_from(get_args(Scope)),
 )
 def test_a_budget_is_met_within_one_structure_or_unit(
     seed: int, bounds: tuple[str, ...], target: float, round_to: int | None, scope: Any
@@ -139,9 +140,9 @@ def test_a_budget_is_met_within_one_structure_or_unit(
         assert count >= max(1, 0.1 * group.size)
 
 
-def test_the_least_important_go_first() -> None:
+def test_the_least_important_of_the_model_go_first() -> None:
     scores = random_scores(1)
-    picks = selector(scores, dp.Budget(structures=0.6)).select(
+    picks = selector(scores, dp.Budget(structures=0.6), scope="global").select(
         LifecycleState.fresh(MAP.num_structures), 1, {}, released=False
     )
     means = [float(scores[g.start : g.stop].mean()) for g in MAP.groups]
@@ -156,7 +157,7 @@ def test_the_floor_holds_whatever_the_scores() -> None:
     first = MAP.groups[0]  # 11 of its 12 structures are the least important of all
     scores[first.start : first.stop] = torch.tensor([1e-3] * 11 + [1e3])
     for floor, least in ((0.0, 1), (0.1, 2), (0.5, 6)):
-        chooser = selector(scores, dp.Budget(structures=0.6), floor=floor)
+        chooser = selector(scores, dp.Budget(structures=0.6), floor=floor, scope="global")
         picks = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
         assert int(kept_after(picks.ids)[0]) == least
         assert picks.ids.numel() == 13
@@ -169,6 +170,31 @@ def test_local_takes_the_same_share_of_every_group(target: float) -> None:
     removed, sizes = (COST.sizes - kept_after(picks.ids)).tolist(), COST.sizes.tolist()
     low = max((r - 0.5) / s for r, s in zip(removed, sizes, strict=True))
     high = min((r + 0.5) / s for r, s in zip(removed, sizes, strict=True))
+    assert low <= high + 1e-9
+
+
+@pytest.mark.parametrize("target", [0.2, 0.4, 0.6, 0.8])
+def test_what_stays_of_a_group_falls_with_the_cube_root_of_its_width(target: float) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 27, 3), nn.ReLU(), nn.Conv2d(27, 64, 3),
+        nn.ReLU(), nn.Flatten(), nn.Linear(64 * 4, 4),
+    )  # fmt: skip
+    structures = trace(model, torch.zeros(1, 3, 8, 8))
+    cost = CostModel(structures, {name: p.shape for name, p in model.named_parameters()})
+    scores = torch.rand(structures.num_structures, generator=torch.Generator().manual_seed(3))
+    chooser = ImportanceSelector(
+        structures, cost, dp.Budget(structures=target), ONCE, lambda *_: scores + 0.1
+    )
+    ids = chooser.select(LifecycleState.fresh(99), 1, {}, released=False).ids
+    assert ids.numel() == math.ceil(99 * (1 - target) - 1e-9)
+    low, high = 0.0, math.inf  # of the factor before the power of the width
+    for group in structures.groups:
+        mine = scores[group.start : group.stop]
+        gone = ids[(ids >= group.start) & (ids < group.stop)] - group.start
+        assert set(gone.tolist()) == set(mine.argsort()[: gone.numel()].tolist())
+        kept, power = group.size - gone.numel(), group.size ** (2 / 3)
+        low = max(low, (kept - 0.5) / power)
+        high = min(high, (kept + 0.5) / power if gone.numel() else math.inf)
     assert low <= high + 1e-9
 
 
@@ -215,7 +241,7 @@ def test_extra_structures_are_enrolled_only_where_they_can_still_be_judged() -> 
     assert counts == {1: 16, 2: 16, 3: 20, 50: 20}
 
 
-@pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
+@pytest.mark.parametrize("scope", get_args(Scope))
 def test_what_has_left_does_not_make_what_stays_look_small(scope: Scope) -> None:
     schedule = dp.Schedule(stop=100, rounds=2, decay_steps=5)
     picked = []
@@ -311,7 +337,10 @@ def test_unreachable_budgets_name_what_can_be_reached() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"scope": "layer"}, "scope is 'global', 'local' or 'isomorphic', found 'layer'"),
+        (
+            {"scope": "layer"},
+            "scope is one of 'width', 'global', 'local', 'isomorphic'; found 'layer'",
+        ),
         ({"round_to": 0}, "round_to is a whole number of channels from 1, found 0"),
         ({"floor": 1.0}, r"floor is a share of each layer in \[0, 1\), found 1\.0"),
         ({"floor": -0.1}, "floor is a share"),
