@@ -128,6 +128,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
     """Make ``summary.json``, the tables of the documentation and their pictures from the runs."""
     import ablations
     import inside
+    import scopes
     from pictures import draw
 
     runs = grid.read(folder)
@@ -137,6 +138,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
     smooth = [row for row in figures.summary(runs, against="sp") if row["variant"] != "alone"]
     alone = [run for run in runs if run["trial"]["variant"] == "alone"]
     long = figures.summary(alone + grid.read(folder / "long_decays"))
+    by_norms = figures.summary(grid.read(folder / "by_norms"))
     text = [
         *complete(folder),
         "",
@@ -152,6 +154,11 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         "Against the host alone, as above; but `N` = 43, so that decays outlast the ticks.",
         "",
         figures.markdown(row for row in long if row["variant"] != "alone"),
+        "### Our own selection by norms",
+        "",
+        'As it was before the default became `scope="width"`: `scope="global"`.',
+        "",
+        figures.markdown(by_norms),
         "### The goals",
         "",
         goals_table(goals(runs)),
@@ -161,6 +168,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         fill(file, "overview", overview(rows))
     ablations.write(page.parent)
     inside.write(page)
+    scopes.write(page)
 
 
 def main() -> None:
