@@ -112,6 +112,7 @@ class Settings:
     cool_down: float = 1.0
     cosine: bool = False
     all_slices: bool = False
+    scope: str = "width"
 
 
 class Literal:
@@ -270,15 +271,23 @@ class Literal:
         for s in members:
             self.score[s] *= before / now if before else 1.0
 
+    def rank(self, s: int) -> float:
+        """What has the lowest goes first."""
+        group = range(A) if s < A else range(A, A + B)
+        if self.set.scope == "global":
+            return self.score[s] / (sum(self.score[m] for m in group) / len(group))
+        above = [m for m in group if (self.score[m], m) > (self.score[s], s)]
+        stays = (len([m for m in above if m not in self.committed]) + 0.5) / len(group)
+        return -stays * len(group) ** (1 / 3)
+
     def shortest(self, free: list[int], extra: float) -> list[int] | None:
-        means = [sum(self.score[:A]) / A, sum(self.score[A:]) / B]
         kept = [
             A - sum(s < A for s in self.committed),
             B - sum(s >= A for s in self.committed),
         ]
         floor = [max(1, math.ceil(0.1 * A)), max(1, math.ceil(0.1 * B))]
         order = []
-        for s in sorted(free, key=lambda s: self.score[s] / means[s >= A]):
+        for s in sorted(free, key=self.rank):
             if kept[s >= A] > floor[s >= A]:
                 kept[s >= A] -= 1
                 order.append(s)

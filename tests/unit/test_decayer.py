@@ -46,6 +46,7 @@ def library(
         ),
         rectify=rectify,
         slices="all" if s.all_slices else "carriers",
+        scope=s.scope,
         decay="cosine" if s.cosine else "linear",
     )
 
@@ -63,6 +64,11 @@ SETTINGS = {
         rule="thresholds", all_slices=True, t_rate=0.1, t_len=-0.1, cosine=True
     ),
     "abrupt": Settings(rule=None, decay_steps=1),
+    "common threshold, smooth": Settings(rule=None, scope="global"),
+    "common threshold, tournament": Settings(scope="global"),
+    "common threshold, thresholds": Settings(
+        rule="thresholds", t_rate=0.1, t_len=-0.05, cool_down=0.5, scope="global"
+    ),
     "last round at the stop": Settings(rounds=5, stop=5),
     "decays overlap": Settings(rounds=6, stop=12, decay_steps=8),
 }

@@ -291,12 +291,16 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
     # "all": one group, so that no element is a row of one decaying structure and a column of
     # another, which takes both factors.
     ignored = ["stem*", "b*", "c"] if slices == "all" else []
+    # Rounds that do not overlap: the last step of a decay zeroes columns, and rows of another
+    # one that still decays would lose them with it.
+    schedule = dp.Schedule(start=2, stop=14, rounds=3, decay_steps=4)
     pruner = pruner_for(
         model,
         optimizer,
         slices=slices,
         decay=decay,
         budget=dp.Budget(structures=0.5),
+        schedule=schedule,
         ignored_layers=ignored,
         rectify=None,
     )
@@ -317,7 +321,7 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
         pruner.step()
         for s in pruner.state.decaying.tolist():
             starts.setdefault(s, carriers[s])
-            progress = torch.tensor(int(pruner.state.age[s]) / 5)
+            progress = torch.tensor(int(pruner.state.age[s]) / 4)
             left = 1 - progress if decay == "linear" else (1 + torch.cos(torch.pi * progress)) / 2
             now = slow.norm(pruner.structures, s, parameters, carriers=True)
             assert now == pytest.approx(starts[s] * float(left), rel=1e-4)
@@ -327,7 +331,7 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
             seen += 1
     for s in (pruner.state.phase == 2).nonzero().flatten().tolist():
         assert slow.norm(pruner.structures, s, parameters) == 0
-    assert seen >= 4 * len(starts) > 8
+    assert seen >= 3 * len(starts) > 8
 
 
 def test_norms_are_held_where_training_shrinks_faster_than_the_schedule() -> None:
