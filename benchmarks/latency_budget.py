@@ -40,6 +40,7 @@ def measure(name: str, target: float, round_to: int | None, size: int) -> dict[s
         budget=dp.Budget(latency=target),
         schedule=dp.Schedule(stop=0, decay_steps=1),
         rectify=None,
+        scope="global",
         round_to=round_to,
     )
     built = time.perf_counter() - began

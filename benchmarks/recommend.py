@@ -42,6 +42,7 @@ def halved(name: str, inputs: Tensor, round_to: int | None) -> nn.Module:
         budget=dp.Budget(macs=0.5),
         schedule=dp.Schedule(stop=0, decay_steps=1),
         rectify=None,
+        scope="global",
         round_to=round_to,
     )
     optimizer.step()  # nothing moves: only the pruner does anything

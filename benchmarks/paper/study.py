@@ -156,7 +156,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         figures.markdown(row for row in long if row["variant"] != "alone"),
         "### Our own selection by norms",
         "",
-        'As it was before the default became `scope="width"`: `scope="global"`.',
+        'Against cutting at once, as above; but `scope="global"`, which was the default before.',
         "",
         figures.markdown(by_norms),
         "### The goals",
