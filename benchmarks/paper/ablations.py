@@ -5,9 +5,8 @@
 
 The base is ResNet-20 at half size, cut to 12.5 % of its MACs within 350 steps by smooth pruning
 without releases, scores compared over the model (``pruner.scope=global``), else with the library's
-defaults (``probe.py`` says how a run is made). Every figure is
-an accuracy on training images that were held out, so that choices made here leave the test images
-and the seeds of the comparison alone.
+defaults (``probe.py`` says how a run is made). Every figure is an accuracy on training images that
+were held out, so that choices made here leave test images and the seeds of the comparison alone.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ RUNS = HERE / "results" / "probe.jsonl"
 N = 35
 SCOPE = "pruner.scope=global"
 """In every change that names no other, as the questions were asked."""
+LEVERS = "idea=benchmarks/paper/levers.py"
 
 # Question -> label -> changes to the base.
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -45,6 +45,11 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "10 abrupt rounds in 175 steps": (
             "rectify=none schedule.rounds=10 schedule.stop=175 schedule.decay_steps=1"
         ),
+    },
+    "What it waits for": {
+        "selection after 35 steps": "rectify=none schedule.start=35 schedule.stop=36",
+        "selection after 70 steps": "rectify=none schedule.start=70 schedule.stop=71",
+        "the decay waits while the loss is double": f"rectify=none x.wait=2 {LEVERS}",
     },
     "What shrinks, and how": {
         "all slices": "rectify=none pruner.slices=all",
@@ -67,6 +72,16 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "tournament, 10 % extra, judged at N / 4": (
             "rectify=tournament rectify.extra=0.1 rectify.judge_at=0.25"
         ),
+        "tournament, 10 % extra, by the ranks in work and in score": (
+            f"rectify=tournament rectify.extra=0.1 x.borda=1 {LEVERS}"
+        ),
+        "3 rounds in 50 steps, tournament, 10 % extra": (
+            "rectify=tournament rectify.extra=0.1 schedule.rounds=3 schedule.stop=50"
+        ),
+        "the same, what was released never again": (
+            "rectify=tournament rectify.extra=0.1 schedule.rounds=3 schedule.stop=50 "
+            "rectify.cool_down=1000"
+        ),
         "thresholds": "rectify=thresholds",
     },
     "Releases on a random selection (against it)": {
@@ -83,6 +98,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "learning rate 0.02": "rectify=none lr=0.02",
         "learning rate 0.1, N = 1": "rectify=none lr=0.1 schedule.decay_steps=1",
         "learning rate 0.1": "rectify=none lr=0.1",
+        "learning rate falls over N, then again": f"rectify=none x.restart=35 {LEVERS}",
+        "momentum forgotten at the cut": f"rectify=none x.fresh_momentum=1 {LEVERS}",
     },
     "Help from elsewhere, abrupt and smooth": {
         "dense model as teacher, N = 1": "rectify=none teacher=1 schedule.decay_steps=1",

@@ -15,8 +15,8 @@ test images. So the figures are comparable with each other only, and the seeds o
 cut as soon as the pruner has finished.
 
 An idea is a file with ``setup(run)``: it may replace ``run.pruner`` (anything with ``observe``,
-``step``, ``finished``), ``run.loss(images, targets)``, and append to ``run.after_step``, a list of
-functions called with the number of the step.
+``step``, ``finished``), ``run.loss(images, targets)``, ``run.rate(step)``, and append to
+``run.after_step``, a list of functions called with the number of the step.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Run:
         self.after_step: list[Callable[[int], None]] = []
         self.last_loss = self.grad_norm = float("nan")  # of the step just taken, before clipping
         self.loss: Callable[[Tensor, Tensor], Tensor] = self._loss
+        self.rate: Callable[[int], float] = lambda step: cosine(step, 0, probe.steps, probe.lr)
         if probe.idea:
             spec = importlib.util.spec_from_file_location("idea", probe.idea)
             module = importlib.util.module_from_spec(spec)
@@ -160,7 +161,7 @@ class Run:
             if position == 0:
                 batches = self.train.epoch(epoch)
             images, targets = next(batches)
-            set_rate(self.optimizer, cosine(step, 0, p.steps, p.lr))
+            set_rate(self.optimizer, self.rate(step))
             with torch.autocast("cpu", torch.bfloat16):
                 loss = self.loss(images.contiguous(memory_format=torch.channels_last), targets)
             loss.backward()
