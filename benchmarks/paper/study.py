@@ -138,7 +138,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
     smooth = [row for row in figures.summary(runs, against="sp") if row["variant"] != "alone"]
     alone = [run for run in runs if run["trial"]["variant"] == "alone"]
     long = figures.summary(alone + grid.read(folder / "long_decays"))
-    by_norms = figures.summary(grid.read(folder / "by_norms"))
+    by_norms = grid.read(folder / "by_norms")
     text = [
         *complete(folder),
         "",
@@ -158,7 +158,10 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         "",
         'Against cutting at once, as above; but `scope="global"`, which was the default before.',
         "",
-        figures.markdown(by_norms),
+        figures.markdown(figures.summary(by_norms)),
+        'What became of the same runs (+SP+SR) with the default, `scope="width"`:',
+        "",
+        scopes.table(scopes.on_test_images(runs, by_norms)),
         "### The goals",
         "",
         goals_table(goals(runs)),
