@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from decayprune.recipes.study.figures import Gain, paired
+from decayprune.recipes.study.figures import Gain, paired, start
 
 MODELS = {"resnet20": "ResNet-20", "vgg16_slim": "slim VGG-16"}
 HOSTS = {
@@ -43,18 +43,18 @@ class Goal(NamedTuple):
 
 
 class _Scores:
-    """Test accuracies in percent, by seed."""
+    """Test accuracies in percent, by what a run began with."""
 
     def __init__(self, runs: Iterable[Mapping[str, Any]]) -> None:
-        self._of: dict[tuple[str, float, Arm], dict[int, float]] = {}
+        self._of: dict[tuple[str, float, Arm], dict[tuple[int, str], float]] = {}
         for run in runs:
             trial = run["trial"]
             if trial["task"] == "fashion-mnist":
                 key = (trial["model"], trial["budget"], (trial["host"], trial["variant"]))
-                self._of.setdefault(key, {})[trial["seed"]] = 100 * run["test_accuracy"]
+                self._of.setdefault(key, {})[start(run)] = 100 * run["test_accuracy"]
 
     def gain(self, model: str, budget: float, ours: Arm, theirs: Arm) -> Gain | None:
-        """Of one over the other, over the seeds that both have; None with fewer than two."""
+        """Of one over the other, over the starts that both have; None with fewer than two."""
         found = paired(*(self._of.get((model, budget, arm), {}) for arm in (ours, theirs)))
         return found if found is not None and found.pairs > 1 else None
 

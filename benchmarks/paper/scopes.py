@@ -20,7 +20,7 @@ from goals import BUDGETS, MODELS
 from pages import fill
 from probe import Probe, go, interval, numbers
 
-from decayprune.recipes.study.figures import paired
+from decayprune.recipes.study.figures import paired, start
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE / "results" / "scopes.jsonl"
@@ -35,8 +35,8 @@ def probes() -> Iterator[tuple[str, float, str, Probe]]:
         yield model, budget, scope, Probe().with_(changes)
 
 
-Cells = dict[tuple[str, float], dict[str, dict[int, float]]]
-"""Network and budget -> scope -> seed -> accuracy in percent."""
+Cells = dict[tuple[str, float], dict[str, dict[Any, float]]]
+"""Network and budget -> scope -> seed, or what a run began with -> accuracy in percent."""
 
 
 def held_out() -> Cells:
@@ -63,7 +63,7 @@ def on_test_images(
             trial = run["trial"]
             key = (trial["model"], trial["budget"])
             if (trial["host"], trial["variant"]) == ("default", "sp_sr") and key in cells:
-                cells[key][scope][trial["seed"]] = 100 * run["test_accuracy"]
+                cells[key][scope][start(run)] = 100 * run["test_accuracy"]
     return cells
 
 

@@ -1,7 +1,7 @@
 """Paired statistics of finished runs: what smooth pruning gains over the host alone.
 
-Seeds are paired: both runs of a seed started from the same weights and saw the same batches, so
-the difference is free of what the seed itself does. Intervals are t intervals of the mean
+Runs are paired by :func:`start`: both of a pair began with the same weights and saw the same
+batches, so the difference is free of what these do. Intervals are t intervals of the mean
 difference.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from scipy import stats
 
 Run = Mapping[str, Any]
+K = TypeVar("K", bound=Hashable)
 
 
 class Gain(NamedTuple):
@@ -67,17 +68,28 @@ def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
     return Gain(mean, mean - half, mean + half, sum(d > 0 for d in differences), n)
 
 
-def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Gain | None:
-    """Gain of ``values`` over ``others`` where both have a seed; None where there is no pair.
+def start(run: Run) -> tuple[int, str]:
+    """What both runs of a pair share: the seed, and the weights that they began with.
+
+    The seed alone would not do: networks that two processors train differ in their last bits.
 
     Args:
-        values: By seed.
-        others: By seed.
+        run: A finished one.
     """
-    seeds = sorted(values.keys() & others.keys())
-    if not seeds:
+    return run["trial"]["seed"], run["dense_digest"]
+
+
+def paired(values: Mapping[K, float], others: Mapping[K, float]) -> Gain | None:
+    """Gain of ``values`` over ``others`` where both have a start; None where there is no pair.
+
+    Args:
+        values: By seed, or by :func:`start`.
+        others: By the same.
+    """
+    both = [key for key in values if key in others]
+    if not both:
         return None
-    return gain([values[seed] for seed in seeds], [others[seed] for seed in seeds])
+    return gain([values[key] for key in both], [others[key] for key in both])
 
 
 def summary(
@@ -93,16 +105,14 @@ def summary(
     Returns:
         Rows of plain values; a gain is None where there is no pair.
     """
-    cells: dict[tuple[Any, ...], dict[str, dict[int, Run]]] = {}
+    cells: dict[tuple[Any, ...], dict[str, list[Run]]] = {}
     for run in runs:
         trial = run["trial"]
-        key = _cell(trial)
-        seeds = cells.setdefault(key, {}).setdefault(trial["variant"], {})
-        seeds[trial["seed"]] = run
+        cells.setdefault(_cell(trial), {}).setdefault(trial["variant"], []).append(run)
     rows = []
     for variants in cells.values():
-        base = variants.get(against, {})
-        rows += [_row(seeds, base, against, score) for _, seeds in variants.items()]
+        base = variants.get(against, [])
+        rows += [_row(found, base, against, score) for found in variants.values()]
     known = list(_NAMES)
     return sorted(
         rows,
@@ -119,10 +129,7 @@ def _cell(trial: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _row(
-    seeds: Mapping[int, Run], base: Mapping[int, Run], against: str, score: str
-) -> dict[str, Any]:
-    runs = list(seeds.values())
+def _row(runs: Sequence[Run], base: Sequence[Run], against: str, score: str) -> dict[str, Any]:
     trial = runs[0]["trial"]
     accuracy = [100 * run[score] for run in runs]
     row = {name: trial[name] for name in ("task", "model", "host", "variant", "budget")}
@@ -138,7 +145,7 @@ def _row(
     }
     found = None
     if trial["variant"] != against:
-        mine, others = ({s: 100 * run[score] for s, run in of.items()} for of in (seeds, base))
+        mine, others = ({start(run): 100 * run[score] for run in of} for of in (runs, base))
         found = paired(mine, others)
     known = found is not None and found.pairs > 1
     return row | {

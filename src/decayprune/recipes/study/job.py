@@ -84,11 +84,18 @@ class Job:
         return figures
 
     def _dense_accuracy(self, model: nn.Module, digest: str) -> float:
-        """On the test images; as the host alone found it, if that started from the same weights."""
+        """On the test images; as the host alone found it, if that has run."""
         partner = self._partner()
-        if partner is not None and partner["dense_digest"] == digest:
-            return float(partner["dense_test_accuracy"])
-        return evaluate(model, self.data.test, self.trial.bf16)
+        if partner is None:
+            return evaluate(model, self.data.test, self.trial.bf16)
+        if partner["dense_digest"] != digest:  # before the hours of a run that is no pair
+            raise ValueError(
+                f"The host alone began with other weights ({partner['dense_digest']}, on "
+                f"{partner['machine']['cpu']}) than are here ({digest}). Networks that two "
+                "processors train differ in their last bits: use another folder here, so that "
+                "both runs of a pair are made on one machine, or bring the folder's dense/ along."
+            )
+        return float(partner["dense_test_accuracy"])
 
     # ------------------------------------------------------------ pruning
 

@@ -13,6 +13,7 @@ def run(variant: str, seed: int, accuracy: float, **changes: Any) -> dict[str, A
         "test_accuracy": accuracy,
         "validation_accuracy": accuracy / 2,
         "dense_test_accuracy": 0.9,
+        "dense_digest": "made here",
         "macs_before": 1000,
         "macs_after": 240,
         "params_before": 100,
@@ -61,6 +62,15 @@ def test_rows_pair_seeds_within_a_cell_and_hold_every_key() -> None:
     assert rows[0]["gain_mean"] is None
     assert rows[2]["gain_mean"] is None  # no host alone at that budget
     assert rows[2]["acc_std"] is None
+
+
+def test_what_began_with_other_weights_is_no_pair() -> None:
+    elsewhere = {"dense_digest": "made elsewhere"}
+    runs = [run("alone", 0, 0.80), run("alone", 1, 0.70), run("sp_sr", 0, 0.81)]
+    runs += [run("sp_sr", 1, 0.60) | elsewhere, run("alone", 0, 0.50) | elsewhere]
+    alone, ours = figures.summary(runs)
+    assert (alone["seeds"], ours["seeds"], ours["pairs"]) == (3, 2, 1)
+    assert ours["gain_mean"] == pytest.approx(1.0)
 
 
 def test_choices_are_made_on_validation() -> None:

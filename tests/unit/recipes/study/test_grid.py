@@ -99,6 +99,18 @@ def test_a_run_that_breaks_says_why_and_is_tried_again(tmp_path: Path) -> None:
     assert grid.run([trial], tmp_path, tmp_path, say=silent) == [(trial, outcome)]
 
 
+def test_a_pair_with_other_dense_weights_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    trial = BASE.with_(training=Training(epochs=1, lr=0.02), dense=None, variant="alone")
+    grid.run_trial(trial, tmp_path, tmp_path, silent)
+    file = result_file(tmp_path, trial)
+    figures = json.loads(file.read_text())
+    figures |= {"dense_digest": "0123", "machine": {"cpu": "A Processor"}}
+    file.write_text(json.dumps(figures))
+    outcome = grid.run_trial(trial.with_(variant="sp"), tmp_path, tmp_path, silent)
+    assert "began with other weights (0123, on A Processor)" in outcome
+    assert "use another folder here" in outcome
+
+
 def test_missing_pretrained_weights_say_what_goes_where(tmp_path: Path) -> None:
     trial = BASE.with_(dense=None, pretrained="net.pth")
     with pytest.raises(FileNotFoundError, match=r"state dict saved with torch.save in .*net\.pth"):
