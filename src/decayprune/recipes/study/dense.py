@@ -91,6 +91,20 @@ def from_scratch(model: nn.Module, trial: Trial, data: Data, steps: int) -> Iter
     return train(model, trial, data, how, total, warm=_WARM)
 
 
+def optimizer_of(how: Training, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a phase.
+
+    Args:
+        how: Says which, and its numbers.
+        model: What it trains.
+    """
+    if how.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), how.lr, weight_decay=how.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+    )
+
+
 def train(
     model: nn.Module, trial: Trial, data: Data, how: Training, steps: int, *, warm: int = 0
 ) -> Iterator[Step]:
@@ -104,13 +118,10 @@ def train(
         steps: How long.
         warm: Steps over which the rate rises first.
     """
-    optimizer = torch.optim.SGD(
-        model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
-    )
     falling = rate(how, steps)
     return train_steps(
         model,
-        optimizer,
+        optimizer_of(how, model),
         data.train,
         start=0,
         stop=steps,

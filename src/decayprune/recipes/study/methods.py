@@ -20,6 +20,7 @@ from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruning
 from decayprune.lifecycle import Event
 from decayprune.pruner import DecayPruner
 from decayprune.recipes.study.controls import release_at_random
+from decayprune.recipes.study.dense import optimizer_of
 from decayprune.recipes.study.trial import Trial
 from decayprune.rectify import Rectify
 from decayprune.schedule import Schedule
@@ -116,19 +117,6 @@ def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Method
     return method
 
 
-def sgd(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a trial.
-
-    Args:
-        trial: Says how it trains.
-        model: What it trains.
-    """
-    how = trial.training
-    return torch.optim.SGD(
-        model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
-    )
-
-
 def _default(
     trial: Trial, model: nn.Module, example: Tensor, steps: int, decay: int, common: dict[str, Any]
 ) -> Method:
@@ -138,7 +126,7 @@ def _default(
         rounds, stop = _ROUNDS, (plan.start + steps) // 2
     schedule = Schedule(start=plan.start, stop=stop, rounds=rounds, decay_steps=decay)
     random = {"importance": "random"} if trial.variant == "random_selection" else {}
-    optimizer = sgd(trial, model)
+    optimizer = optimizer_of(trial.training, model)
     host: Any = DecayPruner(
         model, optimizer, example, schedule=schedule, **common, **{**trial.options, **random}
     )
@@ -152,7 +140,7 @@ def _depgraph(
     import torch_pruning as tp
 
     sparse = trial.host == "depgraph-sl"
-    optimizer = sgd(trial, model)
+    optimizer = optimizer_of(trial.training, model)
     usual = {"reg": 5e-4, "sparse": 0.0, "iterative_steps": 400, "max_pruning_ratio": 1.0}
     options = {**usual, **trial.options}
     classifier = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
@@ -199,6 +187,7 @@ def _dhspg(
         model,
         example,
         how.lr,
+        variant=how.optimizer,
         momentum=how.momentum,
         weight_decay=how.weight_decay,
         start_step=int(trial.start * steps),
@@ -218,6 +207,7 @@ def _hesso(
         model,
         example,
         how.lr,
+        variant=how.optimizer,
         momentum=how.momentum,
         weight_decay=how.weight_decay,
         start_step=int(trial.start * steps),
@@ -233,7 +223,7 @@ def _hesso(
 def _gate(
     trial: Trial, model: nn.Module, example: Tensor, steps: int, decay: int, common: dict[str, Any]
 ) -> Method:
-    optimizer = sgd(trial, model)
+    optimizer = optimizer_of(trial.training, model)
     options = dict(trial.options)
     ticks = options.pop("ticks", None)
     schedule = TickTock.for_run(steps) if ticks is None else TickTock(**ticks)

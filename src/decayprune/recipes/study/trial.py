@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
+
+Optimizer = Literal["sgd", "adamw"]
 
 HOSTS = ("default", "depgraph", "depgraph-sl", "dhspg", "hesso", "gate")
 """Ours, DepGraph without and with sparse learning, OTOv2, HESSO, Gate Decorator."""
@@ -36,8 +38,12 @@ class Training:
         epochs: How long.
         lr: Peak learning rate.
         momentum: Of SGD.
-        weight_decay: Of SGD.
+        weight_decay: Of the optimizer.
         milestones: Shares of the phase at which the rate falls to a tenth; none: half a cosine.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+
+    Raises:
+        ValueError: The optimizer is unknown.
     """
 
     epochs: int
@@ -45,6 +51,10 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[float, ...] = ()
+    optimizer: Optimizer = "sgd"
+
+    def __post_init__(self) -> None:
+        _check_known("Training.optimizer", self.optimizer, get_args(Optimizer))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +103,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         for name, known in (("host", HOSTS), ("variant", VARIANTS + CONTROLS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"Trial.{name} is one of {', '.join(known)}; found {getattr(self, name)!r}."
-                )
+            _check_known(f"Trial.{name}", getattr(self, name), known)
 
     @property
     def name(self) -> str:
@@ -117,8 +124,15 @@ class Trial:
         return "-".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values.
+
+        What was added after the first runs is left out where it is not used, so that their names
+        remain.
+        """
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for how in (plain["dense"], plain["training"]):
+            if how is not None and how["optimizer"] == "sgd":
+                del how["optimizer"]
         return plain
 
     def with_(self, **changes: Any) -> Trial:
@@ -151,6 +165,11 @@ class Trial:
                 inner = dict(values[name])
                 values[name] = Training(**inner | {"milestones": tuple(inner["milestones"])})
         return cls(**values)
+
+
+def _check_known(name: str, found: str, known: tuple[str, ...]) -> None:
+    if found not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}; found {found!r}.")
 
 
 def _digest(value: Mapping[str, Any]) -> str:

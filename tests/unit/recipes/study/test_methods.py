@@ -13,18 +13,18 @@ EXAMPLE = torch.zeros(1, 1, 8, 8)
 STEPS = 430
 
 
-def built(host: str, variant: str, **options: Any) -> Any:
+def method(host: str, variant: str, **options: Any) -> methods.Method:
     torch.manual_seed(0)
     model: nn.Module = models.resnet8(in_channels=1)
+    usual = {"training": Training(epochs=1, lr=0.05)}
     trial = Trial(
-        task="fashion-mnist",
-        model="resnet8",
-        host=host,
-        variant=variant,
-        training=Training(epochs=1, lr=0.05),
-        **options,
+        task="fashion-mnist", model="resnet8", host=host, variant=variant, **usual | options
     )
-    return methods.build(trial, model, EXAMPLE, STEPS).host
+    return methods.build(trial, model, EXAMPLE, STEPS)
+
+
+def built(host: str, variant: str, **options: Any) -> Any:
+    return method(host, variant, **options).host
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -37,6 +37,14 @@ def test_a_decay_takes_a_tenth_of_the_run() -> None:
     assert built("default", "sp").schedule.decay_steps == 43
     assert built("dhspg", "sp").decay_steps == 43
     assert built("dhspg", "alone").decay_steps == 1
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_trains_with_the_optimizer_of_the_trial(host: str) -> None:
+    how = Training(epochs=1, lr=0.002, weight_decay=0.05, optimizer="adamw")
+    found = method(host, "sp_sr", training=how).optimizer
+    assert isinstance(found, torch.optim.AdamW) or found.variant == "adamw"
+    assert {(g["lr"], g["weight_decay"]) for g in found.param_groups} == {(0.002, 0.05)}
 
 
 def test_a_decay_of_gates_fits_into_a_tick_unless_told() -> None:
