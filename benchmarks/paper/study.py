@@ -36,8 +36,8 @@ RESNET = Trial(task="fashion-mnist", model="resnet20", dense=DENSE, training=PRU
 VGG = RESNET.with_(model="vgg16_slim")
 VIT = RESNET.with_(
     model="vit_slim",
-    dense=Training(epochs=4, lr=0.02),
-    training=Training(epochs=1, lr=0.005),
+    dense=Training(epochs=4, lr=0.004, weight_decay=0.05, optimizer="adamw"),
+    training=Training(epochs=1, lr=0.002, weight_decay=0.05, optimizer="adamw"),
 )
 SMOKE = Trial(
     task="digits",
