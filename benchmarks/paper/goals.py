@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from decayprune.recipes.study.figures import Gain, paired, start
 
 MODELS = {"resnet20": "ResNet-20", "vgg16_slim": "slim VGG-16"}
+"""Networks that there are goals for."""
+NAMES = MODELS | {"vit_slim": "small ViT"}
 HOSTS = {
     "dhspg": ("OTOv2 (DHSPG)", 0.4),
     "depgraph": ("DepGraph", 0.3),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from goals import MODELS, TITLES
+from goals import NAMES, TITLES
 from scipy import stats
 
 LOOK = {
@@ -57,7 +57,7 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         for row in axes:
             row[0].set_ylabel("test accuracy (%)")
         axes[0][-1].legend(frameon=False)
-        figure.suptitle(f"{MODELS.get(model, model)}, {task}: mean of the seeds, 95 % intervals")
+        figure.suptitle(f"{NAMES.get(model, model)}, {task}: mean of the seeds, 95 % intervals")
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
         name = f"accuracy-{task}-{model}.svg".replace("_", "-")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from goals import BUDGETS, MODELS, SEEDS, TITLES, goals
+from goals import BUDGETS, NAMES, SEEDS, TITLES, goals
 from goals import markdown as goals_table
 from pages import fill
 
@@ -109,7 +109,7 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for (model, host), budgets in cells.items():
         found = [_gain_cell(budgets.get(budget, {})) for budget in BUDGETS]
-        lines.append(f"| {MODELS.get(model, model)}, {TITLES[host]} | {' | '.join(found)} |")
+        lines.append(f"| {NAMES.get(model, model)}, {TITLES[host]} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
 
 
