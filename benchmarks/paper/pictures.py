@@ -57,7 +57,9 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, str
         for row in axes:
             row[0].set_ylabel("test accuracy (%)")
         axes[0][-1].legend(frameon=False)
-        figure.suptitle(f"{NAMES.get(model, model)}, {task}: mean of the seeds, 95 % intervals")
+        apart = " " if wide > 1 else "\n"  # a single panel is narrower than the title
+        title = f"{NAMES.get(model, model)}, {task}:{apart}mean of the seeds, 95 % intervals"
+        figure.suptitle(title)
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
         name = f"accuracy-{task}-{model}.svg".replace("_", "-")
