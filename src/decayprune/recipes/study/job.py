@@ -63,7 +63,8 @@ class Job:
         trial = self.trial
         self.curve = []
         model, digest = dense(trial, self.data, self._folder, self._data_dir, self._say)
-        before = self._dense_accuracy(model, digest)
+        self._check_start(digest)
+        before = self._dense_accuracy(model)
         steps = steps_of(trial, trial.training, self.data)
         whole = copy.deepcopy(model)
         pruned = self._train(model, steps)
@@ -83,18 +84,22 @@ class Job:
         }
         return figures
 
-    def _dense_accuracy(self, model: nn.Module, digest: str) -> float:
-        """On the test images; as the host alone found it, if that has run."""
+    def _check_start(self, digest: str) -> None:
+        """Refuse what is no pair before it is trained for hours."""
         partner = self._partner()
-        if partner is None:
-            return evaluate(model, self.data.test, self.trial.bf16)
-        if partner["dense_digest"] != digest:  # before the hours of a run that is no pair
+        if partner is not None and partner["dense_digest"] != digest:
             raise ValueError(
                 f"The host alone began with other weights ({partner['dense_digest']}, on "
                 f"{partner['machine']['cpu']}) than are here ({digest}). Networks that two "
                 "processors train differ in their last bits: use another folder here, so that "
                 "both runs of a pair are made on one machine, or bring the folder's dense/ along."
             )
+
+    def _dense_accuracy(self, model: nn.Module) -> float:
+        """On the test images; as the host alone found it, if that has run."""
+        partner = self._partner()
+        if partner is None:
+            return evaluate(model, self.data.test, self.trial.bf16)
         return float(partner["dense_test_accuracy"])
 
     # ------------------------------------------------------------ pruning
