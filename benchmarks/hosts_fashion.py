@@ -44,7 +44,7 @@ def run(folder: Path, host: str, variant: str, seed: int) -> None:
     if (folder / "checkpoint.pt").is_file():
         words = ["--resume"]
     where = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    command = [sys.executable, "-m", "decayprune.cli", "prune", *words, "--out", str(where)]
+    command = [sys.executable, "-m", "decayprune.app.cli", "prune", *words, "--out", str(where)]
     print(folder.name, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

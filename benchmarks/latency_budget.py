@@ -19,8 +19,7 @@ import torch
 import torchvision
 
 import decayprune as dp
-from decayprune import latency, latency_model
-from decayprune.latency import cpu_name
+from decayprune.latency.benchmark import benchmark, cpu_name, estimate
 
 MODELS = ("resnet18", "mobilenet_v2", "vgg11_bn")
 TARGETS = (0.3, 0.5, 0.7)
@@ -71,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.processor_time:
-        latency.time = latency_model.time = SimpleNamespace(perf_counter=time.process_time)
+        benchmark.time = estimate.time = SimpleNamespace(perf_counter=time.process_time)
     rows = []
     load = [os.getloadavg()[0]]
     for name in arguments.models:

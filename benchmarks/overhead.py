@@ -27,8 +27,8 @@ import torchvision
 from torch import nn
 
 import decayprune as dp
-from decayprune.compaction import compact
-from decayprune.structures.forward import outputs
+from decayprune.structures.example import outputs
+from decayprune.surgery.compact import compact
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "overhead.json"

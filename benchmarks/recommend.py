@@ -22,8 +22,7 @@ import torchvision
 from torch import Tensor, nn
 
 import decayprune as dp
-from decayprune import latency
-from decayprune.latency import Latency, cpu_name
+from decayprune.latency.benchmark import Latency, benchmark, cpu_name
 
 MODELS = ("resnet50", "vgg16_bn")
 GOAL = 0.95
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    latency.time = SimpleNamespace(perf_counter=time.process_time)
+    benchmark.time = SimpleNamespace(perf_counter=time.process_time)
     inputs = torch.randn(chosen.batch_size, 3, chosen.size, chosen.size)
     load = [os.getloadavg()[0]]
     rows = []

@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 import decayprune as dp
-from decayprune.structures.forward import ExampleInputs, outputs
+from decayprune.structures.example import ExampleInputs, outputs
 
 RESULTS = Path(__file__).parent / "results"
 EACH = RESULTS / "zoo"

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import decayprune as dp
-from decayprune import checkpoint_files
+from decayprune.checkpoint import files
 
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 VALUES: tuple[Any, ...] = (
@@ -153,7 +153,7 @@ def forge(folder: Path) -> None:
     try:
         structure = json.loads((folder / STRUCTURE).read_bytes())
         weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).digest()
-        structure["digest"] = checkpoint_files.digest(structure, weights)
+        structure["digest"] = files.digest(structure, weights)
         (folder / STRUCTURE).write_text(json.dumps(structure))
     except (ValueError, TypeError, RecursionError):
         return

@@ -30,9 +30,9 @@ from record import begun, keep, options
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import decayprune.cli.app  # noqa: F401
-from decayprune.cli import main as command
-from decayprune.recipes.settings import HOSTS
+import decayprune.app.cli.app  # noqa: F401
+from decayprune.app.cli import main as command
+from decayprune.app.run.settings import HOSTS
 
 SAME = ("model.safetensors", "structure.json", "history.jsonl", "events.jsonl", "norms.jsonl")
 FIGURES = ("accuracy_before", "accuracy_after", "macs_after", "decayed", "released", "removed")

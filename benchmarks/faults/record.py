@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from decayprune.files import write_atomically
+from decayprune.checkpoint.atomic import write_atomically
 
 RESULTS = Path(__file__).parents[1] / "results" / "faults.json"
 

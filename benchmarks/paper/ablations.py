@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 from probe import Probe, go, interval, numbers
 
-from decayprune.recipes.study.figures import Gain, paired
+from decayprune.app.study.figures import Gain, paired
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from decayprune.recipes.study.figures import Gain, paired, start
+from decayprune.app.study.figures import Gain, paired, start
 
 MODELS = {"resnet20": "ResNet-20", "vgg16_slim": "slim VGG-16"}
 """Networks that there are goals for."""

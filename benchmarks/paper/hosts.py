@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 import decayprune as dp
-from decayprune import rectify
-from decayprune.compaction import CompactionReport
-from decayprune.recipes.study import methods
-from decayprune.recipes.study.trial import Training, Trial
+from decayprune.app.study import methods
+from decayprune.app.study.trial import Training, Trial
+from decayprune.method import rectify
+from decayprune.surgery.compact import CompactionReport
 
 
 class Pruner:

@@ -26,10 +26,10 @@ from pages import fill
 from probe import Probe, Run, numbers
 from scipy import stats
 
-from decayprune.importance import normalised
-from decayprune.lifecycle import LifecycleState
-from decayprune.recipes.loop import evaluate
-from decayprune.structures import picks
+from decayprune.app.run.loop import evaluate
+from decayprune.method.lifecycle import LifecycleState
+from decayprune.selection.importance import normalised
+from decayprune.structures import edits
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -105,7 +105,7 @@ class Witness:
         """Loss on held-out images without some structures, BatchNorm by the batch itself."""
         model = copy.deepcopy(self._run.model)
         carriers = self._run.pruner._decayer._carriers.pick(ids)
-        picks.zero_(carriers, dict(model.named_parameters()))
+        edits.zero_(carriers, dict(model.named_parameters()))
         images, targets = self._batch
         with torch.autocast("cpu", torch.bfloat16):
             return F.cross_entropy(model(images).float(), targets).item()

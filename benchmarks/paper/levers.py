@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decayprune.importance import normalised
-from decayprune.lifecycle import LifecycleState
-from decayprune.recipes.loop import cosine
+from decayprune.app.run.loop import cosine
+from decayprune.method.lifecycle import LifecycleState
+from decayprune.selection.importance import normalised
 
 PATIENCE = 70
 """Steps that a decay waits at most, all together."""

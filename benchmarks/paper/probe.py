@@ -41,13 +41,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 import decayprune as dp
-from decayprune.importance import normalised
-from decayprune.lifecycle import LifecycleState
-from decayprune.recipes import data as datasets
-from decayprune.recipes import models
-from decayprune.recipes.batches import Augmentation, MemoryBatches, seed_all
-from decayprune.recipes.loop import cosine, evaluate
-from decayprune.recipes.study.controls import release_at_random
+from decayprune.app.run import data as datasets
+from decayprune.app.run import models
+from decayprune.app.run.batches import Augmentation, MemoryBatches, seed_all
+from decayprune.app.run.loop import cosine, evaluate
+from decayprune.app.study.controls import release_at_random
+from decayprune.method.lifecycle import LifecycleState
+from decayprune.selection.importance import normalised
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "probe"

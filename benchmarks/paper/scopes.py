@@ -20,7 +20,7 @@ from goals import BUDGETS, MODELS
 from pages import fill
 from probe import Probe, go, interval, numbers
 
-from decayprune.recipes.study.figures import paired, start
+from decayprune.app.study.figures import paired, start
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE / "results" / "scopes.jsonl"

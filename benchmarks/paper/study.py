@@ -22,10 +22,10 @@ from goals import BUDGETS, NAMES, SEEDS, TITLES, goals
 from goals import markdown as goals_table
 from pages import fill
 
-from decayprune.recipes.settings import DATA_DIR
-from decayprune.recipes.study import figures, grid
-from decayprune.recipes.study.job import result_file
-from decayprune.recipes.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
+from decayprune.app.run.settings import DATA_DIR
+from decayprune.app.study import figures, grid
+from decayprune.app.study.job import result_file
+from decayprune.app.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

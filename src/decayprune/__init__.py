@@ -25,17 +25,17 @@ The method is the Decay Pruning Method (arXiv 2406.03879); ``docs/deviations.md`
 paper states and what is our own definition.
 """
 
-from decayprune.checkpoint import load, save
-from decayprune.checkpoint_files import CheckpointError
-from decayprune.compaction import CompactionError, CompactionReport
+from decayprune.checkpoint.checkpoint import load, save
+from decayprune.checkpoint.files import CheckpointError
 from decayprune.cost import Budget
 from decayprune.inspection import Inspection, inspect
-from decayprune.latency import benchmark
-from decayprune.lifecycle import Event
+from decayprune.latency.benchmark import benchmark
+from decayprune.method.lifecycle import Event
+from decayprune.method.rectify import Rectify
+from decayprune.method.selector import Picks, Selector
 from decayprune.pruner import DecayPruner
-from decayprune.rectify import Rectify
-from decayprune.schedule import Schedule
-from decayprune.selection import Picks, Selector
+from decayprune.selection.schedule import Schedule
+from decayprune.surgery.compact import CompactionError, CompactionReport
 
 __version__ = "0.1.0"
 

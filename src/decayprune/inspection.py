@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from decayprune.cost import CostModel
-from decayprune.cutting import refuse_uncuttable
-from decayprune.structures.forward import ExampleInputs
+from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Refusal, StructureMap
-from decayprune.structures.trace import trace
+from decayprune.structures.tracing.trace import trace
+from decayprune.surgery.cut import refuse_uncuttable
 
 
 @dataclass(frozen=True)

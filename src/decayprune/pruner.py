@@ -1,8 +1,9 @@
 """The pruner a user meets: three lines in any training loop.
 
 :class:`DecayPruner` finds the structures of a model, decides at each round of its schedule which
-of them leave, and lets a :class:`~decayprune.decayer.Decayer` shrink them after every optimizer
-step. It checks the order of calls, saves and resumes, and hands over to the knife at the end.
+of them leave, and lets a :class:`~decayprune.method.decayer.Decayer` shrink them after every
+optimizer step. It checks the order of calls, saves and resumes, and hands over to the knife at the
+end.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from decayprune import checks, resume
-from decayprune.compaction import CompactionReport, compact
-from decayprune.copies import refuse_late
 from decayprune.cost import Budget, CostModel
-from decayprune.cutting import refuse_uncuttable
-from decayprune.decay import Curve
-from decayprune.decayer import Decayer
-from decayprune.importance import Importance
-from decayprune.latency_model import LatencyModel
-from decayprune.lifecycle import Event, LifecycleState
-from decayprune.rectify import Rectify
-from decayprune.schedule import Schedule
-from decayprune.selection import ImportanceSelector, Scope
-from decayprune.stepping import StepWatch
-from decayprune.structures.forward import ExampleInputs
-from decayprune.structures.trace import trace
+from decayprune.latency.estimate import LatencyModel
+from decayprune.method.decay import Curve
+from decayprune.method.decayer import Decayer
+from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.rectify import Rectify
+from decayprune.selection.by_importance import ImportanceSelector, Scope
+from decayprune.selection.importance import Importance
+from decayprune.selection.schedule import Schedule
+from decayprune.session import arguments, resume
+from decayprune.session.step_watch import StepWatch
+from decayprune.structures.example import ExampleInputs
+from decayprune.structures.tracing.trace import trace
+from decayprune.surgery.compact import CompactionReport, compact
+from decayprune.surgery.copies import refuse_late
+from decayprune.surgery.cut import refuse_uncuttable
 
 _ORDER = "loss.backward(); optimizer.step(); pruner.step(); optimizer.zero_grad()"
 
@@ -89,26 +90,26 @@ class DecayPruner:
         decay: str | Curve = "linear",
         floor: float = 0.1,
     ) -> None:
-        checks.check_free(model)
-        checks.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
-        checks.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
+        arguments.check_free(model)
+        arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+        arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
         if rectify is not None:
-            checks.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
-        self.optimizers = checks.as_optimizers(optimizer)
+            arguments.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
+        self.optimizers = arguments.as_optimizers(optimizer)
         structures = trace(model, example_inputs, ignored_layers)
         structures = refuse_uncuttable(model, structures, example_inputs)
-        checks.check_prunable(structures)
+        arguments.check_prunable(structures)
         self.model, self.structures, self.schedule = model, structures, schedule
         self._example_inputs = example_inputs
         names = {item.name for item in structures.slices}
         self._parameters = {
             name: parameter for name, parameter in model.named_parameters() if name in names
         }
-        checks.check_held(self._parameters, self.optimizers)
-        checks.check_slices(slices)
-        self._anatomy = checks.Anatomy(model, self._parameters)
+        arguments.check_held(self._parameters, self.optimizers)
+        arguments.check_slices(slices)
+        self._anatomy = arguments.Anatomy(model, self._parameters)
 
-        self._importance, self._seed = importance, checks.shared_seed(importance)
+        self._importance, self._seed = importance, arguments.shared_seed(importance)
         shapes = {n: p.shape for n, p in model.named_parameters()}
         self._latency = None
         if budget.latency is not None:
@@ -119,7 +120,7 @@ class DecayPruner:
             self.cost,
             budget,
             schedule,
-            checks.as_importance(importance, self._seed),
+            arguments.as_importance(importance, self._seed),
             scope=scope,
             round_to=round_to,
             floor=floor,
@@ -129,7 +130,7 @@ class DecayPruner:
             structures,
             self._parameters,
             self.optimizers,
-            curve=checks.as_curve(decay),
+            curve=arguments.as_curve(decay),
             decay_steps=schedule.decay_steps,
             slices=slices,
             rectify=rectify,
@@ -151,7 +152,7 @@ class DecayPruner:
         self._attached = False
         self._report: CompactionReport | None = None
         self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
-        checks.claim(model, self)
+        arguments.claim(model, self)
 
     # ---------------------------------------------------------------- what a user reads
 
@@ -209,7 +210,7 @@ class DecayPruner:
         """
         if self._report is not None or self.rectify is None:
             return
-        checks.check_gradients(self.model.parameters(), "pruner.observe()", _ORDER)
+        arguments.check_gradients(self.model.parameters(), "pruner.observe()", _ORDER)
         self._decayer.observe()
 
     def attach(self) -> None:
@@ -268,7 +269,7 @@ class DecayPruner:
     def close(self) -> None:
         """Let go of the model and the optimizer: hooks are removed, another pruner may start."""
         self._watch.close()
-        checks.give_up(self.model, self)
+        arguments.give_up(self.model, self)
 
     # ---------------------------------------------------------------- save and resume
 
@@ -296,7 +297,7 @@ class DecayPruner:
         if self._latency is not None:
             self._latency.table = state["latency"]
         self._seed = int(state["seed"])
-        self._selector.importance = checks.as_importance(self._importance, self._seed)
+        self._selector.importance = arguments.as_importance(self._importance, self._seed)
         self._watch.forget()
 
     def _settings(self) -> dict[str, Any]:
@@ -320,5 +321,5 @@ class DecayPruner:
     def _follow(self) -> None:
         self._anatomy.check()
         if self._needs_gradients:
-            checks.check_gradients(self.model.parameters(), "pruner.step()", _ORDER)
+            arguments.check_gradients(self.model.parameters(), "pruner.step()", _ORDER)
         resume.follow(self, self._decayer.step(self.steps + 1, self._selector))

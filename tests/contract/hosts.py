@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from decayprune import Budget, Rectify
 from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruningHost
-from decayprune.lifecycle import LifecycleState
+from decayprune.method.lifecycle import LifecycleState
 from decayprune.structures.structure_map import Role
 
 MACS = 0.6

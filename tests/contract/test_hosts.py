@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.contract.hosts import HOSTS, MACS, STEPS, VARIANTS, Setup, batch, network
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contract.hosts import HOSTS, MACS, STEPS, VARIANTS, Setup, batch, network
-from decayprune.structures import ops
+from decayprune.structures import sums
 
 both = [
     pytest.mark.parametrize("variant", VARIANTS),
@@ -80,9 +80,9 @@ def mixed() -> Callable[[Setup, int], None]:
 
 def pruned_norms(setup: Setup) -> Tensor:
     structures = setup.host.structures
-    slices = ops.labelled(structures, setup.zeroed)
+    slices = sums.labelled(structures, setup.zeroed)
     tensors = dict(setup.model.named_parameters())
-    squares = ops.sum_products(slices, structures.num_structures, tensors)
+    squares = sums.sum_products(slices, structures.num_structures, tensors)
     return squares[setup.lifecycle.phase == 2]
 
 

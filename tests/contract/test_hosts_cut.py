@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
+from tests.contract import hosts
+from tests.contract.hosts import HOSTS, STEPS, Setup, batch, network
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import decayprune as dp
-from contract import hosts
-from contract.hosts import HOSTS, STEPS, Setup, batch, network
 from decayprune.hosts import TorchPruningHost
-from decayprune.structures import ops
+from decayprune.structures import sums
 
 every_host = pytest.mark.parametrize("name", HOSTS)
 
@@ -44,9 +44,9 @@ def test_moving_averages_are_cut_along(name: str) -> None:
         train(setup, setup.model, seed)
         ema.update_parameters(setup.model)
     plain, x = copy.deepcopy(setup.model), batch(2000)[0]
-    slices = ops.labelled(setup.host.structures, setup.zeroed)
+    slices = sums.labelled(setup.host.structures, setup.zeroed)
     gone = setup.lifecycle.phase == 2
-    remembered = ops.sum_products(
+    remembered = sums.sum_products(
         slices, setup.host.structures.num_structures, dict(ema.module.named_parameters())
     )
     assert bool((remembered[gone] > 0).any())  # of what the model has lost

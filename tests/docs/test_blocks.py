@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from stage import stage
 
 ROOT = Path(__file__).parents[2]

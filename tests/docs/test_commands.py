@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import typer
-from test_blocks import PAGES, ROOT
+from tests.docs.test_blocks import PAGES, ROOT
 
-from decayprune.cli.app import app
+from decayprune.app.cli.app import app
 
 SHELL = re.compile(r"```(?:sh|console)\n(.*?)```", re.DOTALL)
 LINES = sorted(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_blocks import blocks
+from tests.docs.test_blocks import blocks
 from torch import Tensor, nn
 
 import decayprune as dp
-from decayprune.recipes.models import MODELS
+from decayprune.app.run.models import MODELS
 
 PAGE = Path(__file__).parents[2] / "docs" / "saving.md"
 

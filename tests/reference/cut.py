@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures import StructureMap
-from decayprune.structures.standins import become_all
+from decayprune.structures.exact.swap import become_all
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

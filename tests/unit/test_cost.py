@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import decayprune as dp
 from cases import CASES
 from decayprune.cost import CostModel
-from decayprune.cutting import refuse_uncuttable
 from decayprune.structures import StructureMap, trace
+from decayprune.surgery.cut import refuse_uncuttable
 from reference import cut as slow
 from reference import dpm
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import decayprune as dp
 from cases import CASES
-from decayprune.selection import Scope
+from decayprune.selection.by_importance import Scope
 from loops import INPUTS, OPTIMIZERS, Net, net, pruner_for, train
 
 

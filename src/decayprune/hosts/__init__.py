@@ -5,10 +5,10 @@ surface: ``finished``, ``events``, ``structures``, ``remaining()``, ``observe()`
 ``state_dict()`` and ``load_state_dict()``.
 """
 
-from decayprune.hosts.dhspg import DHSPG
-from decayprune.hosts.gate_decorator import GateDecorator
-from decayprune.hosts.hesso import HESSO
-from decayprune.hosts.ticks import TickTock
-from decayprune.hosts.torch_pruning import TorchPruningHost
+from decayprune.hosts.depgraph.host import TorchPruningHost
+from decayprune.hosts.gate_decorator.host import GateDecorator
+from decayprune.hosts.gate_decorator.ticks import TickTock
+from decayprune.hosts.otov2.dhspg import DHSPG
+from decayprune.hosts.otov2.hesso import HESSO
 
 __all__ = ["DHSPG", "HESSO", "GateDecorator", "TickTock", "TorchPruningHost"]

@@ -9,6 +9,6 @@ from decayprune.structures.structure_map import (
     Slice,
     StructureMap,
 )
-from decayprune.structures.trace import trace
+from decayprune.structures.tracing.trace import trace
 
 __all__ = ["FIXED", "Group", "Operator", "Refusal", "Role", "Slice", "StructureMap", "trace"]

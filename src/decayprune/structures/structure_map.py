@@ -107,7 +107,7 @@ class Operator:
 
 @dataclass(frozen=True, eq=False)
 class StructureMap:
-    """Every structure of a model. Frozen; made by :func:`decayprune.structures.trace`.
+    """Every structure of a model. Frozen; made by :func:`decayprune.structures.tracing.trace`.
 
     Attributes:
         num_structures: ``S``.

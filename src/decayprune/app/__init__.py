@@ -1,0 +1,1 @@
+"""What people run: the command, its runs, the study, and the report."""

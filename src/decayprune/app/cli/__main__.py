@@ -1,0 +1,5 @@
+"""``python -m decayprune.app.cli``: the same as the command."""
+
+from decayprune.app.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""``decayprune reproduce``: the paper's own tasks, with and without what the paper adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from decayprune.app.cli.errors import readable
+from decayprune.app.run.settings import DATA_DIR
+from decayprune.app.study import figures, grid, paper
+from decayprune.app.study.trial import VARIANTS
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A recipe, such as resnet56-cifar10-depgraph.")],
+    data_dir: Annotated[Path, typer.Option(help="Where files of data sets are.")] = DATA_DIR,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, each with all variants.")] = 5,
+    out: Annotated[Path, typer.Option(help="Where runs are kept; what exists is skipped.")] = Path(
+        "decayprune-reproduce"
+    ),
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Most steps of each phase, to try it out.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Most images of each split, to try it out.")
+    ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error happened.")
+    ] = False,
+) -> None:
+    """Run a published configuration: the host alone, +SP, and +SP+SR, over several seeds."""
+    with readable(traceback):
+        if threads:
+            torch.set_num_threads(threads)
+        found = paper.recipe(name)
+        base = found.trial.with_(steps=steps, limit=limit)
+        trials = [
+            base.with_(seed=seed, variant=variant) for seed in range(seeds) for variant in VARIANTS
+        ]
+        folder = out / name
+        console = Console(stderr=True, highlight=False)
+        failed = grid.run(
+            trials, folder, data_dir, processes=processes, say=lambda line: console.print(line)
+        )
+        known = {json.dumps(trial.to_json(), sort_keys=True) for trial in trials}
+        runs = [
+            run for run in grid.read(folder) if json.dumps(run["trial"], sort_keys=True) in known
+        ]
+        rows = figures.summary(runs)
+        (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        table = figures.markdown(rows)
+        (folder / "summary.md").write_text(table, encoding="utf-8")
+        Console().print(Markdown(table))
+        _published(found)
+        if failed:
+            reasons = "\n".join(f"  {trial.name}: {reason}" for trial, reason in failed)
+            raise ValueError(f"{len(failed)} of {len(trials)} runs failed:\n{reasons}")
+
+
+def _published(found: paper.Recipe) -> None:
+    if found.published is not None:
+        pairs = zip(("host alone", "+SP", "+SP+SR"), found.published, strict=True)
+        said = "; ".join(f"{label} {top} at {macs} % of the FLOPs" for label, (macs, top) in pairs)
+        typer.echo(f"The paper (single runs): {said}.")
+    if found.departures:
+        typer.echo(f"Departures from the published runs: {'; '.join(found.departures)}.")

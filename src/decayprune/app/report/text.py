@@ -1,0 +1,199 @@
+"""Figures in words: the verdict, the text table, and how a number is written.
+
+The page and the terminal say the same things in the same words, so both take them from here. Every
+ratio names its direction, and a run that became slower or missed its budget is told so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from decayprune.app.report.records import Event, Summary
+    from decayprune.app.report.run import Report
+
+_NAMED_SHARES = (
+    (0.25, "A quarter of"),
+    (1 / 3, "A third of"),
+    (0.5, "Half"),
+    (2 / 3, "Two thirds of"),
+    (0.75, "Three quarters of"),
+)
+
+
+class Row(NamedTuple):
+    """One line of the table: what, before, after, and how they compare."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Write a fraction as a percentage.
+
+    >>> percent(0.4983)
+    '49.8 %'
+    """
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def amount(number: float) -> str:
+    """Write a count in three significant digits with its SI prefix.
+
+    >>> amount(999), amount(1_234_567), amount(4_100_000_000)
+    ('999', '1.23 M', '4.10 G')
+    """
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * scale:
+            value = number / scale
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f} {prefix}"
+    return f"{number:.0f}"
+
+
+def times(ratio: float) -> str:
+    """Write a ratio as a factor, with more digits where it is close to one."""
+    return f"{ratio:.2f}x" if ratio < 1.2 else f"{ratio:.1f}x"
+
+
+def figure(value: float | None) -> str:
+    """Write a statistic in three significant digits, or a dash where there is none."""
+    return "\u2013" if value is None else f"{value:.3g}"
+
+
+def typeset(plain: str) -> str:
+    r"""Give words that fit any terminal the signs of a printed page.
+
+    >>> typeset("1.7x faster, 97.2 % -> 97.0 %, -0.2 points") == (
+    ...     "1.7\u00d7 faster, 97.2\u00a0% \u2192 97.0\u00a0%, \u22120.2 points"
+    ... )
+    True
+    """
+    signs = plain.replace("->", "\u2192").replace(" %", "\u00a0%")
+    return re.sub(r"(?<=\d)x\b", "\u00d7", re.sub(r"(?<!\S)-(?=\d)", "\u2212", signs))
+
+
+def span(first: int, last: int) -> str:
+    """Write one step, or the first and last of several.
+
+    >>> span(1200, 1240)
+    'steps 1,200 to 1,240'
+    """
+    return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+
+
+def evidence(event: Event) -> str:
+    """Write the three figures of self-rectifying that an event was logged with."""
+    return f"C_rate {figure(event.c_rate)}, C_len {figure(event.c_len)}, W {figure(event.work)}"
+
+
+def verdict(report: Report) -> str:
+    """Say in one sentence what the run achieved."""
+    summary = report.summary
+    if summary is None:
+        return _unfinished(report)
+    share = summary.macs_after / summary.macs_before
+    named = [words for value, words in _NAMED_SHARES if abs(share - value) <= 0.02]
+    if share > 0.995:
+        compute = f"No compute saved ({percent(share)} of the MACs)"
+    elif named:
+        compute = f"{named[0]} the compute ({percent(share)} of the MACs)"
+    else:
+        compute = f"{percent(share)} of the compute (MACs)"
+    accuracy = f"{percent(summary.accuracy_before)} -> {percent(summary.accuracy_after)}"
+    missed = "".join(
+        f"; the budget of {percent(limit)} of the {name} was missed"
+        for name, limit, found in _budgets(summary)
+        if found > limit + 0.01
+    )
+    return f"{compute}, {_speed(summary)}, accuracy {accuracy}{missed}"
+
+
+def _unfinished(report: Report) -> str:
+    phase = f", phase {report.history[-1].phase!r}" if report.history else ""
+    return f"Unfinished: the last trace of the run is step {report.last_step:,}{phase}"
+
+
+def _budgets(summary: Summary) -> list[tuple[str, float, float]]:
+    reached = {
+        "macs": ("MACs", summary.macs_after / summary.macs_before),
+        "params": ("parameters", summary.params_after / summary.params_before),
+    }
+    return [(reached[k][0], v, reached[k][1]) for k, v in summary.budget.items() if k in reached]
+
+
+def _speed(summary: Summary) -> str:
+    ratio = summary.latency_before_ms / summary.latency_after_ms
+    if ratio >= 1.05:
+        return f"{times(ratio)} faster here"
+    if ratio <= 0.95:
+        return f"{times(1 / ratio)} slower here"
+    return "no faster here"
+
+
+def rows(summary: Summary) -> list[Row]:
+    """Return the table of a finished run: accuracy, MACs, parameters, latency."""
+    points = 100 * (summary.accuracy_after - summary.accuracy_before)
+    macs = summary.macs_after / summary.macs_before
+    params = summary.params_after / summary.params_before
+    ratio = summary.latency_before_ms / summary.latency_after_ms
+    return [
+        Row(
+            "accuracy",
+            percent(summary.accuracy_before, 2),
+            percent(summary.accuracy_after, 2),
+            f"{points:+.2f} points",
+        ),
+        Row(
+            "MACs", amount(summary.macs_before), amount(summary.macs_after), f"{percent(macs)} left"
+        ),
+        Row(
+            "parameters",
+            amount(summary.params_before),
+            amount(summary.params_after),
+            f"{percent(params)} left",
+        ),
+        Row(
+            f"latency (batch {summary.batch_size_latency})",
+            f"{figure(summary.latency_before_ms)} ms",
+            f"{figure(summary.latency_after_ms)} ms",
+            f"{times(ratio)} as fast",
+        ),
+    ]
+
+
+def table(report: Report) -> str:
+    """Return the report as text of at most 100 columns for a terminal."""
+    summary = report.summary
+    if summary is None:
+        return f"{verdict(report)}\n\n{_counts(report)}"
+    head = Row("", "before", "after", "")
+    lines = [
+        f"{row.name:<22}{row.before:>12}{row.after:>12}   {row.change}".rstrip()
+        for row in [head, *rows(summary)]
+    ]
+    return "\n".join([verdict(report), "", *lines, "", _counts(report), removal(summary)])
+
+
+def _counts(report: Report) -> str:
+    summary = report.summary
+    if summary is None:
+        return (
+            f"structures so far: {report.count('decay')} decayed, {report.count('release')}"
+            f" released, {report.count('prune')} pruned"
+        )
+    return (
+        f"structures: {summary.decayed} decayed, {summary.released} released,"
+        f" {summary.removed} removed"
+    )
+
+
+def removal(summary: Summary) -> str:
+    """Say by how much cutting moved the outputs away from those of the zeroed model."""
+    return (
+        f"cutting changed the outputs by at most {figure(summary.max_abs_error)}"
+        f" (relative {figure(summary.max_rel_error)})"
+    )

@@ -1,0 +1,124 @@
+"""The figures of a run, gathered into the one object that ``report.json`` holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import decayprune as dp
+from decayprune.app.run.hosts import Pruning
+from decayprune.app.run.settings import Settings
+from decayprune.latency.benchmark import Latency, cpu_name
+from decayprune.surgery.compact import CompactionReport
+
+
+def planned(pruner: Pruning, offset: int) -> dict[str, Any]:
+    """What is to happen: steps of the rounds, the limits, and what cannot be pruned.
+
+    Args:
+        pruner: Just built.
+        offset: Steps of the run before pruning begins.
+    """
+    schedule = pruner.schedule
+    return {
+        "rounds": [offset + step for step in pruner.rounds],
+        "limits": {"stop": offset + schedule.stop, "decay_steps": schedule.decay_steps},
+        "refusals": [
+            {"layer": refusal.layer, "width": refusal.width, "reason": refusal.reason}
+            for refusal in pruner.host.structures.refusals
+        ],
+    }
+
+
+def compacted(report: CompactionReport) -> dict[str, Any]:
+    """What the cut removed."""
+    return {
+        "macs_before": report.macs_before,
+        "macs_after": report.macs_after,
+        "params_before": report.params_before,
+        "params_after": report.params_after,
+        "removed": report.removed,
+        "max_abs_error": report.max_abs_error,
+        "max_rel_error": report.max_rel_error,
+        "widths": [
+            {"layer": layer, "before": before, "after": after}
+            for layer, before, after in report.widths
+        ],
+    }
+
+
+def check_saved(folder: Path, dense: nn.Module, compact: nn.Module, inputs: Any) -> None:
+    """Load what was saved into a fresh dense model: its outputs must be those of the compact one.
+
+    Args:
+        folder: Where the compact model was saved.
+        dense: A model of the dense architecture; cut by this call.
+        compact: The model that was saved.
+        inputs: One batch.
+
+    Raises:
+        RuntimeError: The outputs differ.
+    """
+    loaded = dp.load(folder, dense).eval()
+    compact.eval()
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    with torch.no_grad():
+        if isinstance(inputs, dict):
+            expected, found = compact(**inputs), loaded(**inputs)
+        else:
+            expected, found = compact(*arguments), loaded(*arguments)
+    if not torch.equal(expected, found):
+        worst = float((expected - found).abs().max())
+        raise RuntimeError(
+            f"The model saved in {folder} should give exactly the outputs of the one in memory; "
+            f"they differ by up to {worst:.1e}. Do not use the files; please report this."
+        )
+
+
+def _shortened(folder: str) -> str:
+    """A folder below the home folder without the name of who lives there."""
+    path, home = Path(folder), Path.home()
+    return str("~" / path.relative_to(home)) if path.is_relative_to(home) else folder
+
+
+def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dict[str, Any]:
+    """The object of ``report.json``.
+
+    Args:
+        settings: Of the run.
+        figures: Gathered on the way.
+        latency: Measured at the end.
+    """
+    budget = {"macs": settings.budget, "params": settings.params_budget}
+    return {
+        "format": "decayprune-report",
+        "version": 1,
+        "settings": settings.to_json() | {"data_dir": _shortened(settings.data_dir)},
+        "versions": {
+            "decayprune": version("decayprune"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count() or 1,
+            "threads": latency.threads,
+        },
+        "dataset": settings.data or settings.dataset,
+        "model": settings.model,
+        "host": None if settings.host == "default" else settings.host,
+        "variant": settings.variant,
+        "seed": settings.seed,
+        "budget": {name: bound for name, bound in budget.items() if bound is not None},
+        "latency_before_ms": latency.before_ms,
+        "latency_after_ms": latency.after_ms,
+        "batch_size_latency": latency.batch_size,
+        "latencies": latency.to_json(),
+        **figures,
+    }

@@ -1,0 +1,72 @@
+"""Controls that could embarrass us: releases at random, and a small network from scratch.
+
+:func:`release_at_random` changes a selector. The structures that a tournament judges, the moment,
+and the budget stay as they are; only the order in which they are spared is drawn. :func:`cut_to`
+gives an untrained network the widths that a pruned one ended with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.method.lifecycle import LifecycleState
+from decayprune.method.selector import Selector
+from decayprune.selection.target import rank_within
+from decayprune.structures import edits, sums
+from decayprune.structures.tracing.trace import trace
+from decayprune.surgery.compact import CompactionReport, compact
+
+
+def release_at_random(selector: Selector, seed: int) -> None:
+    """Make a selector spare random ones of the structures it is asked about.
+
+    Args:
+        selector: Goes on selecting, and saying how many the budget can spare.
+        seed: What the draws follow from.
+    """
+    chosen = selector.spare
+
+    def drawn(state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        order = torch.randperm(ids.numel(), generator=generator).to(ids.device)
+        return chosen(state, step, ids[order])
+
+    selector.spare = drawn  # type: ignore[method-assign]
+
+
+def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> CompactionReport:
+    """Make an untrained model as narrow as a pruned one, and draw its weights anew.
+
+    Args:
+        model: Fresh and dense; cut in place.
+        example: Inputs for one forward pass.
+        kept: Structures left in each group.
+
+    Raises:
+        ValueError: The widths are not those of this network.
+    """
+    structures = trace(model, example)
+    sizes = torch.tensor([group.size for group in structures.groups])
+    if len(kept) != len(sizes) or bool((torch.tensor(kept) > sizes).any()):
+        raise ValueError(f"Expected widths for groups of {sizes.tolist()}, found {list(kept)}.")
+    place = rank_within(torch.arange(structures.num_structures), structures.group_of)
+    gone = place >= torch.tensor(kept)[structures.group_of]
+    parameters = dict(model.named_parameters())
+    used = {item.name: parameters[item.name] for item in structures.slices
+            if item.name in parameters}  # fmt: skip
+    ranks = {name: parameter.dim() for name, parameter in used.items()}
+    locator = edits.Locator(
+        sums.labelled(structures), structures.num_structures, ranks, torch.device("cpu")
+    )
+    with torch.no_grad():
+        edits.zero_(locator.pick(gone.nonzero().flatten()), used)
+    report = compact(model, structures, gone, example_inputs=example, optimizers=())
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)):
+            module.reset_parameters()
+        if isinstance(module, nn.Conv2d):  # as the networks of models.py begin
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return report

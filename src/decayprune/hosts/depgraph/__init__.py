@@ -1,0 +1,1 @@
+"""DepGraph: any Torch-Pruning pruner, made smooth and self-correcting."""

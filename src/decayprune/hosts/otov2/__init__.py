@@ -1,0 +1,1 @@
+"""Only Train Once: DHSPG and HESSO, optimizers that prune zero-invariant groups."""

@@ -1,0 +1,290 @@
+"""DHSPG, the optimizer of OTOv2: one partition, an adaptive penalty, and half-space projection.
+
+At one step all structures are split into those to keep and those to lose. The latter are pulled
+towards zero by a penalty that grows where the loss pulls the other way, and a structure whose step
+would leave the half-space in front of it is projected to zero. Here the projection only *enrols*
+a structure: it decays over ``decay_steps`` steps (1: as published), and may be released.
+
+Source: Chen et al., OTOv2, arXiv 2303.06862; formulas as in its published code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.cost import Budget
+from decayprune.hosts.otov2.directions import Variant
+from decayprune.hosts.otov2.penalised import PenalisedSet
+from decayprune.hosts.otov2.penalty import GUARD, PENALTIES, Penalty, saliency, strengths
+from decayprune.hosts.otov2.products import Products
+from decayprune.hosts.otov2.zero_invariant_optimizer import NEVER, ZeroInvariantOptimizer
+from decayprune.method.lifecycle import ACTIVE, Event, LifecycleState
+from decayprune.method.rectify import Rectify, extra_share
+from decayprune.method.selector import Picks
+from decayprune.selection.target import affordable
+from decayprune.structures.example import ExampleInputs
+
+
+class DHSPG(ZeroInvariantOptimizer):
+    """Trains and prunes at once (OTOv2), from scratch or from a checkpoint.
+
+    Example::
+
+        optimizer = DHSPG(model, inputs, lr=0.1, target_group_sparsity=0.7, epsilon=0.95,
+                          start_step=1000, decay_steps=100, rectify=Rectify())
+        for inputs, targets in loader:
+            criterion(model(inputs), targets).backward()
+            optimizer.step(); optimizer.zero_grad()
+        report = optimizer.compact()
+
+    Args:
+        model: The bare module, trained in place.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        lr: Learning rate.
+        variant: ``"sgd"`` (heavy ball with ``momentum``), ``"adam"`` or ``"adamw"``.
+        momentum: Of SGD.
+        dampening: Of SGD's momentum.
+        betas: Of Adam and AdamW.
+        weight_decay: None: 1e-2 for AdamW, else 0.
+        lmbda: Strength of the penalty; None: 1e-3 for SGD, else 1e-2.
+        lmbda_amplify: How far above the least effective strength; None: 2 for SGD, else 20.
+        hat_lmbda_coeff: Largest strength in multiples of ``lmbda``; None: 10 for SGD, else 1000.
+        epsilon: Half-space: a structure is caught when ``<x_new, x> < epsilon * ||x||^2``.
+        target_group_sparsity: Share of the structures to prune.
+        tolerance_group_sparsity: How many more than that are penalised, as a share of all.
+        start_step: Optimizer steps before the partition.
+        warm_up_steps: Steps before which the penalty keeps its base strength and nothing is
+            caught.
+        group_divisible: Keep a multiple of it in each group.
+        stop_step: Step at which whatever the target still lacks is enrolled, and from which
+            nothing is replaced; a tournament enrols ``extra`` more and still releases those.
+            None, as published: no guarantee when the target is met.
+        budget: What remains at the end, instead of ``target_group_sparsity``.
+        decay_steps: Steps over which a caught structure decays; 1 is the published projection.
+        rectify: When a decaying structure is released; None: never.
+        slices: Shrink the ``"carriers"`` of a decaying structure or ``"all"`` its slices.
+        ignored_layers: Names, globs or modules whose output widths are left alone.
+        params: What to train, as for any torch optimizer; None: all parameters of the model.
+
+    Raises:
+        ValueError: The target cannot be reached, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: ExampleInputs,
+        lr: float,
+        *,
+        variant: Variant = "sgd",
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float | None = None,
+        lmbda: float | None = None,
+        lmbda_amplify: float | None = None,
+        hat_lmbda_coeff: float | None = None,
+        epsilon: float = 0.0,
+        target_group_sparsity: float = 0.5,
+        tolerance_group_sparsity: float = 0.05,
+        start_step: int = 0,
+        warm_up_steps: int = 0,
+        group_divisible: int = 1,
+        stop_step: int | None = None,
+        budget: Budget | None = None,
+        decay_steps: int = 1,
+        rectify: Rectify | None = None,
+        slices: Literal["carriers", "all"] = "carriers",
+        ignored_layers: Iterable[str | nn.Module] = (),
+        params: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            example_inputs,
+            lr,
+            variant=variant,
+            base={
+                "momentum": momentum,
+                "dampening": dampening,
+                "betas": betas,
+                "weight_decay": weight_decay,
+            },
+            params=params,
+            ignored_layers=ignored_layers,
+            group_divisible=group_divisible,
+            leave_small=False,
+            budget=budget,
+            target=target_group_sparsity,
+            decay_steps=decay_steps,
+            rectify=rectify,
+            last_release=_last_release(stop_step, decay_steps, rectify),
+            slices=slices,
+            hold=True,
+        )
+        _check(epsilon, tolerance_group_sparsity, start_step, stop_step)
+        usual = PENALTIES[variant]
+        self.penalty = Penalty(
+            usual.lmbda if lmbda is None else lmbda,
+            usual.amplify if lmbda_amplify is None else lmbda_amplify,
+            usual.hat if hat_lmbda_coeff is None else hat_lmbda_coeff,
+        )
+        self.epsilon, self.tolerance = epsilon, tolerance_group_sparsity
+        self.start_step, self.warm_up_steps, self.stop_step = start_step, warm_up_steps, stop_step
+        size = self.structures.num_structures
+        # The target is met when at least this share is zero, so it rounds up.
+        self._quota = math.ceil(target_group_sparsity * size - 1e-9)
+        self._set = PenalisedSet(
+            self.structures.group_of,
+            self.cost,
+            budget,
+            self._enough,
+            target=target_group_sparsity,
+            tolerance=tolerance_group_sparsity,
+            divisible=group_divisible,
+            device=self.lifecycle.phase.device,
+        )
+        self._check_reachable(self._set.floor)
+        self._met = False
+        self._judged: list[float] = []
+        self._hits: Tensor | None = None
+        self._nearness: Tensor | None = None
+
+    def _enough(self, kept: Tensor) -> bool:
+        if self.budget is not None:
+            return self.cost.meets(self.budget, kept)
+        return int((self.cost.sizes - kept).sum()) >= self._quota
+
+    # ---------------------------------------------------------------- before the weights move
+
+    def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
+        self._hits = self._nearness = None
+        due = not self._set.drawn and step > self.start_step
+        if not due and (self._met or not self._set.drawn):
+            return
+        rates = self._rates()
+        products = self._sums.products(self._parameters, direction, rates)
+        if due:
+            score = saliency(products, self._sums.numel)
+            # Scores of a lifecycle are lowest for what goes first.
+            state = self._decayer.state
+            self._decayer.state = replace(state, score=-score.to(state.score))
+            self._set.draw(score, self.lifecycle)
+        self._penalise(products, step, rates)
+
+    def _penalise(
+        self, products: Products, step: int, rates: Mapping[str, tuple[float, float]]
+    ) -> None:
+        active = self._set.members & (self.lifecycle.phase == ACTIVE)
+        norm = products.xx.sqrt()
+        warm = step >= self.warm_up_steps
+        strength = strengths(products, self.penalty) if warm else self.penalty.lmbda
+        share = torch.where(active & (norm > 0), strength / (norm + GUARD), 0.0)
+        self._sums.shrink_(self._parameters, share, rates)
+        if not warm:
+            return
+        # <x_new, x> needs no pass over the weights: x_new is a combination of x and d.
+        along = products.xx - products.moved_xd - products.decayed_xx - share * products.moved_xx
+        caught = active & ((along < self.epsilon * products.xx) | (products.xx == 0))
+        self._hits = caught.nonzero().flatten()
+        self._nearness = along / products.xx.clamp(min=torch.finfo(norm.dtype).tiny)
+
+    # ---------------------------------------------------------------- who decays, who returns
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """What the half-space test caught; at ``stop_step`` also what is still missing."""
+        stop = NEVER if self.stop_step is None else self.stop_step
+        replacing = released and step <= stop
+        warmed = self._set.replace_released(state, step) if replacing else None
+        ids = self._hits
+        if ids is None:
+            return None if warmed is None else Picks(state.decaying[:0], warmed=warmed)
+        ids = self._set.needed(ids, state)
+        if step >= stop:
+            nearness = state.score if self._nearness is None else self._nearness
+            ids = self._set.with_missing(ids, state, nearness)
+        if step == stop:
+            share = extra_share(self.rectify, self.decay_steps)
+            ids = self._set.with_extra(ids, state, step, share)
+        return Picks(ids, warmed=warmed)
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """The tournament, as a stream: those among the costliest of all judged so far.
+
+        Structures are caught one by one, not in rounds, so each is compared with every structure
+        judged before it and released, and replaced, if it is among the costliest
+        ``extra / (1 + extra)`` so far. That is more than this share of all where those caught late
+        resist more. After ``stop_step`` nothing is replaced, and what the target can spare is
+        released.
+        """
+        if self.rectify is None or not ids.numel():
+            return ids[:0]
+        if self.stop_step is not None and step > self.stop_step:
+            groups = self.structures.group_of
+            return affordable(ids.cpu(), self._kept(), groups, self._enough).to(ids.device)
+        works = state.statistics.work[ids].tolist()
+        self._judged += works
+        share = self.rectify.extra / (1 + self.rectify.extra)
+        best = sorted(self._judged, reverse=True)[: int(len(self._judged) * share)]
+        return ids[: sum(work >= best[-1] for work in works) if best else 0]
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether the structures that decay or are pruned meet the target."""
+        return self._set.drawn and self._enough(self.cost.keep_counts(state.committed.cpu()))
+
+    # ---------------------------------------------------------------- bookkeeping
+
+    def _moved(self, events: list[Event]) -> None:
+        self._met = self.done(self.lifecycle, self.steps)
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {
+            "epsilon": self.epsilon,
+            "tolerance_group_sparsity": self.tolerance,
+            "start_step": self.start_step,
+            "stop_step": self.stop_step,
+            "penalty": list(self.penalty),
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "penalised": self._set.members.clone(),
+            "partitioned": self._set.drawn,
+            "judged": list(self._judged),
+        }
+
+    def _load_own(self, own: Mapping[str, Any]) -> None:
+        self._set.members = own["penalised"].to(self._set.members.device).clone()
+        self._set.drawn, self._judged = bool(own["partitioned"]), list(own["judged"])
+        self._met = self.done(self.lifecycle, self.steps)
+
+
+def _last_release(stop_step: int | None, decay_steps: int, rectify: Rectify | None) -> int:
+    """Step from which nothing is released: a tournament still judges what ``stop_step`` enrols."""
+    if stop_step is None:
+        return NEVER
+    judged = rectify is not None and rectify.rule == "tournament"
+    return stop_step + decay_steps if judged else stop_step
+
+
+def _check(epsilon: float, tolerance: float, start: int, stop: int | None) -> None:
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon lies in [0, 1), found {epsilon!r}.")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance_group_sparsity lies in [0, 1), found {tolerance!r}.")
+    if start < 0 or (stop is not None and stop <= start):
+        raise ValueError(
+            f"start_step is 0 or later and stop_step comes after it; found {start} and {stop}."
+        )

@@ -1,0 +1,1 @@
+"""The paper: decay, resistance and release as pure functions of vectors, and the Decayer."""

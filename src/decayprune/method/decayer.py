@@ -1,0 +1,348 @@
+"""The decay itself: shrinks picked structures of live parameters and watches how they resist.
+
+A :class:`Decayer` owns the state of every structure and does the work of one optimizer step in the
+order that the method prescribes: statistics of the step just taken, releases, selection, one step
+of age, scaling, zeroing. It knows neither the model nor who selects; the pruner and the hosts
+drive it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from decayprune.method import lifecycle
+from decayprune.method import rectify as rules
+from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
+from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.rectify import Rectify
+from decayprune.method.selector import Selector
+from decayprune.method.weight_decay import WeightDecay, spread
+from decayprune.structures import edits, sums
+from decayprune.structures.structure_map import StructureMap
+
+logger = logging.getLogger("decayprune")
+
+
+class _Members(NamedTuple):
+    """The structures that decay now."""
+
+    ids: Tensor
+    carriers: edits.Pick
+    """Their norm is held to the schedule."""
+    shrinking: edits.Pick
+    """They are scaled: the carriers, or all slices."""
+    shared: bool
+    """A carrier may be a row of one and a column of another, and take both their factors."""
+
+
+class Decayer:
+    """Decays structures of live parameters.
+
+    Args:
+        structures: The structures.
+        parameters: Every parameter that the map names.
+        optimizers: Who trains them; their state of pruned slices is zeroed.
+        curve: Norm over the decay.
+        decay_steps: ``N``.
+        slices: ``"carriers"``: only slices whose scaling scales the function shrink (the rest is
+            zeroed at the end); ``"all"``: every slice shrinks, by the factor of its carriers.
+        rectify: When to release; None never releases and needs no gradients.
+        last_release: Step before which structures may be released.
+        hold: Hold norms to the schedule; False multiplies by its step ratio only.
+        pin: Zero the carriers of every pruned structure again after each step. For maps without
+            the consumers' columns: whose gradient would revive a structure, and whose carriers at
+            zero leave no gradient for the rest of it.
+    """
+
+    def __init__(
+        self,
+        structures: StructureMap,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        curve: Curve,
+        decay_steps: int,
+        slices: Literal["carriers", "all"] = "carriers",
+        rectify: Rectify | None = None,
+        last_release: int = 0,
+        hold: bool = True,
+        pin: bool = False,
+    ) -> None:
+        self.structures, self.rectify = structures, rectify
+        self.decay_steps, self.last_release = decay_steps, last_release
+        self._parameters, self._optimizers = dict(parameters), list(optimizers)
+        self._curve, self._all = curve, slices == "all"
+        self._hold, self._pins = hold, pin
+        device = next(iter(self._parameters.values())).device
+        ranks = {name: p.dim() for name, p in self._parameters.items()}
+        size = structures.num_structures
+        carriers = sums.labelled(structures, carriers=True)
+        every = sums.labelled(structures)
+        self._carriers = edits.Locator(carriers, size, ranks, device)
+        self._every = edits.Locator(every, size, ranks, device)
+        self._unpinned = structures.unpinned.to(device)
+        self._weight_decay = WeightDecay(self._optimizers, self._parameters)
+        self._waiting = False
+        self.state = LifecycleState.fresh(size, device)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that belongs to one membership of the decaying set."""
+        self._current: _Members | None = None
+        self._now: Tensor | None = None  # norms of the carriers, if read since the last step
+        self._before: edits.Values | None = None  # carriers before the optimizer step
+        self._resistance: Tensor | None = None
+        self._pinned: edits.Pick | None = None  # carriers of the pruned structures
+
+    def load(self, state: LifecycleState) -> None:
+        """Continue from a saved state."""
+        self.state = state
+        self._forget()
+
+    # ------------------------------------------------------------ around the optimizer step
+
+    @torch.no_grad()
+    def remember(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Note the weights that the optimizer step starts from (the gradient belongs to them).
+
+        Args:
+            optimizer: Who is about to step; None for all. Only its own weights are noted anew, for
+                one of several may have stepped already.
+        """
+        pick = self._members().carriers
+        if self.rectify is None or not pick.size:
+            return
+        now = edits.gather(pick, self._parameters)
+        if optimizer is not None and self._before is not None:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            own = {n: float(id(self._parameters[n]) in held) for n in pick.names}
+            mine = spread(pick, own, now)
+            blocks = zip(mine.blocks, now.blocks, self._before.blocks, strict=True)
+            now = edits.Values(
+                torch.where(mine.flat > 0, now.flat, self._before.flat),
+                tuple(torch.where(m > 0, new, old) for m, new, old in blocks),
+            )
+        self._before = now
+
+    @torch.no_grad()
+    def observe(self, grad_scale: float = 1.0) -> None:
+        """Read the resistance of the decaying structures from the gradients as they are now.
+
+        Args:
+            grad_scale: What the gradients are multiplied with at this moment.
+        """
+        pick = self._members().carriers
+        if not pick.size:
+            return
+        before = self._before or edits.gather(pick, self._parameters)
+        grads = {name: self._gradient(name) for name in dict.fromkeys(pick.names)}
+        length = edits.dot(pick, before, before).sqrt()
+        along = edits.dot(pick, before, edits.gather(pick, grads)) / grad_scale
+        self._resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
+
+    def _gradient(self, name: str) -> Tensor:
+        grad = self._parameters[name].grad
+        return torch.zeros_like(self._parameters[name]) if grad is None else grad
+
+    @torch.no_grad()
+    def step(self, step: int, selector: Selector) -> list[Event] | None:
+        """Do what follows one optimizer step.
+
+        Args:
+            step: Number of the optimizer step just taken; the first is 1.
+            selector: Who says which structures start to decay.
+
+        Returns:
+            What happened; None if the decay waits because a gradient or a weight of a decaying
+            structure is not finite.
+        """
+        if self.rectify is not None and self._resistance is None:
+            self.observe()
+        events = None
+        if self._account(step):
+            events = self._release(step, selector)
+            events += self._begin(step, selector, released=bool(events))
+            events += self._shrink(step)
+            self._pin()
+        self._before = self._resistance = self._now = None
+        return events
+
+    # ------------------------------------------------------------ the parts of a step, in order
+
+    def _account(self, step: int) -> bool:
+        """Statistics of the step just taken. False if something is not finite."""
+        ids, carriers, *_ = self._members()
+        if not ids.numel():
+            return True
+        length = self._length(carriers)
+        if not self._go_on(step, length if self._resistance is None else length + self._resistance):
+            return False
+        self._now = length
+        if self._resistance is None:
+            return True
+        before = self.state.length[ids]
+        taken = before - length * self._factors(ids, length, self.state.age[ids] + 1)
+        given = length - before
+        if self._before is not None:
+            given = given + self._weight_decay.shrinkage(carriers, self._before)
+        statistics = rules.observe(
+            self.state.statistics, ids, resistance=self._resistance, given=given, taken=taken
+        )
+        self.state = replace(self.state, statistics=statistics)
+        return True
+
+    def _go_on(self, step: int, values: Tensor) -> bool:
+        """Whether all is finite; if not, the decay waits, and says so once for a stretch."""
+        waits = not bool(values.isfinite().all())
+        if waits and not self._waiting:
+            logger.warning(
+                "step %d: a gradient or weight of a decaying structure is not finite; the decay "
+                "waits until all are",
+                step,
+            )
+        elif self._waiting and not waits:
+            logger.warning("step %d: gradients and weights are finite; the decay goes on", step)
+        self._waiting = waits
+        return not waits
+
+    def _release(self, step: int, selector: Selector) -> list[Event]:
+        ids = self._members().ids
+        if self.rectify is None or step >= self.last_release or not ids.numel():
+            return []
+        age, span = self.state.age[ids], self.state.span[ids]
+        sums = self.state.statistics.at(ids)
+        if self.rectify.rule == "thresholds":
+            leaving = ids[rules.resisting(self.rectify, sums, age / span)]
+        else:
+            order = rules.contenders(
+                self.rectify,
+                sums,
+                age / span,
+                (age - 1) / span,
+                final=step == self.last_release - 1,
+            )
+            leaving = selector.spare(self.state, step, ids[order])
+        if not leaving.numel():
+            return []
+        events = self._events("release", step, leaving)
+        pause = max(1, round(self.rectify.cool_down * self.decay_steps))
+        self.state = lifecycle.release(self.state, leaving, cool_until=step + pause)
+        self._forget()
+        return events
+
+    def _begin(self, step: int, selector: Selector, *, released: bool) -> list[Event]:
+        chosen = selector.select(self.state, step, self._parameters, released=released)
+        if chosen is None:
+            return []
+        if chosen.scores is not None:
+            score = chosen.scores.to(self.state.score)
+            self.state = replace(self.state, score=score)
+        if chosen.warmed is not None:
+            logger.info(
+                "step %d: nothing else is left to pick; the cool-downs of %d structures end early",
+                step,
+                chosen.warmed.numel(),
+            )
+        ids = chosen.ids.sort().values
+        if not ids.numel():
+            return []
+        length = self._length(self._carriers.pick(ids))
+        self.state = lifecycle.begin(self.state, ids, length=length, decay_steps=self.decay_steps)
+        self._forget()
+        return self._events("decay", step, ids)
+
+    def _shrink(self, step: int) -> list[Event]:
+        ids, carriers, shrinking, shared = self._members()
+        if not ids.numel():
+            return []
+        self.state = lifecycle.tick(self.state)
+        length = self._length(carriers) if self._now is None else self._now
+        factors = self._factors(ids, length, self.state.age[ids])
+        edits.scale_(shrinking, self._parameters, factors)
+        after = self._length(carriers) if shared else length * factors
+        lengths = self.state.length.index_copy(0, ids, after.to(self.state.length.dtype))
+        self.state = replace(self.state, length=lengths)
+
+        # A structure that is too short for its dtype has nothing left to decay.
+        over = (self.state.age[ids] >= self.state.span[ids]) | (
+            self.state.start_length[ids] < torch.finfo(torch.float32).tiny
+        )
+        if not bool(over.any()):
+            return []
+        gone = ids[over]
+        events = self._events("prune", step, gone)
+        self.state = lifecycle.finish(self.state, gone)
+        self._zero(gone)
+        self._forget()
+        return events
+
+    def _pin(self) -> None:
+        """Zero again what training may revive: all-zero slices that are no fixed point."""
+        if self._pins:
+            if self._pinned is None:
+                pruned = self.state.phase == lifecycle.PRUNED
+                self._pinned = self._carriers.pick(pruned.nonzero().flatten())
+            edits.zero_(self._pinned, self._parameters)
+        revived = ((self.state.phase == lifecycle.PRUNED) & self._unpinned).nonzero().flatten()
+        if revived.numel():
+            self._zero(revived)
+
+    # ------------------------------------------------------------ helpers
+
+    def _members(self) -> _Members:
+        if self._current is None:
+            ids = self.state.decaying
+            carriers = self._carriers.pick(ids)
+            shrinking = self._every.pick(ids) if self._all else carriers
+            cut_twice = len(set(shrinking.names)) < len(shrinking.names)
+            shared = cut_twice and bool(carriers.blocks)
+            self._current = _Members(ids, carriers, shrinking, shared)
+        return self._current
+
+    def _length(self, pick: edits.Pick) -> Tensor:
+        return edits.squares(pick, self._parameters).sqrt()
+
+    def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:
+        """What takes decaying structures from their length now to where they are at that age."""
+        span = self.state.span[ids]
+        if not self._hold:
+            return step_factors(age, span, self._curve).to(length.dtype)
+        target = target_length(self.state.start_length[ids], age, span, self._curve)
+        return scale_factors(length, target)
+
+    def _zero(self, ids: Tensor) -> None:
+        pick = self._every.pick(ids)
+        edits.zero_(pick, self._parameters)
+        for optimizer in self._optimizers:
+            by_key: dict[str, dict[str, Tensor]] = {}
+            for name in dict.fromkeys(pick.names):
+                parameter = self._parameters[name]
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        by_key.setdefault(key, {})[name] = value
+            for moments in by_key.values():
+                edits.zero_(pick, moments)
+
+    def _events(
+        self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor
+    ) -> list[Event]:
+        sums = self.state.statistics.at(ids)
+        watched = kind != "decay" and self.rectify is not None
+        figures = torch.stack([rules.c_rate(sums), rules.c_len(sums), sums.work], 1).tolist()
+        return [
+            Event(
+                step,
+                kind,
+                structure,
+                self.structures.layer_of(structure),
+                int(self.structures.index[structure]),
+                *(row if watched else (None, None, None)),
+            )
+            for structure, row in zip(ids.tolist(), figures, strict=True)
+        ]

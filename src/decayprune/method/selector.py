@@ -1,0 +1,57 @@
+"""Who decides: the one protocol of the library, which every host implements to bring its choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from decayprune.method.lifecycle import LifecycleState
+
+
+class Picks(NamedTuple):
+    """What a selector decided.
+
+    Attributes:
+        ids: Structures that start to decay now, shape ``(n,)``.
+        scores: Raw scores of all structures to remember, shape ``(S,)``, or None.
+        warmed: Structures whose cool-down was cut short, because nothing else was left.
+    """
+
+    ids: Tensor
+    scores: Tensor | None = None
+    warmed: Tensor | None = None
+
+
+class Selector(Protocol):
+    """Decides which structures start to decay; everything else is the pruner's."""
+
+    def select(
+        self,
+        state: LifecycleState,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        *,
+        released: bool,
+    ) -> Picks | None:
+        """Structures that start to decay at this step, or None.
+
+        Args:
+            state: Where every structure stands, after this step's releases.
+            step: The optimizer step just taken; the first is 1.
+            parameters: By name, with their gradients.
+            released: Whether something was released at this step and has to be replaced.
+        """
+
+    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Which of these decaying structures may be released.
+
+        Args:
+            state: Where every structure stands.
+            step: The optimizer step just taken.
+            ids: Candidates, the first to be released in front.
+        """
+
+    def done(self, state: LifecycleState, step: int) -> bool:
+        """Whether nothing will ever be selected again if nothing is released."""

@@ -1,0 +1,1 @@
+"""Beside a training loop: arguments, ownership, counted steps, save and resume."""

@@ -1,0 +1,1 @@
+"""Layers that stay exact when channels or heads leave them."""

@@ -1,0 +1,169 @@
+"""Which modules have a stand-in that stays exact when channels leave, and how they become it.
+
+A module becomes its stand-in by changing its class (as ``torch.nn.utils.parametrize`` does): the
+object, its parameters, hooks and every reference to it stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decayprune.structures.exact.attention import HeadwiseAttention
+from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
+from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
+
+STAND_INS = (
+    CountingLayerNorm,
+    CountingGroupNorm,
+    CountingRMSNorm,
+    HeadwiseAttention,
+    HeadwiseWindowAttention,
+)
+_WINDOWS = {
+    f"torchvision.models.swin_transformer.ShiftedWindowAttention{version}" for version in ("", "V2")
+}
+
+
+def stand_in(module: nn.Module) -> type[nn.Module] | None:
+    """The class that computes the same as a module for fewer channels; None if it needs none.
+
+    Modules that normalise every channel by itself, or hold no width, need none. A normaliser
+    whose class is not known has none either.
+    """
+    if isinstance(module, STAND_INS):
+        return type(module)
+    if isinstance(module, nn.LayerNorm):
+        return CountingLayerNorm if len(module.normalized_shape) == 1 else None
+    if type(module).forward is nn.GroupNorm.forward:
+        return CountingGroupNorm if module.num_groups != module.num_channels else None
+    if isinstance(module, nn.MultiheadAttention):
+        plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+        own = type(module).forward is not nn.MultiheadAttention.forward
+        return HeadwiseAttention if plain and not own else None
+    if is_window_attention(module):
+        return HeadwiseWindowAttention
+    return CountingRMSNorm if _rms_norm(module) is not None else None
+
+
+def become(module: nn.Module) -> Callable[[], None]:
+    """Turn a module into its stand-in, before any of its channels leave; returns the way back."""
+    new = stand_in(module)
+    old, held = type(module), dict(vars(module))
+    if new is None or new is old:
+        return lambda: None
+    added: dict[str, Any] = {"replaced": old.__qualname__}
+    if (counted := counted_width(module)) is not None:
+        added["counted"] = counted
+    if is_window_attention(module):
+        heads: Any = module.num_heads
+        added |= {"dim": counted, "head_dim": (counted or 0) // heads}
+    elif isinstance(module, nn.LayerNorm):
+        # The one reason to override forward() is another dimension; the trial cut checks it.
+        added["channels_first"] = old.forward is not nn.LayerNorm.forward
+    elif (rms := _rms_norm(module)) is not None:
+        added |= {"normalized_shape": rms[:1], "eps": rms[1]}
+    vars(module).update(added)
+    module.__class__ = new
+
+    def back() -> None:
+        module.__class__ = old
+        for name in added:
+            if name in held:
+                setattr(module, name, held[name])
+            else:
+                vars(module).pop(name)
+
+    return back
+
+
+def become_all(model: nn.Module, modules: Iterable[nn.Module]) -> Callable[[], None]:
+    """Turn modules of a model into their stand-ins; returns the way back."""
+    undo = [become(module) for module in modules]
+    if any(isinstance(module, STAND_INS) for module in model.modules()):
+        # Given a padding mask, an encoder packs its tokens for torch's own fused layers only.
+        undo += [_unpacked(m) for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+
+    def back() -> None:
+        for one in reversed(undo):
+            one()
+
+    return back
+
+
+def _unpacked(encoder: nn.TransformerEncoder) -> Callable[[], None]:
+    before = encoder.use_nested_tensor
+    encoder.use_nested_tensor = False
+    return lambda: setattr(encoder, "use_nested_tensor", before)
+
+
+def is_window_attention(module: nn.Module) -> bool:
+    """Whether this is torchvision's attention in shifted windows, as it wrote it."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}" in _WINDOWS
+
+
+def counted_width(module: nn.Module) -> int | None:
+    """Channels there were before any left, where a stand-in has to know; None elsewhere."""
+    if isinstance(module, STAND_INS) and not isinstance(module, HeadwiseAttention):
+        return int(module.counted)
+    if is_window_attention(module):
+        qkv: Any = module.qkv
+        return int(qkv.in_features)
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[0] if stand_in(module) else None
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels if stand_in(module) else None
+    found = _rms_norm(module)
+    return None if found is None else found[0]
+
+
+@contextmanager
+def rms_norms_by_name(model: nn.Module) -> Iterator[None]:
+    """Show modules that compute an RMS norm in their own words as ``nn.RMSNorm`` to a tracer."""
+    undo: list[Callable[[], None]] = []
+    try:
+        undo += [
+            become(module)
+            for module in model.modules()
+            if type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
+        ]
+        yield
+    finally:
+        for back in undo:
+            back()
+
+
+def _rms_norm(module: nn.Module) -> tuple[int, float | None] | None:
+    """Width and epsilon of a module that is an RMS norm over the last dimension, by what it does.
+
+    A module of another library is believed only if it computes what ``rms_norm`` computes.
+    """
+    weight = getattr(module, "weight", None)
+    if type(module).forward is nn.RMSNorm.forward and isinstance(module, nn.RMSNorm):
+        shape = module.normalized_shape
+        return (shape[0], module.eps) if len(shape) == 1 else None
+    if not type(module).__name__.endswith("RMSNorm"):
+        return None
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    alone = len(list(module.parameters())) == 1 and not list(module.children())
+    if not (alone and isinstance(weight, Tensor) and weight.dim() == 1 and eps):
+        return None
+    with torch.no_grad():
+        x = torch.linspace(-1, 2, 2 * weight.numel(), dtype=weight.dtype, device=weight.device)
+        x = x.view(2, -1)
+        try:
+            found = module.forward(x)
+        except Exception:  # whatever it is, it is no normaliser of one tensor
+            return None
+        expected = F.rms_norm(x, weight.shape, weight, eps)
+    same = isinstance(found, Tensor) and found.shape == expected.shape
+    rounding = 16 * torch.finfo(weight.dtype).eps
+    if not same or not torch.allclose(found.to(expected), expected, rounding, rounding):
+        return None
+    return weight.numel(), eps

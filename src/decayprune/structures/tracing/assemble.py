@@ -1,0 +1,125 @@
+"""Lay the solution of a traced pass out as a :class:`StructureMap`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decayprune.structures.structure_map import Group, Operator, Refusal, Slice, StructureMap
+from decayprune.structures.tracing.solve import Solution, solve
+from decayprune.structures.tracing.tape import Cut, Tape
+
+
+def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
+    """The structures that a tape tells of.
+
+    Args:
+        tape: The record of the traced pass(es).
+        ignored: Names of modules whose produced widths are left alone.
+        batch: Size of the example batch.
+    """
+    solution = solve(tape, ignored)
+    return StructureMap(
+        num_structures=len(solution.group),
+        slices=_slices(solution),
+        groups=_groups(tape, solution),
+        refusals=_refusals(tape, solution),
+        operators=tuple(
+            Operator(layer, constant, tuple(solution.structures(v) for v in labels))
+            for layer, constant, labels in tape.operators
+        ),
+        index=torch.from_numpy(solution.index),
+        unpinned=_unpinned(tape, solution),
+        attributes=_attributes(tape, solution),
+        batch=batch,
+    )
+
+
+def _slices(solution: Solution) -> tuple[Slice, ...]:
+    found = []
+    for cut in solution.incidence.cuts:
+        labels = cut.labels.numpy()
+        structure = solution.of_label[labels]
+        prunable = structure >= 0
+        if not prunable.any():
+            continue
+        carried = solution.carried.get((cut.name, cut.dim))
+        if carried is None:
+            carrier = np.zeros_like(prunable)
+        else:
+            carrier = carried[solution.component[labels]] & prunable
+        tensors = torch.from_numpy(structure), torch.from_numpy(carrier)
+        found.append(Slice(cut.name, cut.dim, cut.role, *tensors))
+    return tuple(found)
+
+
+def _attributes(tape: Tape, solution: Solution) -> tuple[tuple[str, str, Tensor, int], ...]:
+    """Each (module, attribute) once, where something of its width can leave."""
+    first = {(item[0], item[1]): item for item in reversed(tape.attributes)}
+    found = [
+        (module, name, solution.structures(labels), divisor)
+        for module, name, labels, divisor in reversed(first.values())
+    ]
+    return tuple(item for item in found if bool((item[2] >= 0).any()))
+
+
+def _unpinned(tape: Tape, solution: Solution) -> Tensor:
+    mask = torch.zeros(len(solution.group), dtype=torch.bool)
+    for labels in tape.unpinned:
+        structure = solution.structures(labels)
+        mask[structure[structure >= 0]] = True
+    return mask
+
+
+def _groups(tape: Tape, solution: Solution) -> tuple[Group, ...]:
+    count = int(solution.group.max(initial=-1)) + 1
+    incidence = solution.incidence
+    number = solution.number[incidence.component]
+    on = number >= 0
+    pairs = np.unique(solution.group[number[on]] * len(incidence.cuts) + incidence.cut[on])
+    members: list[list[Cut]] = [[] for _ in range(count)]
+    for pair in pairs.tolist():
+        members[pair // len(incidence.cuts)].append(incidence.cuts[pair % len(incidence.cuts)])
+    starts = np.searchsorted(solution.group, np.arange(count)).tolist()
+    stops = np.searchsorted(solution.group, np.arange(count), side="right").tolist()
+    kinds = {id(cut): _kind(tape, cut) for cut in incidence.cuts}
+    groups = []
+    for cuts, start, stop in zip(members, starts, stops, strict=True):
+        rows = [cut for cut in cuts if cut.role == "row"]
+        others = [cut for cut in cuts if cut.role != "row"]
+        layers = tuple(dict.fromkeys(c.name.rpartition(".")[0] for c in [*rows, *others]))
+        family = "; ".join(sorted(kinds[id(cut)] for cut in cuts))
+        groups.append(Group(layers[0], start, stop, layers, family, int(solution.width[start])))
+    return tuple(groups)
+
+
+def _kind(tape: Tape, cut: Cut) -> str:
+    """What a slice is, without its name: equal at isomorphic places of a model."""
+    layer, _, leaf = cut.name.rpartition(".")
+    tensor = tape.parameters.get(cut.name)
+    shape = () if tensor is None else tuple(tensor.shape)
+    others = tuple(n for d, n in enumerate(shape) if d != cut.dim)
+    groups = getattr(tape.modules[layer], "groups", 1)
+    return f"{type(tape.modules[layer]).__name__}.{leaf}[{cut.dim}] {cut.role} {others} / {groups}"
+
+
+def _refusals(tape: Tape, solution: Solution) -> tuple[Refusal, ...]:
+    """Every produced width that stays, and every layer that nothing is known of."""
+    refused = []
+    for cut in solution.incidence.cuts:
+        parameter = tape.parameters.get(cut.name)
+        if cut.role != "row" or parameter is None or parameter.dim() < 2:
+            continue
+        why = solution.why[solution.component[cut.labels.numpy()]]
+        if not (why >= 0).any():
+            continue
+        for reason, width in zip(*np.unique(why[why >= 0], return_counts=True), strict=True):
+            layer = cut.name.rpartition(".")[0]
+            refused.append(Refusal(layer, int(width), solution.reasons[reason]))
+    refused += [Refusal(*item) for item in dict.fromkeys(tape.refused)]
+    for name in tape.unseen():
+        own = tape.modules[name].parameters(recurse=False)
+        width = next((p.shape[0] for p in own if p.dim()), 0)
+        refused.append(Refusal(name, width, "not reached by the example inputs"))
+    return tuple(refused)

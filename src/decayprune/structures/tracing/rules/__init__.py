@@ -1,0 +1,1 @@
+"""How each kind of operator moves labels, one short function a kind."""

@@ -1,0 +1,321 @@
+"""Rules for everything between the layers: elementwise operators, pooling, reductions.
+
+Nothing here has a weight of its own, except a raw parameter (a layer scale, a class token) that
+takes the labels of what it meets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decayprune.structures.tracing.call import Call, tensors_in
+from decayprune.structures.tracing.labels import along, core, varying
+from decayprune.structures.tracing.tape import Mark, Tape
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+KEEPS_ZERO = _words(
+    """
+    relu relu6 gelu silu mish hardswish hardtanh tanh leaky_relu elu selu celu rrelu abs neg sin
+    sign sqrt square tan asin atan sinh asinh erf expm1 log1p softsign tanhshrink hardshrink
+    softshrink dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+    feature_alpha_dropout floor ceil round trunc nan_to_num quantize_per_tensor pos positive
+    """
+)
+"""Functions of one element that map 0 to 0: a scaled structure stays (roughly) scaled."""
+
+MOVES_ZERO = _words(
+    """
+    sigmoid hardsigmoid logsigmoid softplus exp log log2 log10 cos reciprocal rsqrt isnan isfinite
+    isinf logical_not erfc bitwise_not normal bernoulli zeros_like ones_like full_like rand_like
+    randn_like empty_like clamp clamp_min clamp_max fill zero threshold
+    """
+)
+"""Functions of one element that may make something else of 0: nothing scales their result."""
+
+SAME = _words(
+    """
+    contiguous clone to float half bfloat16 double type type_as cpu cuda detach requires_grad
+    alias get:data get:real int long bool
+    """
+)
+"""Functions that return the same values."""
+
+ADDITIVE = _words(
+    """
+    add sub maximum minimum fmax fmin where masked_fill lerp addcmul addcdiv
+    """
+)
+COMPARING = _words(
+    """
+    eq ne lt le gt ge greater less greater_equal less_equal not_equal logical_and logical_or
+    logical_xor and or xor isclose
+    """
+)
+MULTIPLICATIVE = _words("mul div pow remainder fmod")
+
+ALONG_DIM = _words("softmax log_softmax cumsum cumprod normalize logcumsumexp softmin")
+REDUCTIONS = _words(
+    """
+    mean sum amax amin max min std var norm logsumexp argmax argmin any all prod median
+    vector_norm linalg_vector_norm count_nonzero std_mean var_mean nansum
+    """
+)
+
+POOLS = [
+    f"{kind}_pool{n}d{tail}"
+    for n in (1, 2, 3)
+    for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
+    for tail in ("", "_with_indices")
+]
+RESIZES = _words("interpolate upsample upsample_nearest upsample_bilinear grid_sample")
+
+
+def unary(call: Call) -> Any:
+    """A function of one element that keeps 0."""
+    out, found = call.run(), call.tape.mark(_first(call))
+    if found is None:
+        return out
+    if isinstance(out, Tensor):
+        call.tape.put(out, found.labels, found.sources, found.zero)
+    elif call.name in ("bool", "int", "float"):
+        call.tape.partition.fix(found.labels, f"read by Python through `{call.name}`")
+    return out
+
+
+def unary_moving_zero(call: Call) -> Any:
+    """A function of one element that nothing scales; ``clamp`` keeps 0 if its bounds do."""
+    tape, found = call.tape, call.tape.mark(_first(call))
+    if len(call.tensors()) > 1:
+        return comparing(call)  # a bound, a mean ... per element
+    out = call.run()
+    if found is None:
+        return out
+    if call.name == "clamp":
+        low, high = call.arg(1, "min"), call.arg(2, "max")
+        if (low is None or low <= 0) and (high is None or high >= 0):
+            tape.put(out, found.labels, found.sources, found.zero)
+            return out
+    zero = call.name in ("zeros_like", "zero")
+    tape.put(out, found.labels, tape.unscaled(found.labels), zero)
+    return out
+
+
+def _first(call: Call) -> Any:
+    return call.args[0] if call.args else next(iter(call.tensors()), None)
+
+
+# ---- several operands ------------------------------------------------------------------------
+
+
+def additive(call: Call) -> Any:
+    """add, sub, maximum, where ...: what is scaled is scaled by every operand's sources."""
+    found = _meet(call)
+    if found is None:
+        return call.run()
+    tape, out, (labels, marks, constant) = call.tape, call.run(), found
+    sources = frozenset[int]().union(*(mark.sources for mark in marks))
+    tape.put(out, labels, sources, all(mark.zero for mark in marks) and not constant)
+    return out
+
+
+def comparing(call: Call) -> Any:
+    """X > y ...: a mask of the same width."""
+    found = _meet(call)
+    out = call.run()
+    if found is not None:
+        call.tape.put(out, found[0], call.tape.unscaled(found[0]), False)
+    return out
+
+
+def multiplicative(call: Call) -> Any:
+    """mul, div ...: scaled by the last operand that something scales."""
+    found = _meet(call)
+    if found is None:
+        return call.run()
+    tape, out, (labels, marks, _) = call.tape, call.run(), found
+    scaled = [mark for mark in marks if tape.has_scale(mark.sources)] or marks
+    if call.name in ("div", "pow", "remainder", "fmod"):
+        scaled = scaled[:1] if tape.mark(call.args[0]) is scaled[0] else []
+    sources = scaled[-1].sources if scaled else tape.unscaled(labels)
+    base, exponent = tape.mark(call.args[0]), call.arg(1, "exponent")
+    if call.name == "mul":
+        zero = any(mark.zero for mark in marks)
+    else:  # div, pow, remainder: of the first operand
+        zero = base is not None and base.zero
+    if call.name == "pow":
+        zero = zero and isinstance(exponent, (int, float)) and exponent > 0
+    tape.put(out, labels, sources, zero)
+    return out
+
+
+def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
+    """Broadcast the operands' labels against each other and unify what meets.
+
+    Returns:
+        The labels of the result, the marks of the labelled operands, and whether an operand
+        without labels took part; None if no operand carries labels.
+    """
+    tape = call.tape
+    tensors = [value for value in call.args if isinstance(value, Tensor)]
+    tensors += [value for value in call.kwargs.values() if isinstance(value, Tensor)]
+    marked = [(value, mark) for value in tensors if (mark := tape.mark(value)) is not None]
+    if not marked:
+        return None
+    shape = _broadcast([value.shape for value in tensors])
+    reason = f"met a tensor of fixed width in {call.name}"
+    labels, marks = marked[0][1].labels.expand(shape), [marked[0][1]]
+    for _, mark in marked[1:]:
+        other = mark.labels.expand(shape)
+        if _across(labels, other):
+            tape.partition.fix(labels, f"met another width across in {call.name}")
+            tape.partition.fix(other, f"met another width across in {call.name}")
+            return None
+        labels = tape.partition.unify(labels, other, reason)
+        marks.append(mark)
+    for value in tensors:
+        if tape.mark(value) is None:
+            if (raw := raw_factor(tape, value, labels)) is not None:
+                marks.append(raw)
+                continue
+            labels = against_fixed(tape, value, labels, reason)
+    plain = [value for value in tensors if value.dtype != torch.bool]
+    constant = len(marks) < len(plain) or any(
+        isinstance(value, (int, float)) and value != 0 for value in call.args
+    )
+    return labels, marks, constant
+
+
+def _across(labels: Tensor, other: Tensor) -> bool:
+    """Whether two widths lie across each other, so that no element tells which meets which."""
+    return not set(varying(labels)) & set(varying(other))
+
+
+def _broadcast(shapes: list[torch.Size]) -> torch.Size:
+    longest = max(len(shape) for shape in shapes)
+    padded = [(1,) * (longest - len(shape)) + tuple(shape) for shape in shapes]
+    return torch.Size(
+        [next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True)]
+    )
+
+
+def _aligned(value: Tensor, dim: int, dims: int) -> int:
+    """Dimension of ``value`` that is broadcast against ``dim`` of ``dims``; negative: none."""
+    return dim - dims + value.dim()
+
+
+def against_fixed(tape: Tape, value: Tensor, labels: Tensor, reason: str) -> Tensor:
+    """Labels that meet a tensor without any: wherever it has full size nothing may leave."""
+    for dim in varying(labels):
+        own = _aligned(value, dim, labels.dim())
+        if own >= 0 and value.shape[own] > 1:
+            labels = tape.partition.collapse(labels, dim, reason)
+    return labels
+
+
+def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
+    """A parameter used as it is takes the labels it meets, if it meets them along one dimension."""
+    dims = varying(labels)
+    if len(dims) != 1 or id(value) not in tape.parameter_ids:
+        return None
+    own = _aligned(value, dims[0], labels.dim())
+    if own < 0 or value.shape[own] == 1:
+        return None
+    vector = core(labels, dims).reshape(-1)
+    key = tape.cut(value, own, "affine", vector)
+    return Mark(along(vector, own, value.shape), tape.scaled_by(key))
+
+
+# ---- along dimensions ------------------------------------------------------------------------
+
+
+def spatial(call: Call) -> Any:
+    """Pooling and resizing: every channel by itself, new extent."""
+    tape, out, x = call.tape, call.run(), _first(call)
+    found = tape.mark(x)
+    if found is None:
+        return out
+    if call.name == "grid_sample":
+        tape.fix([call.arg(1, "grid")], "used as coordinates")
+    digits = [c for c in call.name if c in "123"]
+    count = int(digits[-1]) if digits else x.dim() - 2
+    labels = found.labels
+    for d in range(x.dim() - count, x.dim()):
+        labels = tape.partition.collapse(labels, d, f"{call.name} over the labelled dimension")
+    slim = core(labels)
+    for value in tensors_in(out):
+        tape.put(value, slim.expand(value.shape), found.sources, found.zero)
+    return out
+
+
+def along_dim(call: Call) -> Any:
+    """Softmax and others that need the whole extent of a dimension."""
+    tape, x = call.tape, _first(call)
+    out, found = call.run(), tape.mark(x)
+    if found is None:
+        return out
+    default = 1 if call.name == "normalize" else -1
+    dim = call.arg(2 if call.name == "normalize" else 1, "dim", default)
+    dim = default if dim is None else dim
+    reason = f"{call.name} over the labelled dimension"
+    labels = tape.partition.collapse(found.labels, dim % x.dim(), reason)
+    if call.name in ("cumsum", "cumprod", "normalize"):
+        tape.put(out, labels, found.sources, found.zero)
+    else:
+        tape.put(out, labels, tape.unscaled(labels), False)
+    return out
+
+
+def reduction(call: Call) -> Any:
+    """mean, sum, max ...: over unlabelled dimensions they go, over a labelled one all is fixed."""
+    tape, x = call.tape, _first(call)
+    second = call.arg(1, "other")
+    if isinstance(second, Tensor):
+        return additive(call)  # max(x, y)
+    found, out = tape.mark(x), call.run()
+    if found is None:
+        return out
+    position = 2 if call.name in ("norm", "vector_norm", "linalg_vector_norm") else 1
+    dim = call.arg(position, "dim", call.kwargs.get("axis"))
+    if dim is None or dim == () or isinstance(dim, bool):  # x.var(False): no dimension
+        dims = list(range(x.dim()))
+    else:
+        dims = [dim] if isinstance(dim, int) else list(dim)
+    labels = found.labels
+    gone = sorted({d % x.dim() for d in dims}, reverse=True)
+    for d in gone:
+        reason = f"{call.name} over the labelled dimension"
+        labels = tape.partition.collapse(labels, d, reason)
+    kept = next(tensors_in(out)).dim() == x.dim()
+    for d in gone:
+        labels = labels.narrow(d, 0, 1) if kept else labels.select(d, 0)
+    sources, zero = found.sources, found.zero
+    if call.name in ("logsumexp", "argmax", "argmin", "any", "all", "count_nonzero"):
+        sources, zero = tape.unscaled(labels), False
+    for value in tensors_in(out):
+        tape.put(value, labels.expand(value.shape), sources, zero)
+    return out
+
+
+def unrelated(call: Call) -> Any:
+    """new_zeros and others that read no values of their input."""
+    return call.run()
+
+
+RULES = {
+    **dict.fromkeys(["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"], unrelated),
+    **dict.fromkeys([*KEEPS_ZERO, *SAME], unary),
+    **dict.fromkeys(MOVES_ZERO, unary_moving_zero),
+    **dict.fromkeys(ADDITIVE, additive),
+    **dict.fromkeys(COMPARING, comparing),
+    **dict.fromkeys(MULTIPLICATIVE, multiplicative),
+    **dict.fromkeys([*POOLS, *RESIZES], spatial),
+    **dict.fromkeys(ALONG_DIM, along_dim),
+    **dict.fromkeys(REDUCTIONS, reduction),
+}

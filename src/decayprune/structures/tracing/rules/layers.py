@@ -1,0 +1,361 @@
+"""Rules for layers with weights: who hands out a width, who reads it, who only scales it.
+
+A *producer* (convolution, linear layer, embedding) gives its output new labels; the dimension of
+its weight that reads the input carries the input's labels. A depthwise convolution hands nothing
+out: its weight is one more factor of each channel. Normalisers carry the labels of the width they
+normalise.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from decayprune.structures.tracing.call import Call
+from decayprune.structures.tracing.labels import along, varying
+from decayprune.structures.tracing.tape import Key, Tape
+
+_ALONG_CHANNELS = "varies along a second dimension where a layer reads channels"
+
+
+def handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
+    """Labels of a producer's outputs: new ones, or those of its first call."""
+    known = tape.known(weight, dim)
+    if known is not None:
+        return known
+    labels = tape.partition.fresh(weight.shape[dim])
+    if tape.name(weight) is None:
+        reason = "produced with a weight that is computed, not a parameter"
+        tape.partition.fix(labels, reason)
+        tape.refused.append((tape.owner(weight), weight.shape[dim], reason))
+    return labels
+
+
+def convolution(call: Call) -> Any:
+    """conv1d, conv2d, conv3d."""
+    tape, out = call.tape, call.run()
+    x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    groups = call.arg(6, "groups", 1)
+    if groups > 1 and weight.shape[1] == 1:
+        return _depthwise(tape, x, weight, bias, out, groups)
+    channel = weight.dim() - 2  # an input without a batch dimension has channels first
+    into = tape.channels(x, x.dim() - 1 - channel, _ALONG_CHANNELS)
+    labels = handed_out(tape, weight, 0)
+    if groups > 1:
+        labels, into = _tie_groups(tape, labels, groups), _tie_groups(tape, into, groups)
+    column = into[: weight.shape[1]]
+    _producer(tape, call, out, weight, bias, (0, labels), (1, column), x)
+    layer = tape.owner(weight)
+    tape.attribute(layer, "out_channels", labels)
+    tape.attribute(layer, "in_channels", into)
+    positions = out.numel() // weight.shape[0] * prod(weight.shape[2:])
+    tape.operator(layer, positions, labels, column)
+    tape.produce(out, -1 - channel, labels, sources_of(tape, weight, 0, bias))
+    return out
+
+
+def _tie_groups(tape: Tape, labels: Tensor, groups: int) -> Tensor:
+    """Each group of a grouped convolution loses the same offsets."""
+    rows = labels.view(groups, -1)
+    first = rows[:1].expand(rows.shape)
+    tape.partition.unify(rows, first, "shares a grouped convolution with a fixed width")
+    return labels
+
+
+def _producer(
+    tape: Tape,
+    call: Call,
+    out: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row: tuple[int, Tensor],
+    column: tuple[int, Tensor],
+    x: Tensor,
+) -> None:
+    """Record rows, bias and columns of a layer and that it consumes its input."""
+    tape.cut(weight, row[0], "row", row[1])
+    if bias is not None:
+        tape.cut(bias, 0, "row", row[1])
+    key = tape.cut(weight, column[0], "column", column[1])
+    tape.consume(tape.mark(x), column[1], key)
+
+
+def sources_of(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
+    """What scales a producer's output: its rows and its bias."""
+    keys: list[Key] = [(tape.name(weight) or "", dim), (tape.name(bias) or "", 0)]
+    return tape.scaled_by(*(key for key in keys if key in tape.cuts))
+
+
+def _depthwise(
+    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, groups: int
+) -> Tensor:
+    """Every channel has filters of its own: they belong to the structure of that channel."""
+    dim = x.dim() - weight.dim() + 1
+    into = tape.channels(x, dim, _ALONG_CHANNELS)
+    labels = into.repeat_interleave(weight.shape[0] // groups)
+    keys = [tape.cut(weight, 0, "affine", labels), tape.cut(bias, 0, "affine", labels)]
+    layer, found = tape.owner(weight), tape.mark(x)
+    for name, counted in (("out_channels", labels), ("in_channels", into), ("groups", into)):
+        tape.attribute(layer, name, counted)
+    tape.operator(layer, out.numel() // weight.shape[0] * prod(weight.shape[2:]), labels)
+    if found is not None:
+        scaled = tape.has_scale(found.sources)
+        own = tape.scaled_by(*(keys[1:] if scaled else keys))
+        tape.put(out, along(labels, dim, out.shape), found.sources | own if scaled else own)
+    return out
+
+
+def transposed_convolution(call: Call) -> Any:
+    """conv_transpose1d, 2d, 3d: the weight is (in, out / groups, ...)."""
+    tape, out = call.tape, call.run()
+    x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    groups = call.arg(6, "groups", 1)
+    dim = x.dim() - weight.dim() + 1
+    into = tape.channels(x, dim, _ALONG_CHANNELS)
+    row = handed_out(tape, weight, 1)
+    labels = row.repeat(groups)
+    if groups > 1:
+        into = _tie_groups(tape, into, groups)
+    _producer(tape, call, out, weight, None, (1, row), (0, into), x)
+    tape.cut(bias, 0, "row", labels)
+    layer = tape.owner(weight)
+    tape.attribute(layer, "out_channels", labels)
+    tape.attribute(layer, "in_channels", into)
+    positions = x.numel() // weight.shape[0] * prod(weight.shape[2:])
+    tape.operator(layer, positions, into, row)
+    tape.produce(out, dim, labels, sources_of(tape, weight, 1, bias))
+    return out
+
+
+def linear(call: Call) -> Any:
+    """linear: the weight is (out, in)."""
+    x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    return _affine_map(call.tape, x, weight, bias, 0, call.run(), call)
+
+
+def addmm(call: Call) -> Any:
+    """A bias plus x times a parameter (in, out), as GPT-2's Conv1D does it."""
+    bias, x, weight = call.arg(0, "input"), call.arg(1, "mat1"), call.arg(2, "mat2")
+    tape = call.tape
+    plain = call.kwargs.get("beta", 1) == 1 and call.kwargs.get("alpha", 1) == 1
+    if tape.name(weight) is None or bias.dim() != 1 or not plain:
+        tape.fix(call.tensors(), f"unknown operator `{call.name}`")
+        out: Tensor = call.run()
+        tape.operator(tape.owner(None), x.numel() * weight.shape[1])
+        return out
+    return _affine_map(tape, x, weight, bias, 1, call.run(), call)
+
+
+def times_parameter(call: Call) -> Any:
+    """``x @ weight`` with a parameter as weight (in, out)."""
+    x, weight = call.args
+    return _affine_map(call.tape, x, weight, None, 1, call.run(), call)
+
+
+def _affine_map(
+    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, row: int, out: Tensor, call: Call
+) -> Tensor:
+    into = tape.channels(x, -1, _ALONG_CHANNELS)
+    labels = handed_out(tape, weight, row)
+    _producer(tape, call, out, weight, bias, (row, labels), (1 - row, into), x)
+    layer = tape.owner(weight)
+    for name, counted in (("out_features", labels), ("in_features", into)):
+        tape.attribute(layer, name, counted)
+    tape.attribute(layer, "nf", labels)  # what GPT-2's Conv1D calls it
+    tape.operator(layer, x.numel() // x.shape[-1], labels, into)
+    tape.produce(out, -1, labels, sources_of(tape, weight, row, bias))
+    return out
+
+
+def embedding(call: Call) -> Any:
+    """embedding: each column of the table is an output channel."""
+    tape, out = call.tape, call.run()
+    weight = call.arg(1, "weight")
+    tape.fix([call.arg(0, "input")], "used as an index")
+    labels = handed_out(tape, weight, 1)
+    key = tape.cut(weight, 1, "row", labels)
+    tape.attribute(tape.owner(weight), "embedding_dim", labels)
+    tape.produce(out, -1, labels, tape.scaled_by(key))
+    return out
+
+
+def batch_norm(call: Call) -> Any:
+    """batch_norm and instance_norm: every channel by itself."""
+    tape, out = call.tape, call.run()
+    x = call.arg(0, "input")
+    mean, variance = call.arg(1, "running_mean"), call.arg(2, "running_var")
+    weight, bias = call.arg(3, "weight"), call.arg(4, "bias")
+    dim = 0 if call.name == "instance_norm" and x.dim() == 2 else 1
+    _per_channel(tape, x, out, dim, (weight, bias), (mean, variance))
+    return out
+
+
+def _per_channel(
+    tape: Tape,
+    x: Tensor,
+    out: Tensor,
+    dim: int,
+    affine: tuple[Tensor | None, Tensor | None],
+    buffers: tuple[Tensor | None, ...] = (),
+) -> None:
+    """A normaliser that treats every channel by itself."""
+    found = tape.mark(x)
+    if found is None:
+        return
+    labels = tape.channels(x, dim, _ALONG_CHANNELS)
+    for value in buffers:
+        if value is not None and tape.name(value) is not None:
+            tape.cut(value, 0, "buffer", labels)
+    keys = [tape.cut(value, 0, "affine", labels) for value in affine]
+    known = [value for value in (*affine, *buffers) if value is not None]
+    layer = tape.owner(known[0] if known else None)
+    tape.attribute(layer, "num_features", labels)
+    has_affine = any(key is not None for key in keys)
+    sources = tape.scaled_by(*keys) if has_affine else tape.unscaled(labels)
+    shifts = any(value is not None for value in buffers)  # by the running mean, in eval mode
+    tape.put(out, along(labels, dim, out.shape), sources, has_affine or (found.zero and not shifts))
+
+
+def layer_norm(call: Call) -> Any:
+    """layer_norm and rms_norm over the last dimensions: mixes the channels it normalises."""
+    tape, out = call.tape, call.run()
+    x, shape = call.arg(0, "input"), call.arg(1, "normalized_shape")
+    affine = (call.arg(2, "weight"), call.arg(3, "bias") if call.name == "layer_norm" else None)
+    first = x.dim() - len(tuple(shape))
+    found = tape.mark(x)
+    if found is None:
+        return out
+    inside = [d for d in varying(found.labels) if d >= first]
+    if inside == [x.dim() - 1] == varying(found.labels) and len(tuple(shape)) == 1:
+        _mixing(tape, x, out, x.dim() - 1, affine, "normalized_shape", call.name != "rms_norm")
+        return out
+    labels = found.labels
+    for d in inside:
+        labels = tape.partition.collapse(labels, d, f"mixed by {_kind(tape, call)}")
+    tape.put(out, labels, tape.unscaled(labels), False)
+    return out
+
+
+def group_norm(call: Call) -> Any:
+    """group_norm: like a batch norm with one channel per group, mixing with more."""
+    tape, out = call.tape, call.run()
+    x, groups = call.arg(0, "input"), call.arg(1, "num_groups")
+    weight, bias = call.arg(2, "weight"), call.arg(3, "bias")
+    if tape.mark(x) is None:
+        return out
+    if groups == x.shape[1]:
+        _per_channel(tape, x, out, 1, (weight, bias))
+        labels = tape.channels(x, 1, _ALONG_CHANNELS)
+        tape.attribute(tape.owner(weight), "num_groups", labels)
+        tape.attribute(tape.owner(weight), "num_channels", labels)
+    else:
+        _tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), groups)
+        _mixing(tape, x, out, 1, (weight, bias), "num_channels")
+    return out
+
+
+def counting_layer_norm(call: Call) -> Any:
+    """The layer norm of a model that was cut before."""
+    out, x, dim = call.run(), call.arg(0, "x"), call.arg(5, "dim")
+    affine = call.arg(2, "weight"), call.arg(3, "bias")
+    if call.tape.mark(x) is not None:
+        _mixing(call.tape, x, out, dim % x.dim(), affine, "normalized_shape")
+    return out
+
+
+def counting_group_norm(call: Call) -> Any:
+    """The group norm of a model that was cut before."""
+    tape, out, x = call.tape, call.run(), call.arg(0, "x")
+    if tape.mark(x) is not None:
+        _tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), call.arg(1, "groups"))
+        _mixing(tape, x, out, 1, (call.arg(3, "weight"), call.arg(4, "bias")), "num_channels")
+    return out
+
+
+def _kind(tape: Tape, call: Call) -> str:
+    return {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}.get(call.name, "GroupNorm")
+
+
+def _mixing(
+    tape: Tape,
+    x: Tensor,
+    out: Tensor,
+    dim: int,
+    affine: tuple[Tensor | None, Tensor | None],
+    attribute: str,
+    shifts: bool = True,
+) -> None:
+    """A normaliser that mixes the channels it normalises: listed in :attr:`Tape.mixed`.
+
+    What scales its input carries as well as its own affine: the latter alone would leave the
+    channel's share of the mean and variance, which would then go with a jolt. Where the mean is
+    subtracted (``shifts``), a channel of zeros has a gradient.
+    """
+    found, labels = tape.mark(x), tape.channels(x, dim, _ALONG_CHANNELS)
+    layer = tape.owner(affine[0])
+    tape.mixed.append((labels, layer))
+    keys = [tape.cut(value, 0, "affine", labels) for value in affine]
+    tape.attribute(layer, attribute, labels)
+    before = frozenset[int]() if found is None else found.sources
+    scaled = frozenset(source for source in before if tape.has_scale(frozenset([source])))
+    has_affine = any(key is not None for key in keys)
+    sources = scaled | (tape.scaled_by(*keys) if has_affine else tape.unscaled(labels))
+    if shifts:
+        tape.unpinned.append(labels)
+    zero = has_affine or (not shifts and found is not None and found.zero)
+    tape.put(out, along(labels, dim, out.shape), sources, zero)
+
+
+def prelu(call: Call) -> Any:
+    """prelu: one slope, or one per channel."""
+    tape, out = call.tape, call.run()
+    x, weight = call.arg(0, "input"), call.arg(1, "weight")
+    found = tape.mark(x)
+    if found is None:
+        return out
+    labels = found.labels
+    if weight.numel() > 1:
+        slopes = tape.channels(x, 1, _ALONG_CHANNELS)
+        tape.cut(weight, 0, "affine", slopes)
+        tape.attribute(tape.owner(weight), "num_parameters", slopes)
+        labels = along(slopes, 1, x.shape)
+    tape.put(out, labels, found.sources, found.zero)
+    return out
+
+
+def bag(call: Call) -> Any:
+    """embedding_bag."""
+    tape, out = call.tape, call.run()
+    value = out[0] if isinstance(out, tuple) else out
+    weight = call.arg(1, "weight")
+    if weight.dim() != 2 or not weight.is_floating_point():  # torch.embedding_bag swaps the two
+        weight = call.arg(0, "input")
+    labels = handed_out(tape, weight, 1)
+    key = tape.cut(weight, 1, "row", labels)
+    tape.attribute(tape.owner(weight), "embedding_dim", labels)
+    tape.produce(value, -1, labels, tape.scaled_by(key))
+    return out
+
+
+LAYERS = {
+    "conv1d": convolution,
+    "conv2d": convolution,
+    "conv3d": convolution,
+    "conv_transpose1d": transposed_convolution,
+    "conv_transpose2d": transposed_convolution,
+    "conv_transpose3d": transposed_convolution,
+    "linear": linear,
+    "addmm": addmm,
+    "embedding": embedding,
+    "embedding_bag": bag,
+    "batch_norm": batch_norm,
+    "instance_norm": batch_norm,
+    "layer_norm": layer_norm,
+    "rms_norm": layer_norm,
+    "group_norm": group_norm,
+    "counting_layer_norm": counting_layer_norm,
+    "counting_group_norm": counting_group_norm,
+    "prelu": prelu,
+}

@@ -1,0 +1,288 @@
+"""From what a traced pass said to what is a structure, what stays, and who carries whom.
+
+The connected components of the labels are the structures; a component stays if anything said so.
+All of it is arithmetic on vectors: nothing loops over structures in Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decayprune.structures.exact.swap import stand_in
+from decayprune.structures.structure_map import FIXED
+from decayprune.structures.tracing.labels import compress, varying
+from decayprune.structures.tracing.tape import Cut, Key, Tape
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_FREE = -1  # value of ``why`` where nothing fixed a component
+_LAST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, eq=False)
+class Incidence:
+    """Which components lie on which cut, as pairs.
+
+    Attributes:
+        cuts: The cuts, in the order met.
+        component: Component of each pair.
+        cut: Cut of each pair, ascending.
+        count: Indices of the cut that belong to the component.
+        first: The first of them, counted along all cuts laid end to end.
+        starts: Where each cut starts in that count.
+    """
+
+    cuts: list[Cut]
+    component: Array
+    cut: Array
+    count: Array
+    first: Array
+    starts: Array
+
+    def rows(self) -> Array:
+        """Which pairs lie on a producer's row."""
+        return np.array([cut.role == "row" for cut in self.cuts], bool)[self.cut]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What is prunable, numbered.
+
+    Attributes:
+        incidence: Components and cuts.
+        component: Component of each label.
+        why: Per component: position of its reason in ``reasons``, negative where it has none.
+        reasons: Why components stay, in words.
+        carried: Per cut: mask of the components that its scaling scales.
+        number: Structure of each component, :data:`FIXED` where it stays.
+        group: Group of each structure.
+        index: Position of each structure along its first row.
+        width: Indices per structure along its first row.
+    """
+
+    incidence: Incidence
+    component: Array
+    why: Array
+    reasons: list[str]
+    carried: dict[Key, Array]
+    number: Array
+    group: Array
+    index: Array
+    width: Array
+
+    @cached_property
+    def of_label(self) -> Array:
+        """Structure of each label handed out."""
+        return np.asarray(self.number[self.component])
+
+    def structures(self, labels: Tensor) -> Tensor:
+        """Structure of each label, :data:`FIXED` where it stays."""
+        return torch.from_numpy(self.of_label[labels.numpy()])
+
+
+def solve(tape: Tape, ignored: set[str]) -> Solution:
+    """Decide which components are structures.
+
+    Args:
+        tape: The record of the traced pass(es).
+        ignored: Names of modules whose produced widths are left alone.
+    """
+    _fix_by_parameter(tape, ignored)
+    _fix_mixed(tape)
+    _make_rectangular(tape)
+    component, why, reasons = tape.partition.solve()
+    incidence = _incidence(tape, component)
+    carried = _carried(tape, component)
+    doubts = (
+        ("all of the width would leave together", _alone(incidence, len(why))),
+        ("produced by no layer", _unproduced(incidence, len(why))),
+        ("nothing reads it", _unread(incidence, carried, len(why))),
+    )
+    for reason, lost in doubts:
+        why[lost & (why == _FREE)] = len(reasons)
+        reasons.append(reason)
+    return Solution(incidence, component, why, reasons, carried, *_number(incidence, why == _FREE))
+
+
+# ---- what stays ------------------------------------------------------------------------------
+
+
+def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
+    """Widths the user asked to leave alone, and those with a frozen parameter."""
+    for cut in tape.cuts.values():
+        if cut.role == "row" and cut.name.rpartition(".")[0] in ignored:
+            tape.partition.fix(cut.labels, "ignored", first=True)
+    for cut in tape.cuts.values():
+        parameter = tape.parameters.get(cut.name)
+        if parameter is not None and not parameter.requires_grad:
+            tape.partition.fix(cut.labels, f"frozen: `{cut.name}` has requires_grad=False")
+
+
+def _fix_mixed(tape: Tape) -> None:
+    """A normaliser that mixes channels notices that some are gone, unless it can count them."""
+    for labels, layer in tape.mixed:
+        if stand_in(tape.modules[layer]) is None:
+            kind = type(tape.modules[layer]).__name__
+            reason = f"mixed by `{layer}`, a {kind}, which cannot count channels that are gone"
+            tape.partition.fix(labels, reason)
+
+
+def _make_rectangular(tape: Tape) -> None:
+    """Where a reshape spread a width over several dimensions, only one of them can shrink.
+
+    That is the innermost one: what varies along others too loses the same offsets everywhere. It
+    is an outer one only where whole heads of an attention leave; any other number of groups is
+    taken for a constant of the model's code.
+    """
+    distinct = {(tuple(m.shape), m.numpy().tobytes()): m for m in tape.matrices}
+    changed = bool(distinct)
+    while changed:
+        changed = False
+        settled, heads = _settled(tape)
+        for matrix in distinct.values():
+            if _straighten(tape, matrix, settled[matrix.numpy()], heads):
+                changed = True
+                settled, heads = _settled(tape)
+
+
+def _settled(tape: Tape) -> tuple[Array, Array]:
+    """Component of each label, :data:`FIXED` where it stays; components that are whole heads."""
+    component, why, _ = tape.partition.solve()
+    settled = np.where(why[component] == _FREE, component, FIXED)
+    heads = [settled[labels.numpy()] for labels in tape.heads]
+    return settled, np.concatenate([*heads, np.zeros(0, np.int64)])
+
+
+def _straighten(tape: Tape, matrix: Tensor, component: Array, heads: Array) -> bool:
+    """Make one reshaped width rectangular; whether that took anything new."""
+    free = component[component != FIXED]
+    dims = varying(compress(torch.from_numpy(component)))
+    if not free.size or dims == varying(matrix)[-1:]:
+        return False
+    if len(dims) > 1:
+        for dim in dims[:-1]:
+            first = matrix.narrow(dim, 0, 1).expand(matrix.shape)
+            tape.partition.unify(matrix, first, "lies beside a fixed width in a reshape")
+        return True
+    if np.isin(free, heads).all():
+        return False
+    tape.partition.fix(matrix, "reshapes and splits tie all of the width together")
+    return True
+
+
+def _incidence(tape: Tape, component: Array) -> Incidence:
+    cuts = list(tape.cuts.values())
+    sizes = [cut.labels.numel() for cut in cuts]
+    along = [component[cut.labels.numpy()] for cut in cuts] or [np.zeros(0, np.int64)]
+    owner = np.repeat(np.arange(len(cuts)), sizes)
+    pairs = owner * (int(component.max()) + 1) + np.concatenate(along)
+    _, first, count = np.unique(pairs, return_index=True, return_counts=True)
+    starts = np.cumsum([0, *sizes])[:-1]
+    return Incidence(cuts, np.concatenate(along)[first], owner[first], count, first, starts)
+
+
+def _alone(incidence: Incidence, count: int) -> Array:
+    """Components that are all of some width: cutting them would leave nothing."""
+    per_cut = np.bincount(incidence.cut, minlength=len(incidence.cuts))
+    mask = np.zeros(count, bool)
+    mask[incidence.component[per_cut[incidence.cut] == 1]] = True
+    return mask
+
+
+def _unproduced(incidence: Incidence, count: int) -> Array:
+    """Components that no layer produces: a raw parameter alone."""
+    mask = np.ones(count, bool)
+    mask[incidence.component[incidence.rows()]] = False
+    return mask
+
+
+def _unread(incidence: Incidence, carried: dict[Key, Array], count: int) -> Array:
+    """Components that nothing carries: scaling none of their slices scales the function."""
+    mask = np.ones(count, bool)
+    ends = np.searchsorted(incidence.cut, np.arange(len(incidence.cuts) + 1))
+    for number, cut in enumerate(incidence.cuts):
+        found = carried.get((cut.name, cut.dim))
+        if found is not None:
+            own = incidence.component[ends[number] : ends[number + 1]]
+            mask[own[found[own]]] = False
+    return mask
+
+
+# ---- carriers --------------------------------------------------------------------------------
+
+
+def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
+    """Per cut: the components that its scaling scales, as a mask over components.
+
+    Where channels are consumed, whatever scales the consumed activation carries; channels that
+    nothing scales are carried by the consumer's own columns.
+    """
+    count = int(component.max()) + 1
+    carried: dict[Key, Array] = {}
+    members = [_mask(labels, component, count) for _, labels in tape.sources]
+    for event in tape.consumptions:
+        consumed = _mask(event.labels, component, count)
+        scaled, bare = np.zeros(count, bool), np.zeros(count, bool)
+        for source in event.sources:
+            key = tape.sources[source][0]
+            hit = members[source] & consumed
+            if key is None:
+                bare |= hit
+            else:
+                scaled |= hit
+                carried[key] = carried.get(key, False) | hit
+        own = bare | (consumed & ~scaled)
+        if event.column is not None and own.any():
+            carried[event.column] = carried.get(event.column, False) | own
+    return carried
+
+
+def _mask(labels: Tensor, component: Array, count: int) -> Array:
+    mask = np.zeros(count, bool)
+    mask[component[labels.numpy()]] = True
+    mask[component[0]] = False  # of "no label"
+    return mask
+
+
+# ---- numbering -------------------------------------------------------------------------------
+
+
+def _number(incidence: Incidence, free: Array) -> tuple[Array, Array, Array, Array]:
+    """Number the free components: by group, inside a group along its first row.
+
+    Two components belong to one group when they lie on the same cuts, with as many indices each:
+    their random signatures are equal.
+
+    Returns:
+        Structure of each component; group, index along the first row and width of each structure.
+    """
+    weights = np.random.default_rng(0).integers(1, 2**63, len(incidence.cuts), dtype=np.uint64)
+    signature = np.zeros(len(free), np.uint64)
+    np.add.at(
+        signature, incidence.component, weights[incidence.cut] * incidence.count.astype(np.uint64)
+    )
+    position = np.full(len(free), _LAST)
+    rows = np.flatnonzero(incidence.rows())[::-1]  # assigned in reverse: the first one stays
+    position[incidence.component[rows]] = incidence.first[rows]
+    pair = np.zeros(len(free), np.int64)
+    pair[incidence.component[rows]] = rows
+
+    chosen = np.flatnonzero(free)
+    _, group = np.unique(signature[chosen], return_inverse=True)
+    start = np.full(int(group.max(initial=-1)) + 1, _LAST)
+    np.minimum.at(start, group, position[chosen])
+    order = np.lexsort((position[chosen], start[group]))
+    chosen, group = chosen[order], group[order]
+
+    number = np.full(len(free), FIXED, np.int64)
+    number[chosen] = np.arange(len(chosen))
+    group = np.cumsum(np.diff(group, prepend=group[:1]) != 0)
+    first = pair[chosen]
+    index = position[chosen] - incidence.starts[incidence.cut[first]]
+    return number, group, index, incidence.count[first]

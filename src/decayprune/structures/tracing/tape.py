@@ -1,0 +1,266 @@
+"""The tape: everything a traced forward pass says about a model's widths.
+
+Rules (one short function per kind of operator) read the marks of their inputs and leave marks on
+their outputs. What they learn on the way is written here: which dimension of which parameter
+carries which labels, who scales what, which operators were counted, which module attributes follow
+a width. Nothing is decided here; :mod:`decayprune.structures.tracing.assemble` does that at the
+end.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.structures.structure_map import Role
+from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
+
+Key = tuple[str, int]
+"""A dimension of a parameter or buffer: (qualified name, dim)."""
+
+
+SIZES = ("dim", "size", "width", "hidden", "channels", "features")
+"""Words in the name of an attribute that counts channels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """What is known of an activation.
+
+    Attributes:
+        labels: Which structure each element belongs to, expanded to the activation's shape.
+        sources: Positions in :attr:`Tape.sources` of what scales this activation.
+        zero: Whether a structure that is all zero makes its elements here zero.
+    """
+
+    labels: Tensor
+    sources: frozenset[int] = frozenset()
+    zero: bool = True
+
+
+@dataclass(eq=False)
+class Cut:
+    """A dimension of a parameter that carries labels."""
+
+    name: str
+    dim: int
+    role: Role
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Consumption:
+    """Where channels are summed over: ``column`` reads ``labels``, scaled by ``sources``."""
+
+    labels: Tensor
+    sources: frozenset[int]
+    column: Key | None
+
+
+@dataclass(eq=False)
+class Tape:
+    """The record of a traced forward pass.
+
+    Attributes:
+        model: The model that runs.
+        partition: The labels and what is known about them.
+        cuts: Every (parameter, dimension) that carries labels, in the order met.
+        sources: What can scale an activation: a dimension of a parameter, or None (nothing
+            scales it) with the labels of which that is true.
+        consumptions: Where labelled channels are summed over.
+        mixed: Labels whose values a normaliser mixes, and the module that does it.
+        matrices: Labels that a reshape spread over two or more dimensions.
+        heads: Labels of which an attention reads one per head.
+        unpinned: Labels whose all-zero structure reaches a consumer as something else than 0.
+        operators: (module, constant, label vectors) of each counted operator.
+        attributes: (module, attribute, labels, divisor).
+        stack: Names of the modules that are running, outermost first.
+        seen: Identities of everything that was an argument of a torch function.
+        refused: (module, width, reason) of widths that never got labels.
+    """
+
+    model: nn.Module
+    partition: Partition = field(default_factory=Partition)
+    cuts: dict[Key, Cut] = field(default_factory=dict)
+    sources: list[tuple[Key | None, Tensor]] = field(default_factory=list)
+    consumptions: list[Consumption] = field(default_factory=list)
+    mixed: list[tuple[Tensor, str]] = field(default_factory=list)
+    matrices: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+    unpinned: list[Tensor] = field(default_factory=list)
+    operators: list[tuple[str, int, tuple[Tensor, ...]]] = field(default_factory=list)
+    attributes: list[tuple[str, str, Tensor, int]] = field(default_factory=list)
+    stack: list[str] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    refused: list[tuple[str, int, str]] = field(default_factory=list)
+    counting: bool = True
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules())
+        self.parameters = dict(self.model.named_parameters())
+        named = [*self.model.named_buffers(), *self.parameters.items()]
+        self.parameter_ids = {id(tensor) for tensor in self.parameters.values()}
+        self._names = {id(tensor): name for name, tensor in named}
+        self._marks: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
+        self._source_of: dict[Key, int] = {}
+
+    # ---- activations -------------------------------------------------------------------------
+
+    def mark(self, value: Any) -> Mark | None:
+        """What is known of a tensor; None if it is no tensor or carries no labels."""
+        found = self._marks.get(id(value))
+        return found[1] if found is not None and found[0]() is value else None
+
+    def labels(self, value: Tensor) -> Tensor:
+        """Labels of a tensor, all 0 if it carries none."""
+        found = self.mark(value)
+        return (
+            torch.zeros((), dtype=torch.int64).expand(value.shape)
+            if found is None
+            else found.labels
+        )
+
+    def put(
+        self, out: Any, labels: Tensor, sources: frozenset[int] = frozenset(), zero: bool = True
+    ) -> None:
+        """Mark an activation. Labels of which one alone is left are fixed: it was picked."""
+        if not isinstance(out, Tensor):
+            return
+        labels = compress(labels)
+        if not varying(labels):
+            self.partition.fix(labels, "one index of the width was picked out")
+            self._marks.pop(id(out), None)
+            return
+        self._marks[id(out)] = (weakref.ref(out), Mark(labels, sources, zero))
+
+    def fix(self, values: Iterable[Any], reason: str) -> None:
+        """Fix all labels of some tensors."""
+        for value in values:
+            found = self.mark(value)
+            if found is not None:
+                self.partition.fix(found.labels, reason)
+
+    def channels(self, value: Tensor, dim: int, reason: str) -> Tensor:
+        """Labels along one dimension, shape ``(width,)``; along the others nothing may vary."""
+        labels = self.labels(value)
+        dim %= value.dim()
+        for d in varying(labels):
+            if d != dim:
+                labels = self.partition.collapse(labels, d, reason)
+        return core(labels, [dim]).reshape(-1)[: value.shape[dim]].clone()
+
+    # ---- parameters --------------------------------------------------------------------------
+
+    def name(self, value: Any) -> str | None:
+        """Qualified name of a parameter or buffer, None for anything else."""
+        return self._names.get(id(value))
+
+    def owner(self, value: Any) -> str:
+        """Name of the module that holds a parameter, or else of the one that is running."""
+        name = self.name(value)
+        if name is None:
+            return self.stack[-1] if self.stack else ""
+        return name.rpartition(".")[0]
+
+    def holders(self) -> list[str]:
+        """Modules that hold parameters of their own, in the order of the model."""
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.parameters))
+
+    def unseen(self) -> list[str]:
+        """Modules of which no parameter took part in anything that ran."""
+        seen = {n.rpartition(".")[0] for n, p in self.parameters.items() if id(p) in self.seen}
+        return [name for name in self.holders() if name not in seen]
+
+    def known(self, value: Tensor, dim: int) -> Tensor | None:
+        """Labels that a dimension of a parameter already carries."""
+        found = self.cuts.get((self.name(value) or "", dim))
+        return None if found is None else found.labels
+
+    def cut(self, value: Tensor | None, dim: int, role: Role, labels: Tensor) -> Key | None:
+        """Say that a dimension of a parameter carries these labels.
+
+        Where it is met a second time (a shared or tied parameter) the labels are unified. A
+        tensor that is not a parameter of the model cannot be cut: the labels are fixed.
+        """
+        if value is None:
+            return None
+        name = self.name(value)
+        if name is None:
+            self.partition.fix(labels, "used with a weight that is computed, not a parameter")
+            return None
+        key = (name, dim)
+        if key in self.cuts:
+            self.cuts[key].labels = self.partition.unify(
+                self.cuts[key].labels, labels, f"shares `{name}` with a fixed width"
+            ).contiguous()
+        else:
+            self.cuts[key] = Cut(name, dim, role, labels.contiguous())
+        return key
+
+    def attribute(self, module: str, name: str, labels: Tensor, divisor: int = 1) -> None:
+        """Say that an integer attribute of a module counts these labels, if it does."""
+        holder = self.modules.get(module)
+        value = getattr(holder, name, None)
+        if value in (labels.numel() // divisor, (labels.numel(),)) and not isinstance(value, bool):
+            self.attributes.append((module, name, labels, divisor))
+
+    def sizes(self, labels: Tensor) -> None:
+        """Say that integers of the running module count these labels, if their names say so.
+
+        A wrong guess shows itself when the cut model runs on trial.
+        """
+        layer = self.stack[-1] if self.stack else ""
+        for name, value in vars(self.modules[layer]).items():
+            if type(value) is int and any(word in name for word in SIZES):
+                self.attribute(layer, name, labels)
+
+    # ---- who scales what ---------------------------------------------------------------------
+
+    def scaled_by(self, *keys: Key | None) -> frozenset[int]:
+        """Sources: these dimensions of parameters."""
+        found = set()
+        for key in keys:
+            if key is None:
+                continue
+            if key not in self._source_of:
+                self._source_of[key] = len(self.sources)
+                self.sources.append((key, self.cuts[key].labels))
+            found.add(self._source_of[key])
+        return frozenset(found)
+
+    def unscaled(self, labels: Tensor) -> frozenset[int]:
+        """Sources: nothing scales these labels."""
+        self.sources.append((None, core(labels).reshape(-1)))
+        return frozenset([len(self.sources) - 1])
+
+    def has_scale(self, sources: frozenset[int]) -> bool:
+        """Whether a parameter is among the sources."""
+        return any(self.sources[i][0] is not None for i in sources)
+
+    def consume(self, found: Mark | None, labels: Tensor, column: Key | None) -> None:
+        """Channels are summed over here."""
+        if found is None:
+            return
+        self.consumptions.append(Consumption(labels, found.sources, column))
+        if not found.zero:
+            self.unpinned.append(labels)
+
+    def operator(self, layer: str, constant: int, *labels: Tensor) -> None:
+        """Count an operator."""
+        if self.counting and constant:
+            self.operators.append((layer, int(constant), labels))
+
+    def produce(
+        self,
+        out: Tensor,
+        dim: int,
+        labels: Tensor,
+        sources: frozenset[int],
+    ) -> None:
+        """Mark the output of a layer that hands out a width along ``dim``."""
+        self.put(out, along(labels, dim % out.dim(), out.shape), sources)

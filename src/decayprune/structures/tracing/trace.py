@@ -1,0 +1,298 @@
+"""Trace a model once and find its structures.
+
+The model runs on example inputs under a :class:`torch.overrides.TorchFunctionMode`; every call
+goes through the rule of its kind, which moves labels from inputs to outputs. An operator without
+a rule fixes every width that enters it and is named in the result; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from decayprune.structures.exact.swap import is_window_attention, rms_norms_by_name
+from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
+from decayprune.structures.example import arguments
+from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.tracing.assemble import assemble
+from decayprune.structures.tracing.call import Call, canonical, tensors_in
+from decayprune.structures.tracing.rules.attention import HEADS
+from decayprune.structures.tracing.rules.elementwise import RULES
+from decayprune.structures.tracing.rules.layers import LAYERS
+from decayprune.structures.tracing.rules.movement import MOVEMENT
+from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
+from decayprune.structures.tracing.rules.shuffles import WINDOWS
+from decayprune.structures.tracing.tape import Tape
+
+_RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS, **HEADS}
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    ignored_layers: Iterable[str | nn.Module] = (),
+) -> StructureMap:
+    """Find every structure of a model.
+
+    The model is run once in eval mode without gradients (a second time in train mode if that
+    reaches further layers, such as auxiliary heads); modes, buffers and random state are restored.
+
+    Args:
+        model: Any module. It is not changed.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        ignored_layers: Names, globs (``"head.*"``) or modules; the widths they *produce* are left
+            alone. A container stands for every layer inside it.
+
+    Returns:
+        The structures, what is left alone and why, and what the model computes.
+
+    Raises:
+        ValueError: The model does not run on the example inputs, or an ignored layer matches
+            nothing. That nothing is prunable is not an error here: the map is then empty.
+    """
+    tape = Tape(model)
+    ignored = _ignored(tape, ignored_layers)
+    args, kwargs = arguments(example_inputs)
+    _check_devices(model, (args, kwargs))
+    with (
+        rms_norms_by_name(model),
+        _undisturbed(model),
+        _names_of_running_modules(tape),
+        torch.no_grad(),
+    ):
+        model.eval()
+        _run(tape, args, kwargs)
+        if tape.unseen():
+            _train_mode_without_statistics(model)
+            tape.counting = False
+            with suppress(ValueError):  # what it would have reached is listed as not reached
+                _run(tape, args, kwargs)
+    _note_windows(tape)
+    batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.dim()), 1)
+    return assemble(tape, ignored, batch)
+
+
+class _Tracer(TorchFunctionMode):
+    """Sends every torch function to the rule of its kind."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = canonical(func)
+        call = Call(self.tape, func, name, args, kwargs or {})
+        for values in (args, call.kwargs.values()):
+            self.tape.seen.update(map(id, values))
+            self.tape.seen.update(
+                id(v) for group in values if isinstance(group, (list, tuple)) for v in group
+            )
+        if name.startswith("get:") and name not in _RULES:
+            return call.run()
+        rule = _RULES.get(name)
+        if rule is not None and "out" not in call.kwargs:
+            return rule(call)
+        if not any(self.tape.mark(t) is not None for t in call.tensors()):
+            return call.run()
+        if _is_composite(func):
+            with self:
+                return _body(func)(*args, **call.kwargs)
+        return left_alone(call)
+
+
+def _is_composite(func: Callable[..., Any]) -> bool:
+    return isinstance(func, FunctionType) and func.__module__ == "torch.nn.functional"
+
+
+def _body(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a function of ``torch.nn.functional`` that does not dispatch on itself again."""
+    scope = dict(func.__globals__)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        scope[name] = lambda *args: False
+    copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run the model under the tracer and protect what it returns."""
+    try:
+        with _Tracer(tape):
+            outputs = tape.model(*args, **kwargs)
+    except Exception as error:
+        where = tape.stack[-1] if tape.stack else ""
+        tape.stack.clear()
+        try:
+            tape.model(*args, **kwargs)
+        except Exception:  # the model's own error, not one of a rule
+            raise ValueError(_did_not_run(tape, args, kwargs, error, where)) from error
+        raise
+    tape.fix(_outputs(outputs, set()), "the model's output")
+
+
+def _outputs(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in a model's output: tuples, dicts, dataclasses, plain objects."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _outputs(item, seen)
+    elif isinstance(value, (tuple, list, set)):
+        for item in value:
+            yield from _outputs(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type, FunctionType)):
+        for item in vars(value).values():
+            yield from _outputs(item, seen)
+
+
+@contextmanager
+def _names_of_running_modules(tape: Tape) -> Iterator[None]:
+    """Keep :attr:`Tape.stack` up to date with temporary hooks."""
+    handles = []
+    for name, module in tape.modules.items():
+
+        def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
+            tape.stack.append(name)
+
+        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+            if tape.stack:
+                tape.stack.pop()
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Restore training flags, buffers and random state."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (
+            module,
+            dict(module._buffers),
+            {k: v.clone() for k, v in module._buffers.items() if v is not None},
+        )
+        for module in model.modules()
+        if module._buffers
+    ]
+    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for module, held, values in buffers:
+                    module._buffers.update(held)
+                    for name, value in values.items():
+                        now = held[name]
+                        if now is not None and not torch.equal(now, value):
+                            now.copy_(value)
+
+
+def _note_windows(tape: Tape) -> None:
+    """Attention in windows keeps its widths as numbers, which no operator shows."""
+    for name, module in tape.modules.items():
+        if not (is_window_attention(module) or isinstance(module, HeadwiseWindowAttention)):
+            continue
+        inside, joined = (tape.known(m.weight, 1) for m in (module.qkv, module.proj))
+        if inside is not None:  # only the stand-in has this attribute
+            tape.attributes.append((name, "dim", inside, 1))
+        if joined is not None:
+            tape.attribute(name, "num_heads", joined.view(module.num_heads, -1)[:, 0])
+
+
+def _train_mode_without_statistics(model: nn.Module) -> None:
+    """Train mode, but normalisers keep their statistics: a batch of one is enough."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase,)):
+            module.eval()
+
+
+def _check_devices(model: nn.Module, inputs: Any) -> None:
+    """Raise where the inputs lie on another device than the (only) one of the model."""
+    own = {p.device for p in model.parameters()}
+    for value in tensors_in(inputs):
+        if len(own) == 1 and value.device not in own:
+            raise ValueError(
+                f"Expected example_inputs on the model's device {next(iter(own))}, found a tensor "
+                f"on {value.device}. Move them: example_inputs.to({str(next(iter(own)))!r})."
+            )
+
+
+def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: str) -> str:
+    """What was passed, what the first layer expects, what went wrong."""
+    given = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors_in((args, kwargs))]
+    first = next(iter(tape.holders()), None)
+    expects = ""
+    if first is not None:
+        weight = next(tape.modules[first].parameters(recurse=False))
+        expects = (
+            f" Its first layer is `{first}`: {tape.modules[first]}, with parameters in "
+            f"{weight.dtype} on {weight.device}."
+        )
+    running = f" in `{where}`" if where else ""
+    return (
+        f"The model does not run on example_inputs. Passed: {', '.join(given) or 'no tensor'}."
+        f"{expects} It raised{running}: {type(error).__name__}: {str(error).strip().rstrip('.')}. "
+        "Pass inputs that `model(*example_inputs)` accepts; use a dict for keyword arguments."
+    )
+
+
+def _ignored(tape: Tape, layers: Iterable[str | nn.Module]) -> set[str]:
+    """Names of all modules that the given names, globs and modules stand for."""
+    if isinstance(layers, (str, nn.Module)):
+        layers = [layers]
+    by_id = {id(module): name for name, module in tape.modules.items()}
+    names = list(tape.modules)
+    found: set[str] = set()
+    for layer in layers:
+        if isinstance(layer, nn.Module):
+            if id(layer) not in by_id:
+                raise ValueError(
+                    f"Expected ignored_layers to be modules of the model, found a "
+                    f"{type(layer).__name__} that is not part of it. Pass `model.<layer>` itself."
+                )
+            hits = [by_id[id(layer)]]
+        elif isinstance(layer, str):
+            hits = fnmatch.filter(names, layer)
+        else:
+            raise TypeError(
+                "ignored_layers takes names, globs and modules, such as ['fc', 'stages.*']; found "
+                f"{layer!r}."
+            )
+        if not hits:
+            near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.4)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"Expected a name or glob of a layer in ignored_layers, found {layer!r}, "
+                f"which matches nothing.{hint}"
+            )
+        found.update(
+            n for n in names for hit in hits if n == hit or n.startswith(f"{hit}.") or hit == ""
+        )
+    return found

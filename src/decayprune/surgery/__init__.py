@@ -1,0 +1,1 @@
+"""Removing structures physically, and proving that nothing else changed."""

@@ -1,0 +1,312 @@
+"""The page of a report: its curves tell the run as it was, and it renders anywhere."""
+
+from __future__ import annotations
+
+import builtins
+import html
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from browser import Browser
+from decayprune.app.report import Report, write_html
+from decayprune.app.report.axes import Axis, ticks
+from decayprune.app.report.plots import norms, training
+from decayprune.app.report.timeline import timeline
+from run_folders import (
+    EVENTS,
+    HISTORY,
+    NORMS,
+    finished,
+    make_run,
+    page_of,
+    unfinished,
+    write_big_run,
+    write_lines,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+class TestGeometry:
+    @pytest.mark.parametrize(
+        ("axis", "labels"),
+        [
+            (Axis(0, 1000), ["0", "200", "400", "600", "800", "1000"]),
+            (Axis(0.93, 0.98), ["0.93", "0.94", "0.95", "0.96", "0.97", "0.98"]),
+            (Axis(0.005, 200, log=True), ["0.01", "0.1", "1", "10", "100"]),
+            (Axis(0.3, 0.6, log=True), ["0.3", "0.4", "0.5", "0.6"]),
+        ],
+    )
+    def test_ticks(self, axis: Axis, labels: list[str]) -> None:
+        assert [tick.label for tick in ticks(axis, "{:g}".format)] == labels
+
+    def test_ticks_lie_where_they_say(self) -> None:
+        places = [tick.at for tick in ticks(Axis(1, 100, log=True), "{:g}".format)]
+        assert places == [0, 50, 100]
+
+    def test_curves_mark_phases_rounds_and_the_accuracy_before(self, folder: Path) -> None:
+        found = training(Report.read(folder))
+        assert found is not None
+        assert [(p.x, p.title) for p in found.phases] == [
+            (0, "train"), (250, "prune"), (1000, "fine-tune"),
+        ]  # fmt: skip
+        assert found.rounds == [250, 500]
+        names = [panel.name for panel in found.panels]
+        assert names == ["accuracy", "loss", "MACs left, commitments counted"]
+        assert [panel.reference is not None for panel in found.panels] == [True, False, False]
+        assert found.cells[1].title == "step 9, train\nloss 1\nlearning rate 0.1\naccuracy 90.00 %"
+
+    def test_the_loss_breaks_where_it_is_not_finite(self, folder: Path) -> None:
+        losses = [1.0, 0.5, None, 0.5, 0.25]
+        lines = [{"step": i, "phase": "train", "loss": v, "lr": 0.1} for i, v in enumerate(losses)]
+        write_lines(folder / "history.jsonl", lines)
+        write_lines(folder / "events.jsonl", [])
+        found = training(unfinished(folder))
+        assert found is not None
+        assert [len(part.split("L")) for part in found.panels[0].line.split("M")[1:]] == [2, 2]
+        assert "loss not finite" in found.cells[2].title
+
+    def test_a_run_without_any_finite_loss(self, folder: Path) -> None:
+        write_lines(folder / "history.jsonl", [{**HISTORY[0], "loss": None}])
+        found = training(unfinished(folder))
+        assert found is not None
+        assert found.panels == []
+
+    def test_trajectories_know_how_they_ended(self, folder: Path) -> None:
+        found = norms(Report.read(folder))
+        assert found is not None
+        assert [t.outcome for t in found.trajectories] == ["pruned", "released"]
+        released = found.trajectories[-1]
+        assert released.title == "conv #1: released at step 14\nC_rate 0.5, C_len 0.25, W \u2013"
+        assert released.last == "M500 51.92h0"  # half way in steps; half of the length, of 1.04
+
+    def test_a_structure_that_is_picked_again_makes_a_second_trajectory(self, folder: Path) -> None:
+        again = [{"step": s, "structure": 1, "length": 0.4, "start": 0.5} for s in (30, 31)]
+        write_lines(folder / "norms.jsonl", [*NORMS, *again])
+        found = norms(Report.read(folder))
+        assert found is not None
+        assert sorted(t.outcome for t in found.trajectories) == ["decaying", "pruned", "released"]
+
+    def test_a_length_that_is_not_finite_is_a_gap(self, folder: Path) -> None:
+        write_lines(folder / "norms.jsonl", [*NORMS[:3], {**NORMS[3], "length": None}])
+        found = norms(Report.read(folder))
+        assert found is not None
+        assert (found.trajectories[0].line.count("L"), found.trajectories[0].last) == (2, "")
+
+    def test_lanes_count_structures(self, folder: Path) -> None:
+        found = timeline(Report.read(folder))
+        assert found is not None
+        (lane,) = found.lanes
+        assert (lane.layer, lane.summary) == ("conv", "4 → 2, 1 released")
+        states = [cell.title.split("\n")[:3] for cell in lane.cells]
+        assert states[0] == ["step 10", "2 began to decay", "4 of 4 remain, 2 of them decaying"]
+        assert states[1] == ["step 14", "1 released", "4 of 4 remain, 1 of them decaying"]
+        assert states[-1] == ["step 28", "1 reached zero", "2 of 4 remain, 0 of them decaying"]
+        assert lane.kept.endswith("V50H1000V100Z")  # two of four are left
+
+    def test_lanes_count_heads_not_channels(self, folder: Path) -> None:
+        report = finished(folder, widths=[{"layer": "conv", "before": 64, "after": 32}])
+        found = timeline(report)
+        assert found is not None
+        assert found.lanes[0].summary == "4 → 2, 1 released"  # two heads of 16 channels left
+
+
+class TestPage:
+    def test_says_everything(self, folder: Path) -> None:
+        page = page_of(Report.read(folder), folder)
+        for words in (
+            "Half the compute (49.8\u00a0% of the MACs)", "<b>resnet8</b>", "97.20\u00a0%",
+            "1.00 k",
+            "decayprune prune --dataset digits", "the model&#39;s output", "A CPU @ 2 GHz", "2.9.0",
+            "it reaches 0.85 of that ideal", "<b>3</b> decayed, <b>1</b> released", "4 → 2",
+        ):  # fmt: skip
+            assert words in page
+
+    def test_needs_no_network_and_no_script(self, folder: Path) -> None:
+        page = page_of(Report.read(folder), folder)
+        assert not re.search(r"https?:|<script|src=|@import|url\(", page)
+        assert "default-src 'none'" in page
+        assert set(re.findall(r'href="([^"]*)"', page)) == {"data:,"}
+
+    def test_no_text_of_the_run_is_markup(self, folder: Path) -> None:
+        evil = "<script>alert('x')</script>\"'&"
+        write_lines(folder / "events.jsonl", [{**line, "layer": evil} for line in EVENTS])
+        report = finished(
+            folder,
+            **dict.fromkeys(("command", "dataset", "model", "host"), evil),
+            settings={evil: evil}, versions={evil: evil}, budget={evil: 0.5},
+            machine={"cpu": evil, "cores": 1, "threads": 1},
+            widths=[{"layer": evil, "before": 4, "after": 2}],
+            refusals=[{"layer": evil, "width": 1, "reason": evil}],
+        )  # fmt: skip
+        page = page_of(report, folder)
+        assert "<script" not in page
+        assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&#34;&#39;&amp;") >= 14
+
+    def test_of_an_unfinished_run_shows_what_there_is(self, folder: Path) -> None:
+        page = page_of(unfinished(folder), folder)
+        assert "<h1>Unfinished" in page
+        assert "2 pruned, 1 released" in page
+        assert page.count("<svg") == 3 + 1 + 1  # three curves, the trajectories, one lane
+        assert "Before and after" not in page
+
+    def test_of_a_run_without_logs_shows_the_figures(self, folder: Path) -> None:
+        for log in folder.glob("*.jsonl"):
+            log.unlink()
+        page = page_of(Report.read(folder), folder)
+        assert "Before and after" in page
+        assert "<svg" not in page
+
+    def test_of_a_long_run_stays_small(self, folder: Path) -> None:
+        write_big_run(folder)
+        write_html(Report.read(folder), folder / "report.html")
+        assert (folder / "report.html").stat().st_size < 1_500_000
+
+    def test_is_written_beside_and_renamed(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page = folder / "report.html"
+        page.write_text("the old page")
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="found: No space left on device; give another path"):
+            write_html(Report.read(folder), page)
+        assert page.read_text() == "the old page"
+        assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
+
+    def test_says_when_the_folder_cannot_take_it(self, folder: Path) -> None:
+        (folder / "file").touch()
+        with pytest.raises(OSError, match="expected a folder that takes the report"):
+            write_html(Report.read(folder), folder / "file" / "report.html")
+
+    def test_without_jinja2_names_the_extra(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original: Callable[..., Any] = builtins.__import__
+
+        def absent(name: str, *rest: Any, **options: Any) -> Any:
+            if name == "jinja2":
+                raise ModuleNotFoundError("No module named 'jinja2'")
+            return original(name, *rest, **options)
+
+        monkeypatch.setattr(builtins, "__import__", absent)
+        report = Report.read(folder)
+        assert str(report)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'decayprune\[cli\]'"):
+            write_html(report, folder / "report.html")
+
+
+def headless() -> list[str]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("neither chromium nor google-chrome is installed")
+    return [
+        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--hide-scrollbars", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", "--enable-logging=stderr",
+    ]  # fmt: skip
+
+
+def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*headless(), f"--user-data-dir={tmp_path / 'profile'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+class TestInABrowser:
+    def test_renders_without_a_complaint(self, folder: Path, tmp_path: Path) -> None:
+        page = tmp_path / "report.html"
+        write_html(Report.read(folder), page)
+        found = chromium(tmp_path, "--dump-dom", page.as_uri())
+        assert "CONSOLE" not in found.stderr
+        assert found.stdout.count("<svg") == 5
+        assert "Half the compute" in found.stdout
+
+    def test_follows_light_and_dark(self, folder: Path, tmp_path: Path) -> None:
+        image = pytest.importorskip("matplotlib.image", reason="reads the screenshots")
+        page = tmp_path / "report.html"
+        write_html(Report.read(folder), page)
+        paper = []
+        for scheme in ("1", "0"):  # Chromium's numbers: 0 dark, 1 light
+            shot = tmp_path / f"{scheme}.png"
+            chromium(
+                tmp_path, f"--blink-settings=preferredColorScheme={scheme}",
+                "--window-size=1200,1400", f"--screenshot={shot}", page.as_uri(),
+            )  # fmt: skip
+            pixels = image.imread(shot)[..., :3]
+            paper.append(pixels[2, 2].mean())
+            assert pixels[::4, ::4].reshape(-1, 3).std() > 0.03  # there is something on the paper
+        assert paper[0] > 0.9
+        assert paper[1] < 0.2
+
+    @pytest.mark.parametrize("width", [390, 1200])
+    def test_nothing_is_wider_than_the_screen(
+        self, folder: Path, tmp_path: Path, width: int
+    ) -> None:
+        long = "encoder.layers.11.attention.output.projection" * 3
+        write_lines(folder / "events.jsonl", [{**line, "layer": long} for line in EVENTS])
+        report = finished(
+            folder,
+            command="decayprune prune " + "--option=a/very/long/path" * 9,
+            settings={long: long},
+            widths=[{"layer": long, "before": 4, "after": 2}],
+            refusals=[{"layer": long, "width": 2048, "reason": "mixed by LayerNorm"}],
+        )
+        inner = html.escape(page_of(report, folder))
+        outer = tmp_path / "phone.html"
+        outer.write_text(
+            f'<iframe width="{width}" height="800" srcdoc="{inner}" onload="document.title ='
+            " 'scroll width ' + this.contentDocument.documentElement.scrollWidth\"></iframe>",
+            encoding="utf-8",
+        )
+        found = chromium(tmp_path, "--dump-dom", outer.as_uri())
+        assert f"<title>scroll width {width}</title>" in found.stdout
+
+    @pytest.mark.parametrize(
+        ("mark", "figures"),
+        [
+            (".plot .cell", r"^steps? .*, (train|prune|fine-tune)\nloss "),
+            (".trajectory.released path", r"^conv #1: released at step 14\nC_rate 0\.5, C_len"),
+            (".lane .cell", r"^step 10\n2 began to decay\n4 of 4 remain, 2 of them decaying"),
+        ],
+    )
+    def test_pointing_at_a_mark_lights_it_up_with_its_figures(
+        self, folder: Path, tmp_path: Path, mark: str, figures: str
+    ) -> None:
+        page = tmp_path / "report.html"
+        write_html(Report.read(folder), page)
+        command = [*headless(), "--window-size=1200,900"]
+        with Browser(command, tmp_path / "profile", page.as_uri()) as browser:
+            looks = "(e => [e.opacity, e.strokeWidth])(getComputedStyle(found))"
+            found = f"const found = document.querySelector({mark!r}).closest('.cell, .trajectory');"
+            before = browser.value(f"{{ {found} {looks} }}")
+            browser.point_at(*browser.value(MIDDLE % repr(mark)))
+            assert browser.value(f"{{ {found} found.matches(':hover') }}")
+            assert browser.value(f"{{ {found} {looks} }}") != before
+            # Browsers show the title of what is under the pointer.
+            title = browser.value(f"{{ {found} found.querySelector('title').textContent }}")
+            assert re.search(figures, title), title
+
+
+MIDDLE = """(() => {
+    const mark = document.querySelector(%s);
+    mark.scrollIntoView({block: "center"});
+    if (mark.tagName === "path") {
+        const middle = mark.getPointAtLength(mark.getTotalLength() / 2);
+        const point = middle.matrixTransform(mark.getScreenCTM());
+        return [point.x, point.y];
+    }
+    const box = mark.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""

@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+
+from decayprune.app.run.settings import Settings
+
+
+def test_defaults_suit_the_data_set() -> None:
+    digits, fashion = Settings().resolved(), Settings(dataset="fashion-mnist").resolved()
+    assert (digits.model, fashion.model) == ("resnet8", "resnet20")
+    assert digits.batch_size == 64
+    assert digits.threads is not None
+    assert digits.device in ("cpu", "cuda")
+    assert digits.resolved() == digits
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "mnist"}, "one of digits, .*found 'mnist'"),
+        ({"data": "a:b"}, "give --model as well"),
+        ({"data": "a:b", "model": "a:c", "batch_size": 8}, "--batch-size has no effect"),
+        ({"host": "magic"}, "--host expects one of default, dhspg, .*; found 'magic'"),
+        ({"variant": "sr"}, r"--variant expects one of alone, sp, sp\+sr; found 'sr'"),
+        ({"host": "hesso", "importance": "taylor"}, "--importance has no effect with --host hesso"),
+        ({"host": "dhspg", "rounds": 2}, "--rounds has no effect with --host dhspg"),
+        ({"variant": "alone", "decay_steps": 5}, "--decay-steps has no effect with --variant al"),
+        ({"epochs": -1}, "--epochs must be at least 0; found -1"),
+        ({"prune_epochs": 0}, "--prune-epochs must be at least 1; found 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1; found 0"),
+        ({"seed": -1}, "--seed must be at least 0; found -1"),
+        ({"threads": -2}, "--threads must be at least 1; found -2"),
+        ({"lr": 0.0}, "--lr must be above 0; found 0.0"),
+        ({"budget": 1.5}, "found 1.5"),
+        ({"params_budget": 0.0}, "found 0.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**changes).resolved()  # type: ignore[arg-type]
+
+
+def test_json_gives_the_same_settings_back_and_nothing_else() -> None:
+    settings = Settings(dataset="cifar10", variant="sp", seed=4).resolved()
+    assert Settings.from_json(settings.to_json()) == settings
+    with pytest.raises(ValueError, match="these differ: newer"):
+        Settings.from_json(settings.to_json() | {"newer": 1})
+    with pytest.raises(ValueError, match="these differ: seed"):
+        Settings.from_json({k: v for k, v in settings.to_json().items() if k != "seed"})
+
+
+def test_the_schedule_fits_into_the_pruning_epochs() -> None:
+    for steps in (1, 2, 19, 430):
+        for settings in (Settings(prune_epochs=3), Settings(prune_epochs=3, rounds=2)):
+            schedule = settings.resolved().schedule(steps)
+            assert schedule.stop + schedule.decay_steps <= 3 * steps
+            assert schedule.decay_steps >= 1
+    exact = Settings(prune_epochs=2, decay_steps=7, rounds=4).resolved().schedule(20)
+    assert (exact.stop, exact.rounds, exact.decay_steps) == (33, 4, 7)
+
+
+def test_the_default_begins_to_decay_at_once_and_hosts_have_their_time() -> None:
+    ours, host = (Settings(host=h).resolved().schedule(20) for h in ("default", "dhspg"))
+    assert (ours.rounds, ours.decay_steps, ours.stop) == (1, 50, 50)
+    assert (host.decay_steps, host.stop) == (50, 250)
+
+
+def test_alone_selects_when_the_smooth_variants_do_and_cuts_at_once() -> None:
+    for rounds in (None, 3):
+        smooth = Settings(rounds=rounds).resolved().schedule(20)
+        alone = Settings(rounds=rounds, variant="alone").resolved().schedule(20)
+        assert alone == dataclasses.replace(smooth, decay_steps=1)
+        assert smooth.decay_steps > 1
+
+
+def test_a_decay_longer_than_the_pruning_is_refused() -> None:
+    settings = Settings(prune_epochs=2, decay_steps=40).resolved()
+    with pytest.raises(
+        ValueError, match=r"below the 40 steps of pruning.*found 40.*--prune-epochs"
+    ):
+        settings.schedule(20)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import nn
+
+from decayprune.latency.benchmark import Latency, benchmark, flushes_denormals
+
+
+def net(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, width), nn.Dropout(), nn.Linear(width, 4))
+
+
+def test_counts_and_restores() -> None:
+    before, after = net(512), net(16)
+    before.train()
+    before[1].eval()  # a part that somebody froze stays frozen
+    after.eval()
+    found = benchmark(before, after, torch.zeros(32, 8), runs=3, min_run_ms=0.1)
+    assert (found.macs_before, found.macs_after) == (32 * 512 * 12, 32 * 16 * 12)
+    assert (found.batch_size, found.runs) == (32, 3)
+    assert found.ideal == 32
+    assert [m.training for m in before.modules()] == [True, True, False, True]
+    assert not after.training
+
+
+def test_the_larger_model_is_slower() -> None:
+    wide = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
+    found = benchmark(wide, nn.Linear(512, 512), torch.zeros(64, 512), runs=5)
+    assert found.speedup > 2
+
+
+def test_inputs_may_be_a_tuple_or_a_dict() -> None:
+    model = nn.Bilinear(4, 4, 2)
+    pair = (torch.zeros(3, 4), torch.zeros(3, 4))
+    assert benchmark(model, model, pair, runs=1).batch_size == 3
+    named = {"input1": pair[0], "input2": pair[1]}
+    assert benchmark(model, model, named, runs=1).batch_size == 3
+
+
+def test_ratios_say_their_direction() -> None:
+    found = Latency(4.0, 2.0, 100, 40, 8, 5, 1, "a machine")
+    assert (found.speedup, found.ideal) == (2.0, 2.5)
+    assert found.to_json()["speedup"] == 2.0
+    assert "4.00 ms -> 2.00 ms, 2.00x faster (MACs alone would give 2.50x)" in str(found)
+
+
+def test_runs_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1; found 0"):
+        benchmark(nn.Identity(), nn.Identity(), torch.zeros(1), runs=0)
+
+
+def images(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3))
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"dict of keyword arguments .* found str"):
+        benchmark(net(4), net(4), "images")
+    with pytest.raises(TypeError, match="that hold a tensor; found none"):
+        benchmark(net(4), net(4), ())
+    with pytest.raises(ValueError, match=r"model_b does not run on .* Pass one batch as both"):
+        benchmark(net(4), nn.Linear(3, 3), torch.zeros(2, 8))
+
+
+def test_images_are_timed_in_channels_last_and_left_as_they_were() -> None:
+    before, after = images(16), images(4)
+    found = benchmark(before, after, torch.zeros(2, 3, 8, 8), runs=2, min_run_ms=0.1)
+    assert found.channels_last is not None
+    assert all(ms > 0 for ms in found.channels_last)
+    assert before[0].weight.is_contiguous()
+    assert before[2].weight.is_contiguous()
+    assert f"fastest in {found.memory_format.replace('_', ' ')} format" in str(found)
+    assert benchmark(net(8), net(4), torch.zeros(2, 8), runs=1).channels_last is None
+
+
+def test_compiled_models_are_timed_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    models = images(16), images(4)
+    found = benchmark(*models, torch.zeros(2, 3, 8, 8), runs=1, min_run_ms=0.1, compiled=True)
+    assert found.compiled is not None
+    assert "\ncompiled: " in str(found)
+    assert len(compiled) == 2
+    assert all(one not in models for one in compiled)
+
+
+def test_what_was_measured_is_what_is_recommended() -> None:
+    found = Latency(4.0, 2.0, 100, 40, 8, 5, 1, "a machine", (3.0, 2.1), None, 16, True)
+    assert found.memory_format == "contiguous"
+    assert Latency(4.0, 2.0, 100, 40, 8, 5, 1, "", (3.0, 1.9)).memory_format == "channels_last"
+    lines = str(found).splitlines()
+    assert lines[1] == "channels last: 3.00 ms -> 2.10 ms, 1.43x faster"
+    assert lines[2] == (
+        "On this machine: denormals are flushed to zero, fastest in contiguous format, prune "
+        "with round_to=16."
+    )
+
+
+def test_denormals_are_stated() -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        assert flushes_denormals()
+    finally:
+        torch.set_flush_denormal(False)
+    assert not flushes_denormals()

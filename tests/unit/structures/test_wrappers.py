@@ -1,0 +1,94 @@
+"""What is wrapped around a model is refused in words, before anything is trained or cut."""
+
+from __future__ import annotations
+
+import gc
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from decayprune.structures.wrappers import check_bare, check_unwrapped
+from loops import OPTIMIZERS, net, pruner_for, train
+
+
+def refused(model: nn.Module, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        pruner_for(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.usefixtures("alone")
+def test_data_parallelism_is_wrapped_around_later() -> None:
+    match = r"is wrapped in DistributedDataParallel\. Build the pruner from the bare module"
+    refused(DistributedDataParallel(net()), match)
+    refused(nn.Sequential(DistributedDataParallel(net())), r"The part '0' of the model")
+
+
+def test_data_parallelism_of_threads() -> None:
+    refused(DataParallel(net()), r"is wrapped in DataParallel\. .* pass the wrapper's \.module")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore")  # torch's own, about sharding to a single process
+def test_sharded_models() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    refused(model, r"sharded by FSDP, .* shard the model after compact\(\)")
+
+
+def test_compiled_models() -> None:
+    compiled = torch.compile(net(), backend="eager")
+    refused(compiled, r"is compiled\. .* compiled = torch\.compile\(model\)")
+    inside = net()
+    inside.a.compile(backend="eager")
+    refused(inside, r"The part 'a' of the model is compiled in place.* call \.compile\(\) after")
+    check_bare(net())
+
+
+def test_optimizers_that_cannot_be_cut_along() -> None:
+    model = net()
+    with pytest.raises(ValueError, match=r"Adafactor keeps sums .* use SGD, Adam or AdamW"):
+        pruner_for(model, torch.optim.Adafactor(model.parameters()))
+    both = [OPTIMIZERS["SGD"](model.a.parameters()), torch.optim.LBFGS(model.b.parameters())]
+    with pytest.raises(ValueError, match="LBFGS takes many inner steps"):
+        pruner_for(model, both)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_living_wrapper_is_refused_at_the_cut_and_a_deleted_one_is_not() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    pruner = pruner_for(model, optimizer)
+    parallel = DistributedDataParallel(model)
+    train(parallel, optimizer, 22, pruner)
+    check_unwrapped(net())  # the wrapper of another model
+    with pytest.raises(RuntimeError, match="DistributedDataParallel still wraps") as caught:
+        pruner.compact()
+    lines = re.findall("^    (.*)$", str(caught.value), re.MULTILINE)
+    assert lines == ["del parallel; pruner.compact()", "parallel = DistributedDataParallel(model)"]
+    assert model.stem[0].weight.shape[0] == 12
+    del caught  # its traceback holds nothing of the wrapper, but frames of this test
+    names = {"model": model, "pruner": pruner, "parallel": parallel}
+    names["DistributedDataParallel"] = DistributedDataParallel
+    del parallel
+    exec("\n".join(lines), names)
+    assert pruner.compact().removed
+    train(names["parallel"], optimizer, 2, first=22)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_deleted_wrapper_in_a_circle_is_no_hindrance() -> None:
+    model = net()
+    parallel = DistributedDataParallel(model)
+    parallel.circle = [parallel]
+    gc.disable()
+    try:
+        del parallel
+        check_unwrapped(model)
+    finally:
+        gc.enable()
