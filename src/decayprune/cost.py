@@ -8,6 +8,7 @@ asks this model again and again instead of summing savings.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -91,16 +92,14 @@ class CostModel:
     Args:
         structures: What can be cut, and what is computed.
         shapes: Shape of every parameter of the model, by name.
-        latency: Time of a forward pass, if a budget bounds it: gives it for a vector ``kept``.
     """
 
     def __init__(
         self,
         structures: StructureMap,
         shapes: Mapping[str, Sequence[int]],
-        latency: Callable[[Tensor], float] | None = None,
     ) -> None:
-        self._latency = latency
+        self._latency: Callable[[Tensor], float] | None = None
         self.sizes = torch.tensor([group.size for group in structures.groups], dtype=torch.int64)
         self._group_of = structures.group_of
         self._widths: list[Tensor] = []
@@ -126,6 +125,16 @@ class CostModel:
         self._per_group = torch.stack(self._widths)[:, 1:] if self._widths else torch.zeros(0)
         self._macs, self._params = _Products(macs), _Products(params)
         self.batch = structures.batch
+
+    def timed_by(self, latency: Callable[[Tensor], float]) -> CostModel:
+        """The same costs, and a time of a forward pass.
+
+        Args:
+            latency: Gives it for a vector ``kept``.
+        """
+        timed = copy.copy(self)
+        timed._latency = latency
+        return timed
 
     def _vector(self, labels: Tensor) -> int:
         """Register a label vector: how many of its indices are fixed, and belong to each group."""

@@ -139,7 +139,7 @@ def test_state_is_small() -> None:
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner = pruner_for(model, optimizer)
-    state = sum(t.numel() * t.element_size() for t in pruner.state.state_dict().values())
+    state = sum(t.numel() * t.element_size() for t in pruner.lifecycle.state_dict().values())
     assert state <= 0.05 * sum(p.numel() * p.element_size() for p in model.parameters())
     assert state <= 64 * pruner.structures.num_structures
 

@@ -39,7 +39,7 @@ def pruned(seed: int, budget: float, steps: int = 9, **options: Any) -> dp.Decay
 def test_nothing_that_fits_the_budget_is_left_out(budget: float) -> None:
     for seed in range(3):
         pruner = pruned(seed, budget, steps=1, **ABRUPT)
-        kept = pruner.cost.keep_counts(pruner.state.committed)
+        kept = pruner.cost.keep_counts(pruner.lifecycle.committed)
         assert pruner.cost.meets(pruner.budget, kept)
         for group in (kept < pruner.cost.sizes).nonzero().flatten().tolist():
             kept[group] += 1
@@ -55,10 +55,10 @@ def test_an_abrupt_cut_wastes_nothing_on_a_tournament_that_cannot_be_held() -> N
 
 def test_a_tournament_releases_past_what_does_not_fit() -> None:
     pruner = pruned(0, 0.5, **JUDGED)
-    kept = pruner.cost.keep_counts(pruner.state.committed)
+    kept = pruner.cost.keep_counts(pruner.lifecycle.committed)
     assert pruner.cost.meets(pruner.budget, kept)
     assert any(event.kind == "release" for event in pruner.events)
-    for group in set(pruner.structures.group_of[pruner.state.committed].tolist()):
+    for group in set(pruner.structures.group_of[pruner.lifecycle.committed].tolist()):
         kept[group] += 1
         assert not pruner.cost.meets(pruner.budget, kept)
         kept[group] -= 1

@@ -319,9 +319,9 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
             for only in (True, False)
         )
         pruner.step()
-        for s in pruner.state.decaying.tolist():
+        for s in pruner.lifecycle.decaying.tolist():
             starts.setdefault(s, carriers[s])
-            progress = torch.tensor(int(pruner.state.age[s]) / 4)
+            progress = torch.tensor(int(pruner.lifecycle.age[s]) / 4)
             left = 1 - progress if decay == "linear" else (1 + torch.cos(torch.pi * progress)) / 2
             now = slow.norm(pruner.structures, s, parameters, carriers=True)
             assert now == pytest.approx(starts[s] * float(left), rel=1e-4)
@@ -329,7 +329,7 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
                 whole = slow.norm(pruner.structures, s, parameters)
                 assert whole == pytest.approx(every[s] * now / carriers[s], rel=1e-4)
             seen += 1
-    for s in (pruner.state.phase == 2).nonzero().flatten().tolist():
+    for s in (pruner.lifecycle.phase == 2).nonzero().flatten().tolist():
         assert slow.norm(pruner.structures, s, parameters) == 0
     assert seen >= 3 * len(starts) > 8
 
@@ -344,8 +344,8 @@ def test_norms_are_held_where_training_shrinks_faster_than_the_schedule() -> Non
         (sum(p.sum() for p in model.parameters()) * 0).backward()
         optimizer.step()
         pruner.step()
-    picked = pruner.state.decaying
-    shares = pruner.state.length[picked] / pruner.state.start_length[picked]
+    picked = pruner.lifecycle.decaying
+    shares = pruner.lifecycle.length[picked] / pruner.lifecycle.start_length[picked]
     torch.testing.assert_close(shares, torch.full_like(shares, 5 / 8))
 
 
@@ -354,7 +354,7 @@ def test_pruned_structures_stay_zero_while_training_goes_on() -> None:
     optimizer = OPTIMIZERS["AdamW"](model.parameters())
     pruner = pruner_for(model, optimizer)
     train(model, optimizer, STEPS, pruner)
-    gone = pruner.state.phase == 2
+    gone = pruner.lifecycle.phase == 2
     assert int(gone.sum()) > 5
     train(model, optimizer, 10, pruner, first=STEPS)
     slices = sums.labelled(pruner.structures)

@@ -179,7 +179,7 @@ class TestOneOfTwoIsSkipped:
 
         backward(model, data[0])
         one.step(), two.step(), pruner.step(), model.zero_grad()
-        picked = pruner.state.decaying.tolist()
+        picked = pruner.lifecycle.decaying.tolist()
         assert {pruner.structures.layer_of(s) for s in picked} >= {"a.0"}
 
         backward(model, data[1])
@@ -191,7 +191,7 @@ class TestOneOfTwoIsSkipped:
         backward(model, data[2])
         expected = {s: self.resistance(pruner, s, parameters) for s in picked}
         one.step(), two.step(), pruner.step()
-        sums = pruner.state.statistics.at(torch.tensor(picked))
+        sums = pruner.lifecycle.statistics.at(torch.tensor(picked))
         assert sums.observed.tolist() == [1] * len(picked)
         torch.testing.assert_close(
             sums.resistance.double(),

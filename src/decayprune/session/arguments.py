@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decayprune.method.decay import CURVES, Curve
 from decayprune.selection.importance import IMPORTANCES, Importance, random
-from decayprune.structures import wrappers
 from decayprune.structures.structure_map import StructureMap
-
-_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[object]] = weakref.WeakKeyDictionary()
-"""Who prunes which model; a forgotten pruner frees its model."""
-
-
-def check_free(model: nn.Module) -> None:
-    """Raise unless this is a bare model that no living pruner works on.
-
-    Raises:
-        TypeError: It is no module.
-        ValueError: It is wrapped (data parallelism, compilation).
-        RuntimeError: A pruner works on it.
-    """
-    if not isinstance(model, nn.Module):
-        is_class = isinstance(model, type)
-        found = f"the class {model.__name__}: make one" if is_class else type(model).__name__
-        raise TypeError(f"model must be a torch.nn.Module, found {found}.")
-    owner = _owners.get(model)
-    if owner is not None and owner() is not None:
-        raise RuntimeError(
-            "Another pruner already works on this model. Let it finish with compact(), or call "
-            "its close() first."
-        )
-    wrappers.check_bare(model)
-
-
-def claim(model: nn.Module, owner: object) -> None:
-    """Note who prunes a model, until it is given up or the owner is forgotten."""
-    _owners[model] = weakref.ref(owner)
-
-
-def give_up(model: nn.Module, owner: object) -> None:
-    """Let another pruner have the model."""
-    held = _owners.get(model)
-    if held is not None and held() is owner:
-        del _owners[model]
 
 
 def check_kind(name: str, value: object, kind: type, example: str) -> None:
@@ -63,9 +26,15 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
 def as_optimizers(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
 ) -> list[torch.optim.Optimizer]:
-    """One optimizer or several, as a list; raise for what cannot work."""
+    """One optimizer or several, as a list, without what trainers wrap around them.
+
+    Raises:
+        TypeError: Something is no optimizer.
+        ValueError: An optimizer of a kind whose state cannot be cut along.
+    """
     given = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
-    for one in given:
+    bare = [_unwrapped(one) for one in given]
+    for one in bare:
         if not isinstance(one, torch.optim.Optimizer):
             raise TypeError(
                 "optimizer must be a torch.optim.Optimizer or a list of them, found "
@@ -82,7 +51,17 @@ def as_optimizers(
                 "Adafactor keeps sums over rows and columns of its gradients, which cannot be cut "
                 "along when structures are removed; use SGD, Adam or AdamW."
             )
-    return given
+    return bare
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """The optimizer that really steps: trainers (Accelerate, Lightning) hand out wrappers.
+
+    A wrapper may call itself an optimizer, and yet have neither hooks nor state of its own.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def check_prunable(structures: StructureMap) -> None:
@@ -156,57 +135,3 @@ def check_slices(slices: str) -> None:
     """Raise unless these are slices that can shrink."""
     if slices not in ("carriers", "all"):
         raise ValueError(f"slices is 'carriers' or 'all', found {slices!r}.")
-
-
-def check_gradients(parameters: Iterable[Tensor], caller: str, order: str) -> None:
-    """Raise if no parameter has a gradient."""
-    if all(parameter.grad is None for parameter in parameters):
-        raise RuntimeError(
-            f"{caller} needs the gradients of this step, and every .grad is None: was zero_grad() "
-            f"called first? The order is: {order}"
-        )
-
-
-class Anatomy:
-    """The objects that a model is made of, to notice when it is edited between two steps.
-
-    Args:
-        model: The model.
-        parameters: Those of its parameters that matter, by name.
-    """
-
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        modules = dict(model.named_modules())
-        self._parts: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
-        self._parameters = []
-        seen = {""}
-        for name, parameter in parameters.items():
-            path = name.split(".")
-            for depth in range(1, len(path)):
-                part = ".".join(path[:depth])
-                if part not in seen:
-                    seen.add(part)
-                    parent = modules[".".join(path[: depth - 1])]
-                    self._parts.append((parent._modules, path[depth - 1], modules[part]))
-            home = modules[".".join(path[:-1])]
-            self._parameters.append((name, home._parameters, path[-1], parameter, parameter.shape))
-
-    def check(self) -> None:
-        """Raise if a module or a parameter is another one, or has another shape.
-
-        Raises:
-            RuntimeError: The model was changed.
-        """
-        for held, key, module in self._parts:
-            if held.get(key) is not module:
-                raise RuntimeError(_edited(f"{key!r} is another module"))
-        for name, owned, key, parameter, shape in self._parameters:
-            if owned.get(key) is not parameter or parameter.shape != shape:
-                raise RuntimeError(_edited(f"{name} is another parameter, or not {tuple(shape)}"))
-
-
-def _edited(what: str) -> str:
-    return (
-        f"The model was changed between two steps: {what}, unlike when the pruner was built. "
-        "Change the model before building the pruner, or build a new one."
-    )

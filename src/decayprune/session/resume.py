@@ -1,50 +1,13 @@
-"""Going on: what every pruner and host keeps of itself, and what it asks of a state to load.
-
-Whoever follows optimizer steps counts them, collects events and holds a lifecycle; saving and
-loading that is the same for all of them. What only one of them has, it adds by itself.
-"""
+"""Whether a saved state can be resumed here: same model, same settings, same kind of host."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.structures.structure_map import StructureMap
 
 _FORMAT = 1
-
-
-class Follower(Protocol):
-    """What follows optimizer steps.
-
-    Attributes:
-        steps: Optimizer steps followed.
-        waited: Steps that did not count because a gradient was not finite.
-        events: What happened, in order.
-    """
-
-    steps: int
-    waited: int
-    events: list[Event]
-
-
-def follow(owner: Follower, events: list[Event] | None) -> bool:
-    """Count one step and keep its events.
-
-    Args:
-        owner: Who followed it.
-        events: What happened; None if the step does not count.
-
-    Returns:
-        Whether it counts.
-    """
-    if events is None:
-        owner.waited += 1
-        return False
-    owner.steps += 1
-    owner.events += events
-    return True
 
 
 def flat(**parts: object) -> dict[str, Any]:
@@ -61,27 +24,20 @@ def flat(**parts: object) -> dict[str, Any]:
     }
 
 
-def saved(
-    owner: Follower, structures: StructureMap, lifecycle: LifecycleState, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """What all of them save, as tensors, strings and numbers.
+def header(owner: str, structures: StructureMap, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`check` asks of a state before anybody goes on with it.
 
     Args:
-        owner: Who saves.
+        owner: Kind of the host that saves.
         structures: Of the dense model.
-        lifecycle: Where every structure stands.
         settings: What a state can be resumed under, plain values by name.
     """
     return {
         "format": _FORMAT,
-        "owner": type(owner).__name__,
+        "owner": owner,
         "fingerprint": structures.fingerprint,
         "slices": [f"{s.name} (dimension {s.dim}, {s.width} wide)" for s in structures.slices],
-        "settings": settings,
-        "steps": owner.steps,
-        "waited": owner.waited,
-        "state": lifecycle.state_dict(),
-        "events": [list(vars(event).values()) for event in owner.events],
+        "settings": dict(settings),
     }
 
 
@@ -128,23 +84,3 @@ def _check_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 f"This state was saved with {name}={then.get(name)!r}, and what is to go on was "
                 f"built with {now.get(name)!r}. Build it as it was saved."
             )
-
-
-def go_on(owner: Follower, state: Mapping[str, Any], like: LifecycleState) -> LifecycleState:
-    """Take up what :func:`saved` described.
-
-    Args:
-        owner: Who goes on.
-        state: Checked.
-        like: A lifecycle of the same structures.
-
-    Returns:
-        Where every structure stood.
-
-    Raises:
-        ValueError: The lifecycle is that of other structures.
-    """
-    lifecycle = LifecycleState.from_state_dict(state["state"], like=like)
-    owner.steps, owner.waited = int(state["steps"]), int(state["waited"])
-    owner.events = [Event(*row) for row in state["events"]]
-    return lifecycle

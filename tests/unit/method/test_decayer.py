@@ -110,7 +110,7 @@ def test_the_literal_twin(name: str, optimizer: str) -> None:
         assert event.c_len == pytest.approx(length, rel=1e-3, abs=1e-4)
         assert event.work == pytest.approx(work, rel=1e-3, abs=1e-6)
     assert pruner.finished
-    assert set(pruner.state.committed.nonzero().flatten().tolist()) == literal.pruned
+    assert set(pruner.lifecycle.committed.nonzero().flatten().tolist()) == literal.pruned
 
 
 def test_the_settings_of_the_twin_really_release() -> None:

@@ -407,8 +407,8 @@ def test_a_structure_that_resists_is_released_replaced_and_left_alone() -> None:
             assert event.step == step
             if event.kind == "release":
                 released[step] = event
-        assert cost.meets(pruner.budget, cost.keep_counts(pruner.state.committed))
-        assert float(pruner.state.score[0]) == pytest.approx(0.1)
+        assert cost.meets(pruner.budget, cost.keep_counts(pruner.lifecycle.committed))
+        assert float(pruner.lifecycle.score[0]) == pytest.approx(0.1)
     # Age 2 of 5 reaches the warm-up at step 3; the cool-down of 10 steps ends with step 13.
     assert [(step, e.structure) for step, e in released.items()] == [(3, 0)]
     assert released[3].c_rate > 0.95
@@ -418,7 +418,7 @@ def test_a_structure_that_resists_is_released_replaced_and_left_alone() -> None:
     assert len(replaced) >= 1
     assert 0 not in replaced
     assert pruner.finished
-    assert int(pruner.state.phase[0]) == ACTIVE
+    assert int(pruner.lifecycle.phase[0]) == ACTIVE
 
 
 def test_from_stop_on_nothing_is_released() -> None:

@@ -261,7 +261,7 @@ def test_compact_before_it_is_finished() -> None:
     pruner = build(model, optimizer)
     train(model, optimizer, 4, pruner)
     before = copy.deepcopy(model)
-    decaying = int(pruner.state.decaying.numel())
+    decaying = int(pruner.lifecycle.decaying.numel())
     with pytest.raises(RuntimeError, match=r"compact\(\) before the pruner has finished") as c:
         pruner.compact()
     words(
@@ -318,7 +318,7 @@ def test_the_decay_waits_while_numbers_are_not_finite(
     pruner = build(model, optimizer, rectify=rectify)
     train(model, optimizer, 4, pruner)
     good = copy.deepcopy(model.state_dict())
-    state = {name: value.clone() for name, value in pruner.state.state_dict().items()}
+    state = {name: value.clone() for name, value in pruner.lifecycle.state_dict().items()}
     backward(model, next(iter(batches(1))))
     for parameter in model.parameters():
         parameter.grad.fill_(bad)
@@ -327,7 +327,7 @@ def test_the_decay_waits_while_numbers_are_not_finite(
         pruner.step()
     assert "not finite; the decay waits" in caplog.text
     assert (pruner.steps, pruner.waited) == (4, 1)
-    assert all(torch.equal(value, state[k]) for k, value in pruner.state.state_dict().items())
+    assert all(torch.equal(value, state[k]) for k, value in pruner.lifecycle.state_dict().items())
 
     optimizer.zero_grad()
     model.load_state_dict(good)  # what a careful loop does: back to the last good weights

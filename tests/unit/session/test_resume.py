@@ -65,7 +65,7 @@ def test_resuming_at_any_step_is_going_on(name: str, optimizer: str) -> None:
         train(model, other, TOTAL - at, again, first=at)
         assert same(straight, model), at
         assert again.events == pruner.events
-        ours, theirs = again.state.state_dict(), pruner.state.state_dict()
+        ours, theirs = again.lifecycle.state_dict(), pruner.lifecycle.state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), at
 
 
@@ -76,8 +76,8 @@ def test_the_phases_above_really_occur() -> None:
     seen = set()
     for step in range(TOTAL):
         train(model, opt, 1, pruner, first=step)
-        seen |= set(pruner.state.phase.tolist())
-        seen |= {"cooling"} if pruner.state.cooling(pruner.steps + 1).any() else set()
+        seen |= set(pruner.lifecycle.phase.tolist())
+        seen |= {"cooling"} if pruner.lifecycle.cooling(pruner.steps + 1).any() else set()
     assert seen == {0, 1, 2, "cooling"}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,37 +20,14 @@ from decayprune.cost import Budget
 from decayprune.hosts import DHSPG, HESSO, GateDecorator, TickTock, TorchPruningHost
 from decayprune.hosts.otov2.penalty import PENALTIES
 from decayprune.inspection import inspect
-from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.lifecycle import LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
-from decayprune.structures.structure_map import StructureMap
-from decayprune.surgery.compact import CompactionReport
+from decayprune.session.host import Host
 
 _ITERATIVE_STEPS = 400  # as in Torch-Pruning's own scripts
 _PERIODS = 10  # as published
-
-
-class Host(Protocol):
-    """The surface that all hosts share."""
-
-    structures: StructureMap
-    events: list[Event]
-    steps: int
-    waited: int
-
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is met and nothing decays."""
-
-    def remaining(self) -> dict[str, float]:
-        """What remains, commitments counted, as fractions."""
-
-    def observe(self) -> None:
-        """Read the gradients before they are changed."""
-
-    def compact(self) -> CompactionReport:
-        """Remove what is pruned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +49,7 @@ class Pruning:
     @property
     def lifecycle(self) -> LifecycleState:
         """Where every structure stands."""
-        # An optimizer's ``state`` is its own.
-        name = "lifecycle" if isinstance(self.host, torch.optim.Optimizer) else "state"
-        state: LifecycleState = getattr(self.host, name)
-        return state
+        return self.host.lifecycle
 
     def observe(self) -> None:
         """Let the host read the gradients before they are clipped."""

@@ -10,33 +10,29 @@ Source: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from decayprune.cost import Budget, CostModel
+from decayprune.cost import Budget
 from decayprune.hosts.depgraph import rehearsal, removal
 from decayprune.hosts.depgraph.chunks import Chunks, ChunkSelector
 from decayprune.method.decay import Curve
-from decayprune.method.decayer import Decayer
-from decayprune.method.lifecycle import PRUNED, Event, LifecycleState
+from decayprune.method.lifecycle import PRUNED
 from decayprune.method.rectify import Rectify
 from decayprune.session import arguments, resume
-from decayprune.session.arguments import as_curve, as_optimizers, check_held, check_prunable
-from decayprune.session.step_watch import StepWatch
+from decayprune.session.host import BesideOptimizer
+from decayprune.session.integrity import check_free
+from decayprune.session.session import Copies, Session
 from decayprune.structures.example import ExampleInputs
-from decayprune.structures.tracing.trace import trace
 from decayprune.structures.wrappers import is_wrapped
 from decayprune.surgery.compact import CompactionReport
-from decayprune.surgery.copies import matching, refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
-
-_ORDER = "loss.backward(); optimizer.step(); host.step(); optimizer.zero_grad()"
+from decayprune.surgery.copies import matching
 
 
-class TorchPruningHost:
+class TorchPruningHost(BesideOptimizer):
     """Decays what a Torch-Pruning pruner chooses, and removes it when it has reached zero.
 
     Example::
@@ -73,9 +69,6 @@ class TorchPruningHost:
 
     Attributes:
         structures: What is in the model now; structures keep their numbers when others leave.
-        events: What happened, in order.
-        steps: Optimizer steps followed.
-        waited: Steps that did not count because a gradient was not finite.
 
     Raises:
         TypeError: ``pruner`` is no Torch-Pruning pruner.
@@ -101,19 +94,13 @@ class TorchPruningHost:
         tolerance: float | None = None,
     ) -> None:
         _check_pruner(pruner)
-        arguments.check_free(pruner.model)
-        self.pruner, self.model = pruner, pruner.model
-        self.optimizers = as_optimizers(optimizer)
-        rehearsal.own_channel_groups(pruner)
-        rehearsal.release_autograd(pruner)
-        structures = trace(self.model, example_inputs)
-        self.structures = refuse_uncuttable(self.model, structures, example_inputs)
-        check_prunable(self.structures)
-        self._dense, self._example_inputs = self.structures, example_inputs
-
+        check_free(pruner.model)  # before the pruner is touched
         arguments.check_slices(slices)
-        self._slices, self._curve, self._tolerance = slices, as_curve(decay), tolerance
-        self.rectify, self.budget = rectify, budget
+        if budget is not None:
+            arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+        if reserve < 0:
+            raise ValueError(f"reserve is a share from 0, found {reserve}.")
+        curve = arguments.as_curve(decay)
         self._chunks = Chunks.plan(
             pruner,
             budget,
@@ -123,68 +110,38 @@ class TorchPruningHost:
             start=start,
             decay_steps=decay_steps,
         )
-        if reserve < 0:
-            raise ValueError(f"reserve is a share from 0, found {reserve}.")
-
-        names = {item.name for item in self._dense.slices}
-        self._parameters = {n: p for n, p in self.model.named_parameters() if n in names}
-        check_held(self._parameters, self.optimizers)
-        self.cost = CostModel(self._dense, {n: p.shape for n, p in self.model.named_parameters()})
+        rehearsal.own_channel_groups(pruner)
+        rehearsal.release_autograd(pruner)
+        self._session = Session(pruner.model, optimizer, example_inputs)
+        self.pruner, self.rectify, self.budget = pruner, rectify, budget
+        self._tolerance = tolerance
         if budget is not None:
-            arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
             self.cost.meets(budget, self.cost.sizes)  # raises now if a cost cannot be measured
-        self.events: list[Event] = []
-        self.steps = self.waited = 0
         self._selector = ChunkSelector(
             pruner,
-            self._dense,
+            self.structures,
             self.cost,
             self._chunks,
             budget=budget,
             rectify=rectify,
             reserve=reserve,
         )
-        self._removed = torch.zeros(self._dense.num_structures, dtype=torch.bool)
+        self._removed = torch.zeros(self.structures.num_structures, dtype=torch.bool)
         self._errors = (0.0, 0.0)
-        self._report: CompactionReport | None = None
-        self._decayer = self._new_decayer()
-        self._watch = StepWatch(self.optimizers, self._before_step)
-        arguments.claim(self.model, self)
-
-    # ---------------------------------------------------------------- what a user reads
-
-    @property
-    def state(self) -> LifecycleState:
-        """Where every structure stands (tensors of shape ``(S,)``, removed ones included)."""
-        return self._decayer.state
-
-    @property
-    def finished(self) -> bool:
-        """Whether all chunks have begun and nothing decays any more."""
-        return self._selector.done(self.state, self.steps) and not self.state.decaying.numel()
-
-    def remaining(self) -> dict[str, float]:
-        """MACs, parameters and structures that remain, commitments counted, as fractions."""
-        return self.cost.fractions(
-            self._selector.kept(self.state), ["macs", "params", "structures"]
+        self._session.begin(
+            self,
+            self._selector,
+            curve=curve,
+            decay_steps=decay_steps,
+            slices=slices,
+            rectify=rectify,
+            last_release=self._chunks.last_release(self._selector.begun),
         )
 
-    # ---------------------------------------------------------------- what a loop calls
+    # ---------------------------------------------------------------- after a step
 
-    def observe(self) -> None:
-        """Read gradients now: after ``backward()``, before ``pruner.regularize()`` or clipping.
-
-        Without it they are read in :meth:`step`, and a sparsity term in them hides resistance.
-        """
-        if self.rectify is not None and self._report is None:
-            arguments.check_gradients(self._parameters.values(), "host.observe()", _ORDER)
-            self._decayer.observe()
-
-    def step(self) -> None:
-        """Follow one optimizer step: release, select, shrink, zero, and remove a whole chunk.
-
-        Call it after ``optimizer.step()``, before ``optimizer.zero_grad()``. Where no step was
-        taken (accumulation, a step that GradScaler skipped) nothing happens.
+    def _follow(self) -> None:
+        """Let the decay go on, and remove a whole chunk that has reached zero.
 
         Raises:
             RuntimeError: The model was changed by others, gradients are gone, or several chunks
@@ -192,8 +149,6 @@ class TorchPruningHost:
             ValueError: The pruner cannot reach the budget, or chose what cannot be removed.
             CompactionError: A removal would have changed the model; it was undone.
         """
-        if not self._watch.taken() or self._report is not None:
-            return
         self._check_model()
         if self.steps == 0 and self._chunks.count > 1 and is_wrapped(self.model):
             raise RuntimeError(
@@ -201,48 +156,28 @@ class TorchPruningHost:
                 "of the DistributedDataParallel around it would keep the old sizes. Build the "
                 "host with chunks=1, and delete the wrapper before compact()."
             )
-        if self.rectify is not None:
-            arguments.check_gradients(self._parameters.values(), "host.step()", _ORDER)
-        events = self._decayer.step(self.steps + 1, self._selector)
-        if not resume.follow(self, events):
+        events = self._session.follow()
+        if events is None:
             return
-        self._decayer.last_release = self._chunks.last_release(self._selector.begun)
-        if events and not self.finished and not self.state.decaying.numel():
+        self._limit_releases()
+        if events and not self.finished and not self.lifecycle.decaying.numel():
             self._remove()
 
-    def compact(
-        self,
-        *,
-        tolerance: float | None = None,
-        copies: nn.Module | Sequence[nn.Module] = (),
-    ) -> CompactionReport:
+    def _outlook(self) -> str:
+        return f" ({self._selector.begun} of {self._chunks.count} chunks have begun)"
+
+    # ---------------------------------------------------------------- removal
+
+    def _cut(self, tolerance: float | None, copies: Copies) -> CompactionReport:
         """Remove what the last chunk has pruned; the model is Torch-Pruning's then.
 
-        Args:
-            tolerance: As in the constructor, for this removal.
-            copies: Copies of the model with weights of their own (moving averages, wrapped as
-                ``AveragedModel`` or bare), zeroed and cut at the same structures;
-                of the shapes that the model has now, so with several chunks made after the last
-                but one.
-
-        Raises:
-            RuntimeError: Structures still decay, chunks are still to come, a living
-                DistributedDataParallel wraps the model, or copies come after it was cut.
-            ValueError: A copy is none; nothing was cut.
-            CompactionError: Outputs would change; this removal was undone.
+        Copies have the shapes that the model has now: with several chunks, they were made after
+        the last but one.
         """
-        if self._report is not None:
-            refuse_late(copies)
-            return self._report
-        if not self.finished:
-            raise RuntimeError(
-                f"compact() before the host has finished: {self.state.decaying.numel()} structures "
-                f"decay at step {self.steps}, and {self._selector.begun} of {self._chunks.count} "
-                "chunks have begun. Train until host.finished is True."
-            )
         self._remove(tolerance, copies)
-        dense, kept = self.cost.sizes, self._selector.kept(self.state)
-        self._report = CompactionReport(
+        dense, kept = self.cost.sizes, self._session.kept()
+        structures = self._session.dense
+        return CompactionReport(
             macs_before=self.cost.macs(dense),
             macs_after=self.cost.macs(kept),
             params_before=self.cost.params(dense),
@@ -252,26 +187,15 @@ class TorchPruningHost:
             max_rel_error=self._errors[1],
             widths=tuple(
                 (group.layer, group.size * group.width, int(left) * group.width)
-                for group, left in zip(self._dense.groups, kept, strict=True)
+                for group, left in zip(structures.groups, kept, strict=True)
             ),
-            kept=removal.kept_indices(self._dense, self._removed),
+            kept=removal.kept_indices(structures, self._removed),
         )
-        self.close()
-        return self._report
 
-    def close(self) -> None:
-        """Let go of the model and the optimizer: another pruner may start."""
-        self._watch.close()
-        arguments.give_up(self.model, self)
-
-    # ---------------------------------------------------------------- removal
-
-    def _remove(
-        self, tolerance: float | None = None, copies: nn.Module | Sequence[nn.Module] = ()
-    ) -> None:
+    def _remove(self, tolerance: float | None = None, copies: Copies = ()) -> None:
         """Remove what is pruned and still there."""
         others = matching(copies, self.model)
-        gone = (self.state.phase == PRUNED).cpu() & ~self._removed
+        gone = (self.lifecycle.phase == PRUNED).cpu() & ~self._removed
         if not bool(gone.any()):
             return
         error, relative = removal.remove(
@@ -279,8 +203,8 @@ class TorchPruningHost:
             self.structures,
             self._selector.roots,
             gone,
-            self.optimizers,
-            self._example_inputs,
+            self._session.optimizers,
+            self._session.example_inputs,
             self._tolerance if tolerance is None else tolerance,
             others,
         )
@@ -290,59 +214,38 @@ class TorchPruningHost:
     def _settle(self, gone: Tensor) -> None:
         """Go on with the smaller model."""
         self._removed = self._removed | gone
-        self.structures = rehearsal.narrowed(self.structures, gone)
+        self._session.narrow(rehearsal.narrowed(self.structures, gone))
+        self._limit_releases()
         self._selector.structures = self.structures
         self.pruner.update_regularizer()
-        state = self._decayer.state
-        self._decayer = self._new_decayer()
-        self._decayer.load(state)
 
-    def _new_decayer(self) -> Decayer:
-        return Decayer(
-            self.structures,
-            self._parameters,
-            self.optimizers,
-            curve=self._curve,
-            decay_steps=self._chunks.decay_steps,
-            slices=self._slices,
-            rectify=self.rectify,
-            last_release=self._chunks.last_release(self._selector.begun),
-        )
+    def _limit_releases(self) -> None:
+        """Replacements of what is released need time to decay before the next chunk begins."""
+        self._session.decayer.last_release = self._chunks.last_release(self._selector.begun)
 
     # ---------------------------------------------------------------- save and resume
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, as tensors, strings and numbers.
-
-        Save it with the model and the optimizer, after :meth:`step`.
-        """
+    def _own_state(self) -> dict[str, Any]:
         return {
-            **resume.saved(self, self._dense, self.state, self._settings()),
             "removed": self._removed.clone(),
             "selector": self._selector.state_dict(),
             "errors": list(self._errors),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit.
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Cut the model to the widths it had, then go on.
 
-        Build model, optimizer, pruner and host as in the beginning, load this state first (it cuts
-        the model to the widths it had), then the model's and the optimizer's.
-
-        Raises:
-            ValueError: It belongs to another model, or to other settings.
+        Build model, optimizer, pruner and host as in the beginning, load this state first, then
+        the model's and the optimizer's.
         """
-        resume.check(state, self.state_dict())
         self._selector.load_state_dict(state["selector"])
         gone = state["removed"].cpu() & ~self._removed
         if bool(gone.any()):
-            roots = self._selector.roots
-            removal.cut(self.pruner, self.structures, roots, gone, self.optimizers)[1].commit()
-        lifecycle = resume.go_on(self, state, self.state)
+            roots, optimizers = self._selector.roots, self._session.optimizers
+            removal.cut(self.pruner, self.structures, roots, gone, optimizers)[1].commit()
         self._settle(gone)
-        self._decayer.load(lifecycle)
+        self._session.restore(state)
         self._errors = state["errors"][0], state["errors"][1]
-        self._watch.forget()
 
     def _settings(self) -> dict[str, Any]:
         parts = {"chunks": self._chunks, "budget": self.budget, "rectify": self.rectify}
@@ -350,13 +253,9 @@ class TorchPruningHost:
 
     # ---------------------------------------------------------------- checks
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
-        if self._report is None:
-            self._decayer.remember(optimizer)
-
     def _check_model(self) -> None:
         now = dict(self.model.named_parameters())
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._session.parameters.items():
             if now.get(name) is not parameter:
                 raise RuntimeError(
                     f"{name} was replaced since the host was built. Did you call pruner.step()? "

@@ -134,48 +134,51 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(parent)._modules[last] = module
 
 
-def gateable(model: nn.Module, structures: StructureMap) -> tuple[StructureMap, list[str]]:
-    """The structures that gates can hold, and the batch norms that become gated.
+def gateable(model: nn.Module, structures: StructureMap) -> StructureMap:
+    """The structures that gates can hold, with the gates ``g`` as their only carriers.
 
     Gates of one structure are the norms whose scaling scales it: the norm behind a convolution,
     or all that meet in a residual sum. No grouping by hand is needed.
 
     Args:
         model: The model.
-        structures: Its structures.
-
-    Returns:
-        The map without the groups that no gate can hold, with the gates ``g`` as its only
-        carriers, and the names of the norms.
+        structures: Its structures; groups that no gate can hold are refused.
     """
     size = structures.num_structures
     gates = torch.zeros(size + 1, dtype=torch.int64)
     other = torch.zeros(size + 1, dtype=torch.bool)
-    norms: dict[str, None] = {}
+    weights = set()
     for item in structures.slices:
         owner, _, last = item.name.rpartition(".")
-        norm = model.get_submodule(owner)
         carried = item.structure[item.carrier]
         if not carried.numel():
             continue
-        if type(norm) not in _NORMS:
+        if type(model.get_submodule(owner)) not in _NORMS:
             other[carried] = True
         elif last == "weight":
             gates[carried] += 1
-            norms[owner] = None
+            weights.add(item.name)
     bare = (other | (gates == 0))[:size]
     reason = "no gate can close it: not every path ends in a batch norm with weight and bias"
     refused = dict.fromkeys(structures.group_of[bare].tolist(), reason)
     kept = structures.without(refused) if refused else structures
-    weights = {f"{name}.weight" for name in norms}
     slices = tuple(
         replace(s, carrier=s.carrier & (s.structure >= 0))
         if s.name in weights
         else replace(s, carrier=torch.zeros_like(s.carrier))
         for s in kept.slices
     )
-    held = {s.name for s in slices if bool(s.carrier.any())}
-    return replace(kept, slices=slices), [n for n in norms if f"{n}.weight" in held]
+    return replace(kept, slices=slices)
+
+
+def gated(structures: StructureMap) -> list[str]:
+    """Names of the batch norms that hold a gate.
+
+    Args:
+        structures: As :func:`gateable` returns them.
+    """
+    held = (item.name for item in structures.slices if bool(item.carrier.any()))
+    return [name.rpartition(".")[0] for name in dict.fromkeys(held)]
 
 
 def located(

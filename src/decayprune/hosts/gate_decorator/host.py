@@ -11,33 +11,32 @@ Neural Networks, NeurIPS 2019, arXiv 1909.08174. Departures: docs/hosts/gate-dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decayprune.cost import Budget, CostModel
+from decayprune.cost import Budget
 from decayprune.hosts.gate_decorator import gates
 from decayprune.hosts.gate_decorator.gate_selection import NEVER, GateSelector
 from decayprune.hosts.gate_decorator.tick_rates import TickRates
 from decayprune.hosts.gate_decorator.ticks import TickTock, least_open
 from decayprune.method.decay import Curve
-from decayprune.method.decayer import Decayer
-from decayprune.method.lifecycle import ACTIVE, Event, LifecycleState
+from decayprune.method.lifecycle import ACTIVE
 from decayprune.method.rectify import Rectify
 from decayprune.session import arguments, resume
-from decayprune.session.arguments import as_curve, as_optimizers, check_held, check_prunable
-from decayprune.session.step_watch import StepWatch, grad_scale
+from decayprune.session.host import BesideOptimizer
+from decayprune.session.session import Copies, Session
+from decayprune.session.step_watch import grad_scale
 from decayprune.structures.example import ExampleInputs
-from decayprune.structures.tracing.trace import trace
 from decayprune.structures.wrappers import check_unwrapped
-from decayprune.surgery.compact import CompactionReport, compact
-from decayprune.surgery.copies import matching, refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.compact import CompactionReport
+from decayprune.surgery.copies import matching
 
 
-class GateDecorator:
+class GateDecorator(BesideOptimizer):
     """Prunes by gates on batch norms, in ticks and tocks.
 
     Example::
@@ -69,9 +68,6 @@ class GateDecorator:
 
     Attributes:
         structures: What is pruned; groups that no gate can hold are among its refusals.
-        events: What happened, in order.
-        steps: Optimizer steps followed.
-        waited: Steps that did not count because a gradient was not finite.
 
     Raises:
         ValueError: No width ends in batch norms, the budget cannot be reached, or an argument is
@@ -99,72 +95,43 @@ class GateDecorator:
             raise ValueError(f"decay_steps is at least 1 (at once), found {decay_steps}.")
         if not 0 <= minimal < 1:
             raise ValueError(f"minimal is a share of each width in [0, 1), found {minimal}.")
-        curve = as_curve(decay)
-        arguments.check_free(model)
+        curve = arguments.as_curve(decay)
         arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
         arguments.check_kind("schedule", schedule, TickTock, "TickTock.for_run(total_steps)")
-        self.model, self.optimizers = model, as_optimizers(optimizer)
-        structures = refuse_uncuttable(
-            model, trace(model, example_inputs, ignored_layers), example_inputs
+        self._session = Session(
+            model,
+            optimizer,
+            example_inputs,
+            ignored_layers=ignored_layers,
+            refine=partial(gates.gateable, model),
         )
-        self.structures, self._norms = gates.gateable(model, structures)
-        check_prunable(self.structures)
-        self._example_inputs = example_inputs
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self.decay_steps, self._sparsity = decay_steps, sparsity
-
-        names = {item.name for item in self.structures.slices}
-        self._parameters = {n: p for n, p in model.named_parameters() if n in names}
-        check_held(self._parameters, self.optimizers)
-        self.cost = CostModel(self.structures, {n: p.shape for n, p in model.named_parameters()})
         least = least_open(self.cost.sizes, minimal)
         self._check_reachable(least)
-        self._homes, count = gates.located(self.structures, self._parameters)
+        self._homes, count = gates.located(self.structures, self._session.parameters)
         self._selector = GateSelector(
             self.structures, self.cost, budget, schedule, rectify, count, least, decay_steps
         )
+        self._norms, optimizers = gates.gated(self.structures), self._session.optimizers
         gates.gate(model, self._norms)
-        gates.forget_moments(model, self._norms, self.optimizers)
-        self._anatomy = arguments.Anatomy(model, self._parameters)
+        gates.forget_moments(model, self._norms, optimizers)
         self._frozen = [
             p
             for m in model.modules()
             if isinstance(m, nn.modules.conv._ConvNd)
             for p in m.parameters(recurse=False)
         ]
-        self._decayer = Decayer(
-            self.structures,
-            self._parameters,
-            self.optimizers,
+        self._noted: Tensor | None = None  # scores of a step not counted yet
+        self._rates = TickRates(optimizers, tick_lr, tock_lr)
+        self._session.begin(
+            self,
+            self._selector,
             curve=curve,
             decay_steps=decay_steps,
             rectify=rectify,
             last_release=NEVER,
         )
-        self.events: list[Event] = []
-        self.steps = self.waited = 0
-        self._noted: Tensor | None = None  # scores of a step not counted yet
-        self._rates = TickRates(self.optimizers, tick_lr, tock_lr)
-        self._report: CompactionReport | None = None
-        self._watch = StepWatch(self.optimizers, self._before_step)
-        arguments.claim(model, self)
-
-    # ---------------------------------------------------------------- what a user reads
-
-    @property
-    def state(self) -> LifecycleState:
-        """Where every structure stands (tensors of shape ``(S,)``)."""
-        return self._decayer.state
-
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is met and nothing decays any more."""
-        return self._selector.done(self.state, self.steps) and not bool(self.state.decaying.numel())
-
-    def remaining(self) -> dict[str, float]:
-        """MACs, parameters and structures that remain, commitments counted, as fractions."""
-        kept = self.cost.keep_counts(self.state.committed.cpu())
-        return self.cost.fractions(kept, ["macs", "params", "structures"])
 
     # ---------------------------------------------------------------- what a loop calls
 
@@ -174,7 +141,7 @@ class GateDecorator:
         Optional; call it after ``backward()`` (and ``scaler.unscale_()``). Without it they are
         read when the optimizer steps.
         """
-        if self._report is None and not self.finished:
+        if self._session.report is None and not self.finished:
             self._observe(1.0)
 
     def step(self) -> None:
@@ -186,11 +153,14 @@ class GateDecorator:
         Raises:
             RuntimeError: There are no gradients, or the model was changed by others.
         """
-        taken = self._watch.taken()
+        super().step()
+        self._noted = None  # also what a step that was skipped has left
+
+    def _follow(self) -> None:
         noted, self._noted = self._noted, None
-        if not taken or self._report is not None or self.finished:
+        if self.finished:
             return
-        self._anatomy.check()
+        self._session.anatomy.check()
         if noted is None:
             raise RuntimeError(
                 "The optimizer stepped, and no gate had a gradient. The order is: loss.backward(); "
@@ -198,72 +168,32 @@ class GateDecorator:
             )
         before, ticking = self._selector.score, not self._selector.reached
         self._selector.collect(self.steps + 1, noted.cpu())
-        events = self._decayer.step(self.steps + 1, self._selector)
-        if not resume.follow(self, events):
+        if self._session.follow() is None:
             self._selector.score = before
             return
-        self._decayer.last_release = self._selector.last_release
+        self._session.decayer.last_release = self._selector.last_release
         if ticking and self._selector.reached:
             self._rates.give_back()
 
-    def compact(
-        self,
-        *,
-        tolerance: float | None = None,
-        copies: nn.Module | Sequence[nn.Module] = (),
-    ) -> CompactionReport:
+    def _cut(self, tolerance: float | None, copies: Copies) -> CompactionReport:
         """Melt the gates into their batch norms and remove what is closed, in place.
 
-        Args:
-            tolerance: Largest error relative to the largest output; None for the dtype's default.
-            copies: Copies of the model with weights of their own (moving averages, wrapped as
-                ``AveragedModel`` or bare), zeroed and cut at the same structures;
-                made after this host, so that they have its gates.
-
-        Raises:
-            RuntimeError: The host has not finished, a living DistributedDataParallel wraps the
-                model, or copies come after it was cut.
-            ValueError: A copy is none; nothing was cut.
-            CompactionError: Outputs would change; the model and its copies were left uncut (their
-                gates melted).
+        Copies were made after this host, so that they have its gates. Where outputs would change,
+        model and copies are left uncut, their gates melted.
         """
-        if self._report is not None:
-            refuse_late(copies)
-            return self._report
-        if not self.finished:
-            raise RuntimeError(
-                f"compact() before the host has finished: {self.state.decaying.numel()} gates "
-                f"close at step {self.steps}, and {self.remaining()['macs']:.1%} of the MACs "
-                "remain. Train until host.finished is True."
-            )
         check_unwrapped(self.model)  # before anything melts
         others = matching(copies, self.model)
         for model in (self.model, *others):
             gates.melt(model, self._norms)
-        gates.forget_moments(self.model, self._norms, self.optimizers)
-        self._report = compact(
-            self.model,
-            self.structures,
-            self.state.phase == 2,
-            example_inputs=self._example_inputs,
-            optimizers=self.optimizers,
-            copies=others,
-            tolerance=tolerance,
-        )
-        self.close()
-        return self._report
-
-    def close(self) -> None:
-        """Let go of the model and the optimizer: another pruner may start."""
-        self._watch.close()
-        arguments.give_up(self.model, self)
+        gates.forget_moments(self.model, self._norms, self._session.optimizers)
+        return self._session.cut(tolerance, others)
 
     # ---------------------------------------------------------------- before the optimizer steps
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
-        if self._report is not None or self.finished:
+        if self.finished:
             return
-        self._decayer.remember(optimizer)
+        self._session.remember(optimizer)
         if first and self._noted is None:
             self._observe(grad_scale(optimizer))
         if self._selector.reached:
@@ -275,12 +205,12 @@ class GateDecorator:
     def _observe(self, scale: float) -> None:
         """Note score and resistance while gradients are those of the task alone."""
         if self.rectify is not None:
-            self._decayer.observe(scale)
+            self._session.decayer.observe(scale)
         grads = [gate.grad for gate, _ in self._homes]
         if all(grad is None for grad in grads):
             return
         size = self.structures.num_structures
-        total = torch.zeros(size + 1, device=self.state.phase.device)
+        total = torch.zeros(size + 1, device=self.lifecycle.phase.device)
         for (gate, labels), grad in zip(self._homes, grads, strict=True):
             if grad is not None:
                 part = (gate.detach() * grad).abs() / scale
@@ -299,37 +229,23 @@ class GateDecorator:
             return
         if not self._sparsity:
             return
-        pulled = torch.cat([self.state.phase == ACTIVE, self.state.phase.new_zeros(1).bool()])
+        pulled = torch.cat(
+            [self.lifecycle.phase == ACTIVE, self.lifecycle.phase.new_zeros(1).bool()]
+        )
         for gate, labels in self._homes:
             if gate.grad is not None:
                 gate.grad += scale * self._sparsity * gate.sign() * pulled[labels]
 
     # ---------------------------------------------------------------- save and resume
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, as tensors, strings and numbers.
+    def _own_state(self) -> dict[str, Any]:
+        return {"selector": self._selector.state_dict(), "rates": self._rates.own}
 
-        Save it with the model (gates and all) and the optimizer, after :meth:`step`.
-        """
-        return {
-            **resume.saved(self, self.structures, self.state, self._settings()),
-            "selector": self._selector.state_dict(),
-            "rates": self._rates.own,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit.
-
-        Raises:
-            ValueError: It belongs to another model, or to other settings.
-        """
-        resume.check(state, self.state_dict())
-        self._decayer.load(resume.go_on(self, state, self.state))
+    def _load_own(self, state: Mapping[str, Any]) -> None:
         self._selector.load_state_dict(state["selector"])
-        self._decayer.last_release = self._selector.last_release
+        self._session.decayer.last_release = self._selector.last_release
         self._rates.own = state["rates"]
         self._noted = None
-        self._watch.forget()
 
     def _settings(self) -> dict[str, Any]:
         parts = {"budget": self.budget, "schedule": self.schedule, "rectify": self.rectify}

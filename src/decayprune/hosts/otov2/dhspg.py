@@ -172,8 +172,8 @@ class DHSPG(ZeroInvariantOptimizer):
         if due:
             score = saliency(products, self._sums.numel)
             # Scores of a lifecycle are lowest for what goes first.
-            state = self._decayer.state
-            self._decayer.state = replace(state, score=-score.to(state.score))
+            state = self._session.decayer.state
+            self._session.decayer.state = replace(state, score=-score.to(state.score))
             self._set.draw(score, self.lifecycle)
         self._penalise(products, step, rates)
 
@@ -233,7 +233,7 @@ class DHSPG(ZeroInvariantOptimizer):
             return ids[:0]
         if self.stop_step is not None and step > self.stop_step:
             groups = self.structures.group_of
-            return affordable(ids.cpu(), self._kept(), groups, self._enough).to(ids.device)
+            return affordable(ids.cpu(), self._session.kept(), groups, self._enough).to(ids.device)
         works = state.statistics.work[ids].tolist()
         self._judged += works
         share = self.rectify.extra / (1 + self.rectify.extra)
@@ -258,14 +258,14 @@ class DHSPG(ZeroInvariantOptimizer):
             "penalty": list(self.penalty),
         }
 
-    def _own_state(self) -> dict[str, Any]:
+    def _selection_state(self) -> dict[str, Any]:
         return {
             "penalised": self._set.members.clone(),
             "partitioned": self._set.drawn,
             "judged": list(self._judged),
         }
 
-    def _load_own(self, own: Mapping[str, Any]) -> None:
+    def _load_selection(self, own: Mapping[str, Any]) -> None:
         self._set.members = own["penalised"].to(self._set.members.device).clone()
         self._set.drawn, self._judged = bool(own["partitioned"]), list(own["judged"])
         self._met = self.done(self.lifecycle, self.steps)

@@ -208,7 +208,7 @@ class HESSO(ZeroInvariantOptimizer):
         if self.budget is not None and not extra:
             ids = fitting(
                 order,
-                self._kept(),
+                self._session.kept(),
                 self.structures.group_of,
                 lambda kept: self._enough(kept, begun),
                 self.cost.macs,
@@ -225,7 +225,7 @@ class HESSO(ZeroInvariantOptimizer):
 
     def _shortest(self, order: Tensor, begun: int, extra: float = 0.0) -> Tensor:
         """The shortest part of an order that meets the target of the periods begun."""
-        kept = self._kept()
+        kept = self._session.kept()
         groups = self.structures.group_of[order]
         place = rank_within(torch.arange(order.numel()), groups)
 
@@ -248,7 +248,11 @@ class HESSO(ZeroInvariantOptimizer):
         # A period that begins with this very step picks afterwards what it needs.
         begun, groups = self._begun(step - 1), self.structures.group_of
         back = affordable(
-            ids.cpu(), self._kept(), groups, lambda kept: self._enough(kept, begun), self._unit
+            ids.cpu(),
+            self._session.kept(),
+            groups,
+            lambda kept: self._enough(kept, begun),
+            self._unit,
         )
         return back.to(ids.device)
 

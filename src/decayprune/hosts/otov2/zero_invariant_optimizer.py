@@ -10,35 +10,30 @@ and directions, steps, and hands over to a :class:`~decayprune.method.decayer.De
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from decayprune.cost import Budget, CostModel
+from decayprune.cost import Budget
 from decayprune.hosts.otov2.directions import Variant, defaults_of, directions
 from decayprune.hosts.otov2.products import StructureSums
 from decayprune.hosts.otov2.zero_invariant import ROLES, check_numbers, left_alone
-from decayprune.method.decay import linear
-from decayprune.method.decayer import Decayer
 from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Picks
 from decayprune.session import arguments, resume
+from decayprune.session.host import Host
+from decayprune.session.integrity import check_free
+from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
-from decayprune.structures.tracing.trace import trace
-from decayprune.surgery.compact import CompactionReport, compact
-from decayprune.surgery.copies import refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
 
-_ORDER = "loss.backward(); optimizer.step(); optimizer.zero_grad()"
 NEVER = 2**31 - 1
 """A step that no run reaches."""
 
 
-class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
+class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
     """An optimizer that prunes zero-invariant groups while it trains.
 
     Args:
@@ -82,46 +77,39 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
     ) -> None:
         check_numbers(lr, group_divisible, decay_steps, target)
         arguments.check_slices(slices)
-        arguments.check_free(model)
+        check_free(model)
         if budget is not None:
             arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
         super().__init__(
             model.parameters() if params is None else params, defaults_of(variant, lr, **base)
         )
-        structures = trace(model, example_inputs, ignored_layers)
-        structures = structures.without(
-            left_alone(structures, group_divisible if leave_small else 0)
+        small = group_divisible if leave_small else 0
+        self._session = Session(
+            model,
+            self,
+            example_inputs,
+            ignored_layers=ignored_layers,
+            refine=lambda found: found.without(left_alone(found, small)),
+            roles=ROLES,
+            name="optimizer",
         )
-        structures = refuse_uncuttable(model, structures, example_inputs, ROLES)
-        arguments.check_prunable(structures)
-        self.model, self.structures, self.variant = model, structures, variant
-        self.budget, self.rectify, self.group_divisible = budget, rectify, group_divisible
-        self.decay_steps, self.target = decay_steps, target
-        self._example_inputs = example_inputs
+        self.variant, self.budget, self.rectify = variant, budget, rectify
+        self.group_divisible, self.decay_steps, self.target = group_divisible, decay_steps, target
         # The consumers' columns are no part of a zero-invariant group.
-        own = replace(structures, slices=tuple(s for s in structures.slices if s.role in ROLES))
-        names = {item.name for item in own.slices}
-        self._parameters = {n: p for n, p in model.named_parameters() if n in names}
-        arguments.check_held(self._parameters, [self])
-        self._sums = StructureSums(own, self._parameters)
-        self.cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
-        self._decayer = Decayer(
-            own,
-            self._parameters,
-            [self],
-            curve=linear,
+        self._parameters = self._session.parameters
+        self._sums = StructureSums(self._session.held(), self._parameters)
+        self._observed = False
+        self._session.begin(
+            self,
+            self,
             decay_steps=decay_steps,
             slices=slices,
             rectify=rectify,
             last_release=last_release,
             hold=hold,
             pin=True,
+            watch=False,
         )
-        self.steps, self.waited = 0, 0
-        self.events: list[Event] = []
-        self._report: CompactionReport | None = None
-        self._observed = False
-        arguments.claim(model, self)
 
     # ---------------------------------------------------------------- what a host decides
 
@@ -147,23 +135,6 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether nothing more is to be selected (see :class:`Selector`)."""
-
-    # ---------------------------------------------------------------- what a user reads
-
-    @property
-    def lifecycle(self) -> LifecycleState:
-        """Where every structure stands (``state`` is the optimizer's own)."""
-        return self._decayer.state
-
-    @property
-    def finished(self) -> bool:
-        """Whether the target is met and nothing decays any more."""
-        decaying = bool((self.lifecycle.phase == 1).any())
-        return not decaying and self.done(self.lifecycle, self.steps)
-
-    def remaining(self) -> dict[str, float]:
-        """MACs, parameters and structures that remain, commitments counted, as fractions."""
-        return self.cost.fractions(self._kept(), ["macs", "params", "structures"])
 
     def _rates(self) -> dict[str, tuple[float, float]]:
         """Learning rate and decoupled weight decay of every parameter, by name."""
@@ -191,9 +162,6 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
             "example_inputs) says which widths are left alone and why."
         )
 
-    def _kept(self) -> Tensor:
-        return self.cost.keep_counts(self.lifecycle.committed.cpu())
-
     # ---------------------------------------------------------------- what a loop calls
 
     @overload
@@ -216,13 +184,13 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        if self._report is not None:
+        self._session.has_gradients("step")
+        if self._session.report is not None:
             self._update(directions(self.param_groups, self.state))
             return loss
-        self._decayer.remember()
-        if self.rectify is not None and not self._observed:
-            self._decayer.observe()
+        self._session.remember()
+        if not self._observed:
+            self._session.observe()
         direction = directions(self.param_groups, self.state)
         named = {n: direction.get(p) for n, p in self._parameters.items()}
         self._look(
@@ -233,11 +201,13 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
             },
         )
         self._update(direction)
-        events = self._decayer.step(self.steps + 1, self)
         self._observed = False
-        if resume.follow(self, events) and events:
-            self._moved(events)
+        self._follow()
         return loss
+
+    def _follow(self) -> None:
+        if events := self._session.follow():
+            self._moved(events)
 
     def _moved(self, events: list[Event]) -> None:
         """Something started to decay, was released, or is gone."""
@@ -260,69 +230,16 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             RuntimeError: There are no gradients.
         """
-        if self._report is not None or self.rectify is None:
-            return
-        self._check_gradients()
-        self._decayer.remember()
-        self._decayer.observe()
-        self._observed = True
-
-    def compact(
-        self,
-        *,
-        tolerance: float | None = None,
-        copies: nn.Module | Sequence[nn.Module] = (),
-    ) -> CompactionReport:
-        """Remove the pruned structures from the model, in place, once the host has finished.
-
-        The optimizer stays bound and goes on as its plain base.
-
-        Args:
-            tolerance: Largest error relative to the largest output; None for the dtype's default.
-            copies: Copies of the model with weights of their own (moving averages, wrapped as
-                ``AveragedModel`` or bare), zeroed and cut at the same structures.
-
-        Raises:
-            RuntimeError: Structures still decay, the target is not met yet, a living
-                DistributedDataParallel wraps the model, or copies come after it was cut.
-            ValueError: A copy is none; nothing was cut.
-            CompactionError: Outputs would change; the model and its copies were left uncut.
-        """
-        if self._report is not None:
-            refuse_late(copies)
-            return self._report
-        if not self.finished:
-            raise RuntimeError(
-                f"compact() before {type(self).__name__} has finished: at step {self.steps} "
-                f"{self.lifecycle.decaying.numel()} structures decay and "
-                f"{self.remaining()['structures']:.1%} of all remain. Train until finished is True."
-            )
-        self._report = compact(
-            self.model,
-            self.structures,
-            self.lifecycle.phase == 2,
-            example_inputs=self._example_inputs,
-            optimizers=[self],
-            copies=copies,
-            tolerance=tolerance,
-            roles=ROLES,
-        )
-        self.close()
-        return self._report
-
-    def close(self) -> None:
-        """Let go of the model: another pruner may start."""
-        arguments.give_up(self.model, self)
-
-    def _check_gradients(self) -> None:
-        trained = (p for group in self.param_groups for p in group["params"])
-        arguments.check_gradients(trained, type(self).__name__, _ORDER)
+        if self._session.report is None:
+            self._session.remember()
+            super().observe()
+            self._observed = True
 
     # ---------------------------------------------------------------- save and resume
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the pruning's, as tensors, strings and numbers."""
-        return {**super().state_dict(), "pruning": self._pruning()}
+        return {**torch.optim.Optimizer.state_dict(self), "pruning": Host.state_dict(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken, bit for bit.
@@ -336,14 +253,9 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
                 "state of a plain optimizer."
             )
         saved = state_dict["pruning"]
-        resume.check(saved, self._pruning())
-        super().load_state_dict(state_dict)
-        self._decayer.load(resume.go_on(self, saved, self.lifecycle))
-        self._load_own(saved["own"])
-
-    def _pruning(self) -> dict[str, Any]:
-        shared = resume.saved(self, self.structures, self.lifecycle, self._settings())
-        return shared | {"own": self._own_state()}
+        resume.check(saved, Host.state_dict(self))
+        torch.optim.Optimizer.load_state_dict(self, state_dict)
+        self._restore(saved)
 
     def _settings(self) -> dict[str, Any]:
         own = {
@@ -355,7 +267,13 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         return own | resume.flat(budget=self.budget, rectify=self.rectify)
 
     def _own_state(self) -> dict[str, Any]:
+        return {"own": self._selection_state()}
+
+    def _load_own(self, state: Mapping[str, Any]) -> None:
+        self._load_selection(state["own"])
+
+    def _selection_state(self) -> dict[str, Any]:
         return {}
 
-    def _load_own(self, own: Mapping[str, Any]) -> None:
+    def _load_selection(self, own: Mapping[str, Any]) -> None:
         pass

@@ -55,13 +55,13 @@ def test_random_release_spares_others_at_the_same_step_and_budget() -> None:
 
     assert set(released(ours)) != set(released(random))
     assert set(released(ours).values()) == set(released(random).values())
-    assert random.cost.meets(random.budget, random.cost.keep_counts(random.state.committed))
+    assert random.cost.meets(random.budget, random.cost.keep_counts(random.lifecycle.committed))
 
 
 def test_a_small_network_has_the_widths_asked_for_and_trains() -> None:
     model = varied(0)
     pruner = pruned(lambda s: None, 0, 0.3, **ABRUPT)
-    kept = pruner.cost.keep_counts(pruner.state.committed).tolist()
+    kept = pruner.cost.keep_counts(pruner.lifecycle.committed).tolist()
     report = cut_to(model, EXAMPLE, kept)
     assert report.macs_after == pruner.cost.macs(torch.tensor(kept))
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)

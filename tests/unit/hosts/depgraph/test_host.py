@@ -228,7 +228,7 @@ def test_a_rehearsal_leaves_no_trace() -> None:
     values = {n: t.clone() for n, t in model.state_dict().items()}
     sizes = [m.concat_sizes for m in pruner.DG.module2node if hasattr(m, "concat_sizes")]
     host.step()
-    assert host.state.decaying.numel() > 0
+    assert host.lifecycle.decaying.numel() > 0
     now = model.state_dict(keep_vars=True)
     assert {n: (id(t), t.shape) for n, t in now.items()} == objects
     assert [m.concat_sizes for m in pruner.DG.module2node if hasattr(m, "concat_sizes")] == sizes
@@ -249,7 +249,7 @@ def test_structures_decay_are_zero_then_leave_and_the_optimizer_stays_bound() ->
     lengths = []
     for seed in range(10):
         train(model, optimizer, host, 1, seed)
-        lengths.append(float(host.state.length[host.state.phase != 0].sum()))
+        lengths.append(float(host.lifecycle.length[host.lifecycle.phase != 0].sum()))
         if seed == 8:
             width = model[0][0].out_channels
     assert lengths[0] > lengths[1] > lengths[2] > lengths[3] == 0
@@ -259,7 +259,7 @@ def test_structures_decay_are_zero_then_leave_and_the_optimizer_stays_bound() ->
         host.structures.num_structures,
         dict(model.named_parameters()),
     )
-    assert not kept[host.state.phase == 2].any()
+    assert not kept[host.lifecycle.phase == 2].any()
     assert host.finished
     moments = {id(p): optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()}
     report = host.compact()
@@ -356,7 +356,7 @@ def test_replacements_respect_the_largest_pruning_ratio() -> None:
     own = prune_with(model, importance=plain, **options)
     host = TorchPruningHost(own, optimizer, inputs(), decay_steps=5, rectify=TOURNAMENT)
     train(model, optimizer, host, 1)
-    kept = host.cost.keep_counts(host.state.committed)
+    kept = host.cost.keep_counts(host.lifecycle.committed)
     sizes = host.cost.sizes
     wide = [int(k) for k, size in zip(kept, sizes, strict=True) if size > 8]
     assert wide
@@ -385,7 +385,7 @@ def test_sparse_learning_goes_on_and_stays_out_of_the_release_test() -> None:
             optimizer.step()
             host.step()
             if seed == 3:
-                resistances.append(host.state.statistics.resistance)
+                resistances.append(host.lifecycle.statistics.resistance)
         assert pruner.current_step == 2
         assert model[0].out_channels == 48  # the first chunk has left, and regularize() knows
     assert torch.equal(*resistances)
@@ -461,7 +461,7 @@ def test_a_run_resumes_bit_for_bit(at: int, tmp_path: Any) -> None:
 
     model, optimizer, host = fresh()
     train(model, optimizer, host, at)
-    assert host.state.decaying.numel() > 0
+    assert host.lifecycle.decaying.numel() > 0
     parts = {"h": host.state_dict(), "m": model.state_dict(), "o": optimizer.state_dict()}
     torch.save(parts, tmp_path / "state.pt")
     train(model, optimizer, host, 25 - at, at)

@@ -134,7 +134,8 @@ def test_a_closed_gate_closes_the_bias_too() -> None:
 
 def test_gates_are_grouped_by_the_sums_they_meet_in() -> None:
     model = net()
-    structures, norms = gating.gateable(model, trace(model, batch(0)))
+    structures = gating.gateable(model, trace(model, batch(0)))
+    norms = gating.gated(structures)
     assert sorted(norms) == ["n0", "na", "nb"]
     carried = {s.name: set(s.structure[s.carrier].tolist()) for s in structures.slices}
     assert carried["n0.weight"] == carried["nb.weight"]
@@ -149,7 +150,8 @@ def test_widths_without_a_norm_are_refused_with_the_reason() -> None:
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(),
         nn.Flatten(), nn.Linear(5 * 4, 3),
     )  # fmt: skip
-    structures, norms = gating.gateable(model, trace(model, torch.randn(1, 3, 6, 6)))
+    structures = gating.gateable(model, trace(model, torch.randn(1, 3, 6, 6)))
+    norms = gating.gated(structures)
     assert norms == ["1"]
     assert [g.layer for g in structures.groups] == ["0"]
     assert any(r.layer == "3" and "gate" in r.reason for r in structures.refusals)
@@ -250,7 +252,7 @@ def test_one_step_decays_equal_the_published_procedure() -> None:
         if len(host.events) == before:
             continue
         expected = next(closed)
-        pruned = (host.state.phase == 2).nonzero().flatten().tolist()
+        pruned = (host.lifecycle.phase == 2).nonzero().flatten().tolist()
         start = {0: groups["stem"].start, 1: groups["a"].start}
         assert pruned == sorted(start[g] + i for g, ids in expected.items() for i in ids)
         for name, gate in zip(("n0", "na", "nb"), gates, strict=True):
@@ -372,7 +374,7 @@ def test_the_penalty_leaves_decaying_gates_and_the_release_test_alone() -> None:
             schedule=schedule, tick_lr=0.0, tock_lr=(0.0, 0.0),
         )  # fmt: skip
         train(model, optimizer, host, itertools.count(), 14)
-        runs.append(host.state)
+        runs.append(host.lifecycle)
     assert int(runs[0].decaying.numel()) > 0
     assert torch.equal(runs[0].statistics.resistance, runs[1].statistics.resistance)
     assert float(runs[0].statistics.resistance.abs().max()) > 0
@@ -385,8 +387,8 @@ def test_gates_decay_along_the_schedule() -> None:
         model, optimizer, decay_steps=10, schedule=TickTock(tick_steps=1, tock_steps=30, ticks=1)
     )
     train(model, optimizer, host, (seeds := itertools.count()), 31)
-    (picked,) = host.state.decaying.tolist()
-    start = float(host.state.start_length[picked])
+    (picked,) = host.lifecycle.decaying.tolist()
+    start = float(host.lifecycle.start_length[picked])
     gates = [model.n0.weight, model.nb.weight] if picked < 12 else [model.na.weight]
     index = int(host.structures.index[picked])
     for age in range(1, 10):
@@ -405,7 +407,7 @@ def test_a_run_resumes_bit_for_bit_while_gates_close(tmp_path: Any) -> None:
 
     model, optimizer, host = fresh()
     train(model, optimizer, host, itertools.count(), 7)
-    assert host.state.decaying.numel()
+    assert host.lifecycle.decaying.numel()
     parts = {"m": model.state_dict(), "o": optimizer.state_dict(), "h": host.state_dict()}
     torch.save(parts, tmp_path / "state.pt")
     train(model, optimizer, host, itertools.count(7), 12)

@@ -131,7 +131,7 @@ def test_without_stop_step_nothing_is_forced() -> None:
     optimizer = DHSPG(model, X, 0.01, start_step=1)
     train(model, optimizer, 12)
     assert not optimizer.finished
-    with pytest.raises(RuntimeError, match="Train until finished is True"):
+    with pytest.raises(RuntimeError, match="Train until optimizer.finished is True"):
         optimizer.compact()
 
 
@@ -159,7 +159,7 @@ def test_nothing_that_fits_the_budget_is_left_out(lmbda: float, tolerance: float
         )  # fmt: skip
         train(model, optimizer, 20)
         assert optimizer.finished
-        kept = optimizer._kept()
+        kept = optimizer._session.kept()
         for group in (kept < optimizer.cost.sizes).nonzero().flatten().tolist():
             kept[group] += 1
             assert not optimizer._enough(kept)

@@ -1,0 +1,202 @@
+"""What a user meets on every pruning method: the same words, each written once.
+
+A host is a pruning method that selects; :class:`~decayprune.pruner.DecayPruner` is our own. It
+holds a :class:`~decayprune.session.session.Session` and adds its choice: a constructor, a selector,
+and what it has to save of itself. ``docs/extend/host.md`` builds one from nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from decayprune.cost import CostModel
+from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.session import resume
+from decayprune.session.session import Copies, Session
+from decayprune.structures.structure_map import StructureMap
+from decayprune.surgery.compact import CompactionReport
+
+
+class Host:
+    """A pruning method at work on a model.
+
+    A subclass makes its session, and calls :meth:`Session.begin` at the end of its constructor.
+    """
+
+    _session: Session
+
+    # ---------------------------------------------------------------- what a user reads
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is pruned in place."""
+        return self._session.model
+
+    @property
+    def structures(self) -> StructureMap:
+        """What is pruned, and what is left alone and why."""
+        return self._session.structures
+
+    @property
+    def cost(self) -> CostModel:
+        """Costs of the model as functions of the widths that stay."""
+        return self._session.cost
+
+    @property
+    def lifecycle(self) -> LifecycleState:
+        """Where every structure stands (tensors of shape ``(S,)``)."""
+        return self._session.lifecycle
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps followed."""
+        return self._session.steps
+
+    @property
+    def waited(self) -> int:
+        """Steps that did not count because a gradient was not finite."""
+        return self._session.waited
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened, in order."""
+        return self._session.events
+
+    @property
+    def finished(self) -> bool:
+        """Whether the target is met and nothing decays any more."""
+        return self._session.finished
+
+    def remaining(self) -> dict[str, float]:
+        """What remains, commitments counted, as fractions: MACs, parameters, structures."""
+        return self._session.cost.fractions(self._session.kept(), self._costs())
+
+    # ---------------------------------------------------------------- what a loop calls
+
+    def observe(self) -> None:
+        """Read gradients now, before clipping or a sparsity term changes them.
+
+        Optional; call it after ``backward()`` (and ``scaler.unscale_()``), before anything edits
+        ``.grad``. Without it the gradients are read after the optimizer's step.
+
+        Raises:
+            RuntimeError: There are no gradients.
+        """
+        self._session.observe()
+
+    def compact(self, *, tolerance: float | None = None, copies: Copies = ()) -> CompactionReport:
+        """Remove the pruned structures from the model, in place, once the host has finished.
+
+        Parameters keep their identity and optimizer state is sliced along, so training simply
+        goes on. The outputs on the example inputs are compared before and after.
+
+        Args:
+            tolerance: Largest error relative to the largest output; None for the dtype's default.
+            copies: Copies of the model with weights of their own (moving averages, wrapped as
+                ``AveragedModel`` or bare), zeroed and cut at the same structures.
+
+        Raises:
+            RuntimeError: The host has not finished, a living DistributedDataParallel wraps the
+                model, or copies come after it was cut.
+            ValueError: A copy is none; nothing was cut.
+            CompactionError: Outputs would change; the model and its copies were left uncut.
+        """
+        return self._session.compact(self._cut, tolerance, copies, self._outlook())
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer: hooks are removed, another pruner may start."""
+        self._session.close()
+
+    # ---------------------------------------------------------------- save and resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, as tensors, strings and numbers.
+
+        It loads with ``torch.load(..., weights_only=True)``. Save it together with the model and
+        the optimizer, after a step.
+        """
+        shared = self._session.state_dict(type(self).__name__, self._settings())
+        return shared | self._own_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, bit for bit.
+
+        Raises:
+            ValueError: It belongs to another model, other settings, or another version.
+        """
+        resume.check(state_dict, Host.state_dict(self))
+        self._restore(state_dict)
+
+    # ---------------------------------------------------------------- what a method adds
+
+    def _costs(self) -> list[str]:
+        """Which costs :meth:`remaining` tells."""
+        return ["macs", "params", "structures"]
+
+    def _outlook(self) -> str:
+        """What the host waits for, appended to the refusal of an early :meth:`compact`."""
+        return ""
+
+    def _cut(self, tolerance: float | None, copies: Copies) -> CompactionReport:
+        """Remove what is pruned; raise and leave everything as it was if that is impossible."""
+        return self._session.cut(tolerance, copies)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a state can be resumed under, plain values by name."""
+        return {}
+
+    def _own_state(self) -> dict[str, Any]:
+        """What changes and is not the session's."""
+        return {}
+
+    def _load_own(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`_own_state` described, after the session has taken up its part."""
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._session.restore(state)
+        self._load_own(state)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
+        """An optimizer is about to step; ``first`` of several."""
+        self._session.remember(optimizer)
+
+    def _follow(self) -> None:
+        """All optimizers have stepped."""
+        self._session.follow()
+
+
+class BesideOptimizer(Host):
+    """A host that lives beside the user's optimizer: :meth:`step` follows its steps."""
+
+    def step(self) -> None:
+        """Follow one optimizer step: release, select, shrink, zero.
+
+        Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. Where the
+        optimizer did not step since the last call (accumulation, a step that GradScaler skipped)
+        nothing happens. After :meth:`compact` it does nothing.
+
+        Raises:
+            RuntimeError: The host is attached, gradients are gone, or the model was changed.
+        """
+        session = self._session
+        if session.report is not None:
+            return
+        if session.attached:
+            raise RuntimeError(
+                f"This {session.name} is attached to the optimizer and steps by itself: remove the "
+                f"call of {session.name}.step(), or call {session.name}.detach() first."
+            )
+        if session.taken():
+            self._follow()
+
+    def attach(self) -> None:
+        """Step by itself after every optimizer step from now on; :meth:`step` is not called."""
+        self._session.attached = True
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`: the loop calls :meth:`step` again."""
+        self._session.attached = False

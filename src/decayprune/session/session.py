@@ -1,0 +1,357 @@
+"""What every pruning method does around a training loop, once.
+
+A :class:`Session` finds the structures of a model, owns it while it is pruned, knows when an
+optimizer really stepped, has a :class:`~decayprune.method.decayer.Decayer` do what follows a step,
+counts and collects what happened, and cuts at the end. Which structures leave is the choice of a
+:class:`~decayprune.method.selector.Selector` that is handed to :meth:`Session.begin`; what a user
+meets is a :class:`~decayprune.session.host.Host`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from decayprune.cost import CostModel
+from decayprune.method.decay import Curve, linear
+from decayprune.method.decayer import Decayer
+from decayprune.method.lifecycle import PRUNED, Event, LifecycleState
+from decayprune.method.rectify import Rectify
+from decayprune.method.selector import Selector
+from decayprune.session import arguments, resume
+from decayprune.session.integrity import Anatomy, check_free, claim, give_up
+from decayprune.session.step_watch import StepWatch
+from decayprune.structures import sums
+from decayprune.structures.example import ExampleInputs
+from decayprune.structures.structure_map import Role, StructureMap
+from decayprune.structures.tracing.trace import trace
+from decayprune.surgery.compact import CompactionReport, compact
+from decayprune.surgery.copies import refuse_late
+from decayprune.surgery.cut import refuse_uncuttable
+
+Copies = nn.Module | Sequence[nn.Module]
+
+
+class Follower(Protocol):
+    """Whoever is told of optimizer steps."""
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
+        """An optimizer is about to step; ``first`` of several."""
+
+    def _follow(self) -> None:
+        """All optimizers have stepped."""
+
+
+class Session:
+    """A model under pruning, its optimizers, and everything that is the same for all methods.
+
+    Args:
+        model: The bare module, trained in place.
+        optimizer: Holds the parameters to prune; several as a list; wrappers are taken off.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        ignored_layers: Names, globs or modules whose output widths are left alone.
+        refine: What the method makes of the structures found: groups it leaves alone, carriers.
+        roles: Slices that the method itself brings to zero.
+        name: What the user calls the host in a loop, for messages.
+
+    Attributes:
+        model: The model.
+        optimizers: The optimizers that really step.
+        dense: The structures that were found.
+        structures: Those that are in the model now (a method may cut some of them early).
+        parameters: The parameters that the method moves, by name.
+        cost: What remains costs, as a function of the widths that stay.
+        steps: Optimizer steps followed.
+        waited: Steps that did not count because a gradient was not finite.
+        events: What happened, in order.
+        report: What :meth:`compact` removed; None before.
+
+    Raises:
+        TypeError: An argument is of another kind.
+        ValueError: The model is wrapped, nothing can be pruned, or an optimizer does not fit.
+        RuntimeError: Another pruner works on this model.
+    """
+
+    selector: Selector
+    decayer: Decayer
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        example_inputs: ExampleInputs,
+        *,
+        ignored_layers: Iterable[str | nn.Module] = (),
+        refine: Callable[[StructureMap], StructureMap] = lambda found: found,
+        roles: Collection[Role] = sums.WEIGHTS,
+        name: str = "host",
+    ) -> None:
+        check_free(model)
+        self.model, self.optimizers = model, arguments.as_optimizers(optimizer)
+        structures = refine(trace(model, example_inputs, ignored_layers))
+        structures = refuse_uncuttable(model, structures, example_inputs, roles)
+        arguments.check_prunable(structures)
+        self.dense = self.structures = structures
+        self.roles, self.example_inputs, self.name = roles, example_inputs, name
+        held = {item.name for item in self.held().slices}
+        named = dict(model.named_parameters())
+        self.parameters = {n: parameter for n, parameter in named.items() if n in held}
+        arguments.check_held(self.parameters, self.optimizers)
+        self.cost = CostModel(structures, {n: p.shape for n, p in named.items()})
+        self.steps = self.waited = 0
+        self.events: list[Event] = []
+        self.report: CompactionReport | None = None
+        self.attached = False
+        self._watch: StepWatch | None = None
+
+    def held(self) -> StructureMap:
+        """The structures with those slices only that the method itself brings to zero."""
+        if self.roles == sums.WEIGHTS:
+            return self.structures
+        own = tuple(item for item in self.structures.slices if item.role in self.roles)
+        return replace(self.structures, slices=own)
+
+    def begin(
+        self,
+        host: Follower,
+        selector: Selector,
+        *,
+        decay_steps: int,
+        last_release: int,
+        rectify: Rectify | None = None,
+        curve: Curve = linear,
+        slices: Literal["carriers", "all"] = "carriers",
+        hold: bool = True,
+        pin: bool = False,
+        reads_gradients: bool = False,
+        watch: bool = True,
+    ) -> None:
+        """Take hold of the model; to be called last, when nothing can be refused any more.
+
+        Args:
+            host: What the user meets; it is not kept alive.
+            selector: Who says which structures leave.
+            decay_steps: ``N``.
+            last_release: Step from which nothing is released.
+            rectify: When a decaying structure is released; None never releases.
+            curve: Norm over the decay.
+            slices: Shrink the carriers of a structure or all its slices.
+            hold: Hold norms to the schedule.
+            pin: Zero the carriers of pruned structures again after each step.
+            reads_gradients: The selector needs gradients, too.
+            watch: Follow the optimizers by their hooks; False for a host that is the optimizer.
+        """
+        arguments.check_slices(slices)
+        self.selector, self.rectify = selector, rectify
+        self._needs_gradients = rectify is not None or reads_gradients
+        self._new_decayer = partial(
+            Decayer,
+            optimizers=self.optimizers,
+            curve=curve,
+            decay_steps=decay_steps,
+            slices=slices,
+            rectify=rectify,
+            last_release=last_release,
+            hold=hold,
+            pin=pin,
+        )
+        self._host = weakref.ref(host)
+        self._settle()
+        if watch:
+            self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
+        claim(self.model, self)
+
+    def _settle(self) -> None:
+        """A decayer for the structures that there are now."""
+        self.decayer = self._new_decayer(self.held(), self.parameters)
+        self.anatomy = Anatomy(self.model, self.parameters)
+
+    def narrow(self, structures: StructureMap) -> None:
+        """Go on with a model that has lost some structures; those left keep their numbers.
+
+        Args:
+            structures: Those left.
+        """
+        state = self.lifecycle
+        self.structures = structures
+        self._settle()
+        self.decayer.load(state)
+
+    # ---------------------------------------------------------------- where things stand
+
+    @property
+    def lifecycle(self) -> LifecycleState:
+        """Where every structure stands (tensors of shape ``(S,)``)."""
+        return self.decayer.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the target is met and nothing decays any more."""
+        return self.selector.done(self.lifecycle, self.steps) and not bool(
+            self.lifecycle.decaying.numel()
+        )
+
+    def kept(self) -> torch.Tensor:
+        """Structures left in each group, commitments counted, shape ``(G,)``."""
+        return self.cost.keep_counts(self.lifecycle.committed.cpu())
+
+    # ---------------------------------------------------------------- beside a loop
+
+    def taken(self) -> bool:
+        """Whether the optimizers have stepped since the last call that said so."""
+        return self._watch is not None and self._watch.taken()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
+        host = self._host()
+        if host is not None and self.report is None:
+            host._before_step(optimizer, first)
+
+    def _after_step(self) -> None:
+        host = self._host()
+        if self.attached and host is not None and self.report is None and self.taken():
+            host._follow()
+
+    def remember(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Note the weights that a step starts from."""
+        try:
+            self.decayer.remember(optimizer)
+        except (IndexError, RuntimeError):
+            self.anatomy.check()  # says which part was changed, if that is why
+            raise
+
+    def observe(self) -> None:
+        """Read the resistance from the gradients as they are now, if anybody wants to know it."""
+        if self.report is None and self.rectify is not None and self.has_gradients("observe"):
+            self.decayer.observe()
+
+    def follow(self) -> list[Event] | None:
+        """Do what follows one optimizer step.
+
+        Returns:
+            What happened; None if the step does not count, because something was not finite.
+
+        Raises:
+            RuntimeError: The model was changed by others, or gradients are gone.
+        """
+        self.anatomy.check()
+        if self._needs_gradients:
+            self.has_gradients("step")
+        events = self.decayer.step(self.steps + 1, self.selector)
+        if events is None:
+            self.waited += 1
+            return None
+        self.steps += 1
+        self.events += events
+        return events
+
+    def has_gradients(self, caller: str) -> bool:
+        """Whether there are gradients; without them it is an error, unless all is done.
+
+        Args:
+            caller: Method of the host that needs them.
+
+        Raises:
+            RuntimeError: There are none.
+        """
+        if any(parameter.grad is not None for parameter in self.model.parameters()):
+            return True
+        if self.finished:
+            return False
+        follows = f" {self.name}.step();" if self._watch is not None else ""
+        raise RuntimeError(
+            f"{self.name}.{caller}() needs the gradients of this step, and every .grad is None: "
+            "was zero_grad() called first? The order is: loss.backward(); optimizer.step();"
+            f"{follows} optimizer.zero_grad()"
+        )
+
+    # ---------------------------------------------------------------- the end
+
+    def compact(
+        self,
+        cut: Callable[[float | None, Copies], CompactionReport],
+        tolerance: float | None,
+        copies: Copies,
+        outlook: str,
+    ) -> CompactionReport:
+        """Cut once, when all is done, and let go of the model.
+
+        Args:
+            cut: Removes what is pruned, or raises and leaves everything as it was.
+            tolerance: Passed on.
+            copies: Passed on.
+            outlook: What the host waits for, in words.
+
+        Raises:
+            RuntimeError: Not all is done, or copies come after the cut.
+        """
+        if self.report is not None:
+            refuse_late(copies)
+            return self.report
+        if not self.finished:
+            share = self.cost.fractions(self.kept(), ["macs"])["macs"]
+            raise RuntimeError(
+                f"compact() before the {self.name} has finished: {self.lifecycle.decaying.numel()} "
+                f"structures still decay at step {self.steps}, and without them {share:.1%} of the "
+                f"MACs remain{outlook}. Train until {self.name}.finished is True."
+            )
+        self.anatomy.check()
+        self.report = cut(tolerance, copies)
+        self.close()
+        return self.report
+
+    def cut(self, tolerance: float | None, copies: Copies) -> CompactionReport:
+        """Remove every pruned structure from the model, in place."""
+        return compact(
+            self.model,
+            self.structures,
+            self.lifecycle.phase == PRUNED,
+            example_inputs=self.example_inputs,
+            optimizers=self.optimizers,
+            copies=copies,
+            tolerance=tolerance,
+            roles=self.roles,
+        )
+
+    def close(self) -> None:
+        """Let go of the model and the optimizers: hooks are removed, another pruner may start."""
+        if self._watch is not None:
+            self._watch.close()
+        give_up(self.model, self)
+
+    # ---------------------------------------------------------------- save and resume
+
+    def state_dict(self, owner: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What all hosts save, as tensors, strings and numbers.
+
+        Args:
+            owner: Kind of the host.
+            settings: What a state can be resumed under, plain values by name.
+        """
+        return {
+            **resume.header(owner, self.dense, settings),
+            "steps": self.steps,
+            "waited": self.waited,
+            "state": self.lifecycle.state_dict(),
+            "events": [list(vars(event).values()) for event in self.events],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` described.
+
+        Args:
+            state: Checked by :func:`resume.check`.
+
+        Raises:
+            ValueError: The lifecycle is that of other structures.
+        """
+        self.decayer.load(LifecycleState.from_state_dict(state["state"], like=self.lifecycle))
+        self.steps, self.waited = int(state["steps"]), int(state["waited"])
+        self.events = [Event(*row) for row in state["events"]]
+        if self._watch is not None:
+            self._watch.forget()
