@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,10 +20,10 @@ from decayprune.method import lifecycle
 from decayprune.method import rectify as rules
 from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
 from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.live_weights import LiveWeights
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selector
-from decayprune.method.weight_decay import WeightDecay, spread
-from decayprune.structures import edits, sums
+from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
 
 logger = logging.getLogger("decayprune")
@@ -39,6 +39,17 @@ class _Members(NamedTuple):
     """They are scaled: the carriers, or all slices."""
     shared: bool
     """A carrier may be a row of one and a column of another, and take both their factors."""
+
+
+@dataclass
+class _Step:
+    """What is known of the step that is being taken, of one membership of the decaying set."""
+
+    before: edits.Values | None = None
+    """Carriers before the optimizer's step: the weights that the gradients belong to."""
+    resistance: Tensor | None = None
+    now: Tensor | None = None
+    """Norms of the carriers, if they were read since the optimizer's step."""
 
 
 class Decayer:
@@ -58,6 +69,10 @@ class Decayer:
         pin: Zero the carriers of every pruned structure again after each step. For maps without
             the consumers' columns: whose gradient would revive a structure, and whose carriers at
             zero leave no gradient for the rest of it.
+
+    Attributes:
+        state: Where every structure stands.
+        last_release: As above; may be set while training goes on.
     """
 
     def __init__(
@@ -76,34 +91,21 @@ class Decayer:
     ) -> None:
         self.structures, self.rectify = structures, rectify
         self.decay_steps, self.last_release = decay_steps, last_release
-        self._parameters, self._optimizers = dict(parameters), list(optimizers)
-        self._curve, self._all = curve, slices == "all"
-        self._hold, self._pins = hold, pin
-        device = next(iter(self._parameters.values())).device
-        ranks = {name: p.dim() for name, p in self._parameters.items()}
-        size = structures.num_structures
-        carriers = sums.labelled(structures, carriers=True)
-        every = sums.labelled(structures)
-        self._carriers = edits.Locator(carriers, size, ranks, device)
-        self._every = edits.Locator(every, size, ranks, device)
-        self._unpinned = structures.unpinned.to(device)
-        self._weight_decay = WeightDecay(self._optimizers, self._parameters)
+        self._curve, self._all, self._hold, self._pins = curve, slices == "all", hold, pin
+        self._weights = LiveWeights(structures, parameters, optimizers)
         self._waiting = False
-        self.state = LifecycleState.fresh(size, device)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop everything that belongs to one membership of the decaying set."""
-        self._current: _Members | None = None
-        self._now: Tensor | None = None  # norms of the carriers, if read since the last step
-        self._before: edits.Values | None = None  # carriers before the optimizer step
-        self._resistance: Tensor | None = None
-        self._pinned: edits.Pick | None = None  # carriers of the pruned structures
+        self.load(LifecycleState.fresh(structures.num_structures, self._weights.device))
 
     def load(self, state: LifecycleState) -> None:
         """Continue from a saved state."""
         self.state = state
         self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that belongs to one membership of the decaying set."""
+        self._current: _Members | None = None
+        self._pinned: edits.Pick | None = None  # carriers of the pruned structures
+        self._step = _Step()
 
     # ------------------------------------------------------------ around the optimizer step
 
@@ -116,19 +118,8 @@ class Decayer:
                 one of several may have stepped already.
         """
         pick = self._members().carriers
-        if self.rectify is None or not pick.size:
-            return
-        now = edits.gather(pick, self._parameters)
-        if optimizer is not None and self._before is not None:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            own = {n: float(id(self._parameters[n]) in held) for n in pick.names}
-            mine = spread(pick, own, now)
-            blocks = zip(mine.blocks, now.blocks, self._before.blocks, strict=True)
-            now = edits.Values(
-                torch.where(mine.flat > 0, now.flat, self._before.flat),
-                tuple(torch.where(m > 0, new, old) for m, new, old in blocks),
-            )
-        self._before = now
+        if self.rectify is not None and pick.size:
+            self._step.before = self._weights.read_anew(pick, self._step.before, optimizer)
 
     @torch.no_grad()
     def observe(self, grad_scale: float = 1.0) -> None:
@@ -140,15 +131,10 @@ class Decayer:
         pick = self._members().carriers
         if not pick.size:
             return
-        before = self._before or edits.gather(pick, self._parameters)
-        grads = {name: self._gradient(name) for name in dict.fromkeys(pick.names)}
+        before = self._step.before or self._weights.read(pick)
         length = edits.dot(pick, before, before).sqrt()
-        along = edits.dot(pick, before, edits.gather(pick, grads)) / grad_scale
-        self._resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
-
-    def _gradient(self, name: str) -> Tensor:
-        grad = self._parameters[name].grad
-        return torch.zeros_like(self._parameters[name]) if grad is None else grad
+        along = edits.dot(pick, before, self._weights.gradients(pick)) / grad_scale
+        self._step.resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
 
     @torch.no_grad()
     def step(self, step: int, selector: Selector) -> list[Event] | None:
@@ -162,7 +148,7 @@ class Decayer:
             What happened; None if the decay waits because a gradient or a weight of a decaying
             structure is not finite.
         """
-        if self.rectify is not None and self._resistance is None:
+        if self.rectify is not None and self._step.resistance is None:
             self.observe()
         events = None
         if self._account(step):
@@ -170,7 +156,7 @@ class Decayer:
             events += self._begin(step, selector, released=bool(events))
             events += self._shrink(step)
             self._pin()
-        self._before = self._resistance = self._now = None
+        self._step = _Step()
         return events
 
     # ------------------------------------------------------------ the parts of a step, in order
@@ -180,19 +166,19 @@ class Decayer:
         ids, carriers, *_ = self._members()
         if not ids.numel():
             return True
-        length = self._length(carriers)
-        if not self._go_on(step, length if self._resistance is None else length + self._resistance):
+        length, resistance = self._weights.length(carriers), self._step.resistance
+        if not self._go_on(step, length if resistance is None else length + resistance):
             return False
-        self._now = length
-        if self._resistance is None:
+        self._step.now = length
+        if resistance is None:
             return True
         before = self.state.length[ids]
         taken = before - length * self._factors(ids, length, self.state.age[ids] + 1)
         given = length - before
-        if self._before is not None:
-            given = given + self._weight_decay.shrinkage(carriers, self._before)
+        if self._step.before is not None:
+            given = given + self._weights.shrinkage(carriers, self._step.before)
         statistics = rules.observe(
-            self.state.statistics, ids, resistance=self._resistance, given=given, taken=taken
+            self.state.statistics, ids, resistance=resistance, given=given, taken=taken
         )
         self.state = replace(self.state, statistics=statistics)
         return True
@@ -237,7 +223,7 @@ class Decayer:
         return events
 
     def _begin(self, step: int, selector: Selector, *, released: bool) -> list[Event]:
-        chosen = selector.select(self.state, step, self._parameters, released=released)
+        chosen = selector.select(self.state, step, self._weights.parameters, released=released)
         if chosen is None:
             return []
         if chosen.scores is not None:
@@ -252,7 +238,7 @@ class Decayer:
         ids = chosen.ids.sort().values
         if not ids.numel():
             return []
-        length = self._length(self._carriers.pick(ids))
+        length = self._weights.length(self._weights.carriers(ids))
         self.state = lifecycle.begin(self.state, ids, length=length, decay_steps=self.decay_steps)
         self._forget()
         return self._events("decay", step, ids)
@@ -262,10 +248,11 @@ class Decayer:
         if not ids.numel():
             return []
         self.state = lifecycle.tick(self.state)
-        length = self._length(carriers) if self._now is None else self._now
+        now = self._step.now
+        length = self._weights.length(carriers) if now is None else now
         factors = self._factors(ids, length, self.state.age[ids])
-        edits.scale_(shrinking, self._parameters, factors)
-        after = self._length(carriers) if shared else length * factors
+        edits.scale_(shrinking, self._weights.parameters, factors)
+        after = self._weights.length(carriers) if shared else length * factors
         lengths = self.state.length.index_copy(0, ids, after.to(self.state.length.dtype))
         self.state = replace(self.state, length=lengths)
 
@@ -278,7 +265,7 @@ class Decayer:
         gone = ids[over]
         events = self._events("prune", step, gone)
         self.state = lifecycle.finish(self.state, gone)
-        self._zero(gone)
+        self._weights.zero_(gone)
         self._forget()
         return events
 
@@ -287,26 +274,25 @@ class Decayer:
         if self._pins:
             if self._pinned is None:
                 pruned = self.state.phase == lifecycle.PRUNED
-                self._pinned = self._carriers.pick(pruned.nonzero().flatten())
-            edits.zero_(self._pinned, self._parameters)
-        revived = ((self.state.phase == lifecycle.PRUNED) & self._unpinned).nonzero().flatten()
+                self._pinned = self._weights.carriers(pruned.nonzero().flatten())
+            edits.zero_(self._pinned, self._weights.parameters)
+        revived = (
+            ((self.state.phase == lifecycle.PRUNED) & self._weights.unpinned).nonzero().flatten()
+        )
         if revived.numel():
-            self._zero(revived)
+            self._weights.zero_(revived)
 
     # ------------------------------------------------------------ helpers
 
     def _members(self) -> _Members:
         if self._current is None:
             ids = self.state.decaying
-            carriers = self._carriers.pick(ids)
-            shrinking = self._every.pick(ids) if self._all else carriers
+            carriers = self._weights.carriers(ids)
+            shrinking = self._weights.every(ids) if self._all else carriers
             cut_twice = len(set(shrinking.names)) < len(shrinking.names)
             shared = cut_twice and bool(carriers.blocks)
             self._current = _Members(ids, carriers, shrinking, shared)
         return self._current
-
-    def _length(self, pick: edits.Pick) -> Tensor:
-        return edits.squares(pick, self._parameters).sqrt()
 
     def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:
         """What takes decaying structures from their length now to where they are at that age."""
@@ -315,19 +301,6 @@ class Decayer:
             return step_factors(age, span, self._curve).to(length.dtype)
         target = target_length(self.state.start_length[ids], age, span, self._curve)
         return scale_factors(length, target)
-
-    def _zero(self, ids: Tensor) -> None:
-        pick = self._every.pick(ids)
-        edits.zero_(pick, self._parameters)
-        for optimizer in self._optimizers:
-            by_key: dict[str, dict[str, Tensor]] = {}
-            for name in dict.fromkeys(pick.names):
-                parameter = self._parameters[name]
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        by_key.setdefault(key, {})[name] = value
-            for moments in by_key.values():
-                edits.zero_(pick, moments)
 
     def _events(
         self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor

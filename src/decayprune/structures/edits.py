@@ -7,7 +7,7 @@ one per picked structure; only functions whose name ends in an underscore change
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -147,6 +147,25 @@ def gather(pick: Pick, tensors: Mapping[str, Tensor]) -> Values:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def merged(pick: Pick, new: Values, old: Values, names: Collection[str]) -> Values:
+    """Copies in which the slices of some tensors are new and those of all others old.
+
+    Args:
+        pick: Which slices.
+        new: What is taken for the tensors named.
+        old: What is taken for all others.
+        names: Tensors.
+    """
+    mine = torch.tensor([name in names for name in pick.vectors], device=new.flat.device)
+    sizes = torch.tensor(pick.sizes, dtype=torch.int64, device=new.flat.device)
+    flat = new.flat
+    if pick.vectors:
+        here = torch.repeat_interleave(mine, sizes)[pick.position]
+        flat = torch.where(here, new.flat, old.flat)
+    blocks = zip(pick.blocks, new.blocks, old.blocks, strict=True)
+    return Values(flat, tuple(n if block.name in names else o for block, n, o in blocks))
 
 
 def dot(pick: Pick, a: Values, b: Values) -> Tensor:

@@ -131,7 +131,7 @@ def test_without_stop_step_nothing_is_forced() -> None:
     optimizer = DHSPG(model, X, 0.01, start_step=1)
     train(model, optimizer, 12)
     assert not optimizer.finished
-    with pytest.raises(RuntimeError, match="Train until optimizer.finished is True"):
+    with pytest.raises(RuntimeError, match=r"Train until optimizer\.finished is True"):
         optimizer.compact()
 
 
