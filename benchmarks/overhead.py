@@ -96,17 +96,17 @@ def per_step(repeats: int) -> dict[str, float]:
             measured[name] = timed(pruner.step)[1]
         # What rectifying adds around the step happens in the optimizer's pre-hook.
         for name in ("decay, carriers", "decay, all slices"):
-            measured[name] += timed(cases[name][0]._decayer.remember)[1]
+            measured[name] += timed(cases[name][0]._session.decayer.remember)[1]
         if repeat >= 3:
             for name, seconds in measured.items():
                 times[name].append(seconds)
-    assert cases["decay, carriers"][0].state.decaying.numel() > 1000
+    assert cases["decay, carriers"][0].lifecycle.decaying.numel() > 1000
     base = median(times.pop("plain"))
     ratios = {name: median(values) / base for name, values in times.items()}
     state = cases["decay, carriers"][0].state_dict()["state"]
     model = cases["decay, carriers"][0].model
     held = sum(p.numel() * p.element_size() for p in model.parameters())
-    before = cases["decay, carriers"][0]._decayer._before
+    before = cases["decay, carriers"][0]._session.decayer._step.before
     anchors = 0 if before is None else before.flat.numel() * 4
     ratios["state bytes / parameter bytes"] = (
         sum(v.numel() * v.element_size() for v in state.values()) + anchors
