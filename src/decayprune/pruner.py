@@ -57,6 +57,8 @@ class DecayPruner(BesideOptimizer):
         slices: Shrink the ``"carriers"`` of a structure, or ``"all"`` its slices along with them.
         decay: ``"linear"``, ``"cosine"``, or a function of progress.
         floor: Share of every width that stays in any case.
+        pin: Zero pruned structures again after every step. Where training revives them by itself
+            (a sigmoid, noise on the weights) that happens anyway, once it was noticed.
 
     Raises:
         ValueError: Nothing can be pruned, the budget cannot be reached, a name matches nothing,
@@ -80,6 +82,7 @@ class DecayPruner(BesideOptimizer):
         slices: Literal["carriers", "all"] = "carriers",
         decay: str | Curve = "linear",
         floor: float = 0.1,
+        pin: bool = False,
     ) -> None:
         arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
         arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
@@ -123,6 +126,7 @@ class DecayPruner(BesideOptimizer):
             slices=slices,
             rectify=rectify,
             last_release=schedule.stop,
+            pin=pin,
             reads_gradients=importance == "taylor",
         )
 

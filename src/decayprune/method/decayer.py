@@ -28,6 +28,8 @@ from decayprune.structures.structure_map import StructureMap
 
 logger = logging.getLogger("decayprune")
 
+_LOOK_EVERY = 64  # steps from one look at the pruned structures to the next
+
 
 class _Members(NamedTuple):
     """The structures that decay now."""
@@ -37,8 +39,9 @@ class _Members(NamedTuple):
     """Their norm is held to the schedule."""
     shrinking: edits.Pick
     """They are scaled: the carriers, or all slices."""
-    shared: bool
-    """A carrier may be a row of one and a column of another, and take both their factors."""
+    read: bool
+    """Scaled lengths are read, not computed: a carrier may be a row of one and a column of another,
+    and take both their factors; in half precision rounding moves them by more than training."""
 
 
 @dataclass
@@ -66,9 +69,11 @@ class Decayer:
         rectify: When to release; None never releases and needs no gradients.
         last_release: Step before which structures may be released.
         hold: Hold norms to the schedule; False multiplies by its step ratio only.
-        pin: Zero the carriers of every pruned structure again after each step. For maps without
-            the consumers' columns: whose gradient would revive a structure, and whose carriers at
-            zero leave no gradient for the rest of it.
+        pin: Zero every pruned structure again after each step, whether training may revive it or
+            not.
+        pin_carriers: Zero the carriers of every pruned structure again after each step. For maps
+            without the consumers' columns: whose gradient would revive a structure, and whose
+            carriers at zero leave no gradient for the rest of it.
 
     Attributes:
         state: Where every structure stands.
@@ -88,12 +93,15 @@ class Decayer:
         last_release: int = 0,
         hold: bool = True,
         pin: bool = False,
+        pin_carriers: bool = False,
     ) -> None:
         self.structures, self.rectify = structures, rectify
         self.decay_steps, self.last_release = decay_steps, last_release
-        self._curve, self._all, self._hold, self._pins = curve, slices == "all", hold, pin
+        self._curve, self._all, self._hold = curve, slices == "all", hold
         self._weights = LiveWeights(structures, parameters, optimizers)
-        self._waiting = False
+        self._weights.unpinned |= pin
+        self._pin_carriers = pin_carriers
+        self._waiting, self._look_again = False, 0
         self.load(LifecycleState.fresh(structures.num_structures, self._weights.device))
 
     def load(self, state: LifecycleState) -> None:
@@ -150,12 +158,17 @@ class Decayer:
         """
         if self.rectify is not None and self._step.resistance is None:
             self.observe()
-        events = None
-        if self._account(step):
-            events = self._release(step, selector)
-            events += self._begin(step, selector, released=bool(events))
-            events += self._shrink(step)
-            self._pin()
+        earlier, events = self.state, None
+        try:
+            if self._account(step):
+                events = self._release(step, selector)
+                events += self._begin(step, selector, released=bool(events))
+                events += self._shrink(step)
+                self._pin(step)
+        except BaseException:
+            # Scaling and zeroing can be repeated; a step that was taken by half could not.
+            self.load(earlier)
+            raise
         self._step = _Step()
         return events
 
@@ -244,7 +257,7 @@ class Decayer:
         return self._events("decay", step, ids)
 
     def _shrink(self, step: int) -> list[Event]:
-        ids, carriers, shrinking, shared = self._members()
+        ids, carriers, shrinking, read = self._members()
         if not ids.numel():
             return []
         self.state = lifecycle.tick(self.state)
@@ -252,7 +265,7 @@ class Decayer:
         length = self._weights.length(carriers) if now is None else now
         factors = self._factors(ids, length, self.state.age[ids])
         edits.scale_(shrinking, self._weights.parameters, factors)
-        after = self._weights.length(carriers) if shared else length * factors
+        after = self._weights.length(carriers) if read else length * factors
         lengths = self.state.length.index_copy(0, ids, after.to(self.state.length.dtype))
         self.state = replace(self.state, length=lengths)
 
@@ -264,14 +277,17 @@ class Decayer:
             return []
         gone = ids[over]
         events = self._events("prune", step, gone)
-        self.state = lifecycle.finish(self.state, gone)
         self._weights.zero_(gone)
+        self.state = lifecycle.finish(self.state, gone)
         self._forget()
+        self._look_again = step + 1
         return events
 
-    def _pin(self) -> None:
+    def _pin(self, step: int) -> None:
         """Zero again what training may revive: all-zero slices that are no fixed point."""
-        if self._pins:
+        if step == self._look_again:
+            self._note_revived(step)
+        if self._pin_carriers:
             if self._pinned is None:
                 pruned = self.state.phase == lifecycle.PRUNED
                 self._pinned = self._weights.carriers(pruned.nonzero().flatten())
@@ -282,6 +298,27 @@ class Decayer:
         if revived.numel():
             self._weights.zero_(revived)
 
+    def _note_revived(self, step: int) -> None:
+        """Find pruned structures that are zero no longer, and zero them from now on."""
+        self._look_again = step + _LOOK_EVERY
+        pruned = (self.state.phase == lifecycle.PRUNED) & ~self._weights.unpinned
+        ids = pruned.nonzero().flatten()
+        if self._pin_carriers or not ids.numel():
+            return
+        revived = ids[self._weights.length(self._weights.every(ids)) > 0]
+        if revived.numel():
+            self._weights.unpinned[revived] = True
+            logger.warning(
+                "step %d: %d pruned structures are zero no longer (the first: channel %d of %s). "
+                "Something writes to them after they were zeroed: noise on the weights, an "
+                "optimizer whose codes cannot hold a zero, weights that were copied in. They are "
+                "zeroed after every step from now on",
+                step,
+                revived.numel(),
+                int(self.structures.index[revived[0]]),
+                self.structures.layer_of(int(revived[0])),
+            )
+
     # ------------------------------------------------------------ helpers
 
     def _members(self) -> _Members:
@@ -290,8 +327,8 @@ class Decayer:
             carriers = self._weights.carriers(ids)
             shrinking = self._weights.every(ids) if self._all else carriers
             cut_twice = len(set(shrinking.names)) < len(shrinking.names)
-            shared = cut_twice and bool(carriers.blocks)
-            self._current = _Members(ids, carriers, shrinking, shared)
+            read = (cut_twice and bool(carriers.blocks)) or self._weights.half
+            self._current = _Members(ids, carriers, shrinking, read)
         return self._current
 
     def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:

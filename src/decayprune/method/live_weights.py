@@ -15,6 +15,8 @@ from decayprune.method.weight_decay import WeightDecay
 from decayprune.structures import edits, sums
 from decayprune.structures.structure_map import StructureMap
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 class LiveWeights:
     """Parameters under training, seen structure by structure.
@@ -28,6 +30,7 @@ class LiveWeights:
         parameters: By name.
         unpinned: Structures that training may revive once they are zero, bool, shape ``(S,)``.
         device: Where the vectors of a decay live.
+        half: Whether some parameters are in half precision.
     """
 
     def __init__(
@@ -38,7 +41,8 @@ class LiveWeights:
     ) -> None:
         self.parameters, self._optimizers = dict(parameters), list(optimizers)
         self.device = next(iter(self.parameters.values())).device
-        self.unpinned = structures.unpinned.to(self.device)
+        self.unpinned = structures.unpinned.to(self.device, copy=True)
+        self.half = any(p.dtype in _HALF for p in self.parameters.values())
         ranks = {name: p.dim() for name, p in self.parameters.items()}
         size = structures.num_structures
         carriers = sums.labelled(structures, carriers=True)

@@ -25,6 +25,7 @@ from decayprune.method.lifecycle import PRUNED, Event, LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
+from decayprune.session.gradient_watch import GradientWatch
 from decayprune.session.integrity import Anatomy, check_free, claim, give_up
 from decayprune.session.step_watch import StepWatch
 from decayprune.structures import sums
@@ -129,6 +130,7 @@ class Session:
         slices: Literal["carriers", "all"] = "carriers",
         hold: bool = True,
         pin: bool = False,
+        pin_carriers: bool = False,
         reads_gradients: bool = False,
         watch: bool = True,
     ) -> None:
@@ -143,7 +145,8 @@ class Session:
             curve: Norm over the decay.
             slices: Shrink the carriers of a structure or all its slices.
             hold: Hold norms to the schedule.
-            pin: Zero the carriers of pruned structures again after each step.
+            pin: Zero pruned structures again after each step.
+            pin_carriers: Zero the carriers of pruned structures again after each step.
             reads_gradients: The selector needs gradients, too.
             watch: Follow the optimizers by their hooks; False for a host that is the optimizer.
         """
@@ -160,9 +163,12 @@ class Session:
             last_release=last_release,
             hold=hold,
             pin=pin,
+            pin_carriers=pin_carriers,
         )
         self._host = weakref.ref(host)
         self._settle()
+        self._gradients = GradientWatch(self.parameters.values())
+        self._written, self._suspicious = self._writes(), False
         if watch:
             self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
         claim(self.model, self)
@@ -204,8 +210,35 @@ class Session:
     # ---------------------------------------------------------------- beside a loop
 
     def taken(self) -> bool:
-        """Whether the optimizers have stepped since the last call that said so."""
-        return self._watch is not None and self._watch.taken()
+        """Whether the optimizers have stepped since the last call that said so.
+
+        Raises:
+            RuntimeError: The weights move, and the optimizers do not.
+        """
+        if self._watch is None:
+            return False
+        taken = self._watch.taken()
+        if not taken:
+            self._suspect(called=self._watch.called())
+        return taken
+
+    def _writes(self) -> int:
+        """Torch's count of in-place writes to the parameters; nothing of a device is asked."""
+        return sum(parameter._version for parameter in self.parameters.values())
+
+    def _suspect(self, called: bool) -> None:
+        """Twice in a row somebody else wrote to the weights: another optimizer trains them."""
+        writes = self._writes()
+        moved, self._written = writes != self._written and not called, writes
+        # Once may be weights that were loaded, or averages that came and went.
+        if moved and self._suspicious:
+            raise RuntimeError(
+                f"The weights move, but {_names(self.optimizers)}, which this {self.name} was "
+                "built with, does not step: another optimizer trains the model. Build the "
+                f"{self.name} with the optimizer that steps (save state_dict() of the old one and "
+                "load it into the new one to go on)."
+            )
+        self._suspicious = moved
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         host = self._host()
@@ -213,6 +246,7 @@ class Session:
             host._before_step(optimizer, first)
 
     def _after_step(self) -> None:
+        self._gradients.note()
         host = self._host()
         if self.attached and host is not None and self.report is None and self.taken():
             host._follow()
@@ -240,15 +274,29 @@ class Session:
             RuntimeError: The model was changed by others, or gradients are gone.
         """
         self.anatomy.check()
-        if self._needs_gradients:
-            self.has_gradients("step")
+        self._check_gradients()
         events = self.decayer.step(self.steps + 1, self.selector)
+        self._written, self._suspicious = self._writes(), False
         if events is None:
             self.waited += 1
             return None
         self.steps += 1
         self.events += events
         return events
+
+    def _check_gradients(self) -> None:
+        """Raise if the gradients are not those of the step that was taken."""
+        changed = self._gradients.changed()
+        if changed is not None and bool(changed.any()):
+            raise RuntimeError(
+                f"The gradients have changed since optimizer.step(), so that {self.name}.step() "
+                "would read those of another step, and optimizer.step() revive what it zeroes. "
+                f"{self._order()}"
+            )
+        if self._needs_gradients:
+            self.has_gradients("step")
+            if changed is not None and not self.finished:
+                self._no_gradients("step", "every .grad is zero")
 
     def has_gradients(self, caller: str) -> bool:
         """Whether there are gradients; without them it is an error, unless all is done.
@@ -263,12 +311,18 @@ class Session:
             return True
         if self.finished:
             return False
-        follows = f" {self.name}.step();" if self._watch is not None else ""
+        self._no_gradients(caller, "every .grad is None")
+        return False
+
+    def _no_gradients(self, caller: str, found: str) -> None:
         raise RuntimeError(
-            f"{self.name}.{caller}() needs the gradients of this step, and every .grad is None: "
-            "was zero_grad() called first? The order is: loss.backward(); optimizer.step();"
-            f"{follows} optimizer.zero_grad()"
+            f"{self.name}.{caller}() needs the gradients of this step, and {found}: was "
+            f"zero_grad() called first? {self._order()}"
         )
+
+    def _order(self) -> str:
+        follows = f" {self.name}.step();" if self._watch is not None else ""
+        return f"The order is: loss.backward(); optimizer.step();{follows} optimizer.zero_grad()"
 
     # ---------------------------------------------------------------- the end
 
@@ -355,3 +409,8 @@ class Session:
         self.events = [Event(*row) for row in state["events"]]
         if self._watch is not None:
             self._watch.forget()
+        self._written, self._suspicious = self._writes(), False
+
+
+def _names(optimizers: Sequence[torch.optim.Optimizer]) -> str:
+    return " and ".join(type(one).__name__ for one in optimizers)

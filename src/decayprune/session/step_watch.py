@@ -39,7 +39,10 @@ class StepWatch:
         self._after = None if after is None else weakref.WeakMethod(after)
         self._begun: set[int] = set()
         self._stepped: set[int] = set()
+        self._skipped = False
         self._hooks = _register(self)
+        # Hooks of a watch that is gone must not pile up on an optimizer that lives on.
+        weakref.finalize(self, _remove, self._hooks)
 
     def taken(self) -> bool:
         """Whether a step was taken since the last call that said so."""
@@ -48,6 +51,11 @@ class StepWatch:
         self.forget()
         return True
 
+    def called(self) -> bool:
+        """Whether some of the optimizers were called since, even if one had to skip its step."""
+        skipped, self._skipped = self._skipped, False
+        return bool(skipped or self._stepped or self._begun)
+
     def forget(self) -> None:
         """Drop a step that was taken and not asked for yet."""
         self._stepped.clear()
@@ -55,8 +63,7 @@ class StepWatch:
 
     def close(self) -> None:
         """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        _remove(self._hooks)
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) in self._begun:  # the step before was never completed
@@ -72,11 +79,17 @@ class StepWatch:
         # Under GradScaler a fused optimizer is called even where it must skip.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
+            self._skipped = True
             return
         self._stepped.add(id(optimizer))
         after = None if self._after is None else self._after()
         if after is not None and len(self._stepped) == len(self._optimizers):
             after()
+
+
+def _remove(hooks: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def grad_scale(optimizer: torch.optim.Optimizer) -> float:

@@ -107,7 +107,7 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
             rectify=rectify,
             last_release=last_release,
             hold=hold,
-            pin=True,
+            pin_carriers=True,
             watch=False,
         )
 
