@@ -39,6 +39,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """Write a model as ``model.safetensors`` and ``structure.json``.
 
+    In a data-parallel run every rank may call it; the first one writes, the others return at once.
+
     Args:
         folder: Made if missing; files of the same names are replaced.
         model: Usually compacted; any module of tensors can be saved.
@@ -49,6 +51,9 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """
     _check_module("save", model)
     path = Path(folder)
+    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if parallel and torch.distributed.get_rank() != 0:
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

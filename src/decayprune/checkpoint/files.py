@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
-from decayprune.checkpoint.atomic import write_atomically
+from decayprune.checkpoint.atomic import check_regular, write_atomically
 
 _FORMAT, _VERSION = "decayprune-structure", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
@@ -64,18 +64,16 @@ def write(
         "tied": tied,
         "modules": modules,
     }
-    content = serialise(
-        {n: v.detach().cpu().contiguous() for n, v in weights.items()}, {"format": "pt"}
-    )
-    structure["digest"] = digest(structure, hashlib.sha256(content).digest())
-    write_atomically(
-        {
-            folder / _WEIGHTS: lambda to: to.write_bytes(content),
-            folder / _STRUCTURE: lambda to: to.write_bytes(
-                json.dumps(structure, indent=1).encode()
-            ),
-        }
-    )
+
+    def write_weights(to: Path) -> None:
+        tensors = {n: v.detach().cpu().contiguous() for n, v in weights.items()}
+        save_file(tensors, to, {"format": "pt"})
+        structure["digest"] = digest(structure, _hash(to))
+
+    def write_structure(to: Path) -> None:
+        to.write_bytes(json.dumps(structure, indent=1).encode())
+
+    write_atomically({folder / _WEIGHTS: write_weights, folder / _STRUCTURE: write_structure})
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -126,6 +124,7 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
 
 def _read_structure(path: Path) -> dict[str, Any]:
     try:
+        check_regular(path)  # reading a pipe would wait for ever
         if path.stat().st_size > _LIMIT:
             raise ValueError("it is larger than any structure file")
         structure = json.loads(path.read_bytes())
@@ -184,6 +183,7 @@ def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
 
 def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
@@ -207,12 +207,17 @@ def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_digest(folder: Path, structure: dict[str, Any]) -> None:
-    weights = hashlib.sha256()
-    with (folder / _WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 20):
-            weights.update(block)
-    if digest(structure, weights.digest()) != structure["digest"]:
+    if digest(structure, _hash(folder / _WEIGHTS)) != structure["digest"]:
         raise CheckpointError(
             f"{_WEIGHTS} and {_STRUCTURE} in {folder} should be as they were saved, together; one "
             "of them is from another model, or has changed since. Save the model again."
         )
+
+
+def _hash(path: Path) -> bytes:
+    """SHA-256 of a file, read in pieces."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.digest()

@@ -435,3 +435,20 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
         assert "another folder" in str(caught.value)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_first_rank_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (1, 0):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        dp.save(tmp_path / "saved", nn.Linear(2, 3))
+        assert (tmp_path / "saved").exists() == (rank == 0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "structure.json"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    dp.save(tmp_path, nn.Linear(2, 3))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(dp.CheckpointError, match="is no regular file"):
+        dp.load(tmp_path, nn.Linear(2, 3))

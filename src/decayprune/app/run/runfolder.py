@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from decayprune.checkpoint.atomic import unfinished, write_atomically
+from decayprune.checkpoint.atomic import leftovers, write_atomically
 
 LOGS = ("history.jsonl", "events.jsonl", "norms.jsonl")
 _SETTINGS, _REPORT = "settings.json", "report.json"
@@ -111,7 +111,8 @@ class RunFolder:
         """Remove files, and what a killed process left of them."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
-            (self.path / unfinished(name)).unlink(missing_ok=True)
+            for part in leftovers(self.path / name):
+                part.unlink(missing_ok=True)
 
     def save(self, state: Mapping[str, Any], *, before_cut: bool = False) -> None:
         """Write a checkpoint of plain tensors and scalars.
