@@ -29,7 +29,7 @@ from decayprune.structures.example import ExampleInputs
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 
 _ORDER = "loss.backward(); optimizer.step(); pruner.step(); optimizer.zero_grad()"
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import decayprune as dp
 from cases import CASES
 from decayprune.structures import StructureMap, trace
+from decayprune.structures.twin import named_tensors
 from decayprune.surgery.compact import compact
-from decayprune.surgery.cut import named_tensors, refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 from loops import INPUTS, OPTIMIZERS, Net, backward, batches, net, pruner_for, same, train
 from reference import cut as slow
 

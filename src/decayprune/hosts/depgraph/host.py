@@ -31,7 +31,9 @@ from decayprune.structures.tracing.trace import trace
 from decayprune.structures.wrappers import is_wrapped
 from decayprune.surgery.compact import CompactionReport
 from decayprune.surgery.copies import matching, refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.cut import kept_indices
+from decayprune.surgery.trial import refuse_uncuttable
+from decayprune.surgery.undo import Undo
 
 _ORDER = "loss.backward(); optimizer.step(); host.step(); optimizer.zero_grad()"
 
@@ -254,7 +256,7 @@ class TorchPruningHost:
                 (group.layer, group.size * group.width, int(left) * group.width)
                 for group, left in zip(self._dense.groups, kept, strict=True)
             ),
-            kept=removal.kept_indices(self._dense, self._removed),
+            kept=kept_indices(self._dense, self._removed),
         )
         self.close()
         return self._report
@@ -274,18 +276,25 @@ class TorchPruningHost:
         gone = (self.state.phase == PRUNED).cpu() & ~self._removed
         if not bool(gone.any()):
             return
-        error, relative = removal.remove(
-            self.pruner,
-            self.structures,
-            self._selector.roots,
-            gone,
-            self.optimizers,
-            self._example_inputs,
-            self._tolerance if tolerance is None else tolerance,
-            others,
-        )
-        self._errors = max(self._errors[0], error), max(self._errors[1], relative)
-        self._settle(gone)
+        undo = Undo()
+        try:
+            found = removal.remove(
+                undo,
+                self.pruner,
+                self.structures,
+                self._selector.roots,
+                gone,
+                self.optimizers,
+                self._example_inputs,
+                self._tolerance if tolerance is None else tolerance,
+                others,
+            )
+            undo.keep(self, self._selector)
+            self._errors = max(self._errors[0], found.error), max(self._errors[1], found.relative)
+            self._settle(gone)
+        except BaseException:
+            undo.run()
+            raise
 
     def _settle(self, gone: Tensor) -> None:
         """Go on with the smaller model."""
@@ -337,7 +346,12 @@ class TorchPruningHost:
         gone = state["removed"].cpu() & ~self._removed
         if bool(gone.any()):
             roots = self._selector.roots
-            removal.cut(self.pruner, self.structures, roots, gone, self.optimizers)[1].commit()
+            undo = Undo()
+            try:
+                removal.repeat(undo, self.pruner, self.structures, roots, gone, self.optimizers)
+            except BaseException:
+                undo.run()
+                raise
         lifecycle = resume.go_on(self, state, self.state)
         self._settle(gone)
         self._decayer.load(lifecycle)

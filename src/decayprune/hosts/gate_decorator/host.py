@@ -34,7 +34,7 @@ from decayprune.structures.tracing.trace import trace
 from decayprune.structures.wrappers import check_unwrapped
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import matching, refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 
 
 class GateDecorator:

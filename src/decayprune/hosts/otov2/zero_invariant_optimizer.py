@@ -31,7 +31,7 @@ from decayprune.structures.example import ExampleInputs
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 
 _ORDER = "loss.backward(); optimizer.step(); optimizer.zero_grad()"
 NEVER = 2**31 - 1
