@@ -111,7 +111,7 @@ class _Copier:
             return found
         if isinstance(module, torch.jit.ScriptModule):
             new = module
-            with suppress(Exception):  # lives in C++, where it may or may not know how
+            with suppress(Exception), torch.no_grad():  # in C++, and with weights of its own
                 new = copy.deepcopy(module)
             for old, made in zip(module.modules(), new.modules(), strict=True):
                 self._note(old, made)

@@ -35,6 +35,7 @@ from decayprune.structures.wrappers import check_unwrapped
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import matching, refuse_late
 from decayprune.surgery.trial import refuse_uncuttable
+from decayprune.surgery.undo import Undo
 
 
 class GateDecorator:
@@ -124,7 +125,7 @@ class GateDecorator:
             self.structures, self.cost, budget, schedule, rectify, count, least, decay_steps
         )
         gates.gate(model, self._norms)
-        gates.forget_moments(model, self._norms, self.optimizers)
+        gates.forget_moments(Undo(), model, self._norms, self.optimizers)
         self._anatomy = arguments.Anatomy(model, self._parameters)
         self._frozen = [
             p
@@ -224,8 +225,8 @@ class GateDecorator:
             RuntimeError: The host has not finished, a living DistributedDataParallel wraps the
                 model, or copies come after it was cut.
             ValueError: A copy is none; nothing was cut.
-            CompactionError: Outputs would change; the model and its copies were left uncut (their
-                gates melted).
+            CompactionError: Outputs would change; the model and its copies were left uncut, with
+                their gates.
         """
         if self._report is not None:
             refuse_late(copies)
@@ -238,18 +239,23 @@ class GateDecorator:
             )
         check_unwrapped(self.model)  # before anything melts
         others = matching(copies, self.model)
-        for model in (self.model, *others):
-            gates.melt(model, self._norms)
-        gates.forget_moments(self.model, self._norms, self.optimizers)
-        self._report = compact(
-            self.model,
-            self.structures,
-            self.state.phase == 2,
-            example_inputs=self._example_inputs,
-            optimizers=self.optimizers,
-            copies=others,
-            tolerance=tolerance,
-        )
+        undo = Undo()
+        try:
+            for model in (self.model, *others):
+                gates.melt(undo, model, self._norms)
+            gates.forget_moments(undo, self.model, self._norms, self.optimizers)
+            self._report = compact(
+                self.model,
+                self.structures,
+                self.state.phase == 2,
+                example_inputs=self._example_inputs,
+                optimizers=self.optimizers,
+                copies=others,
+                tolerance=tolerance,
+            )
+        except BaseException:
+            undo.run()
+            raise
         self.close()
         return self._report
 
