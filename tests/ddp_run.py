@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import decayprune as dp
-from loops import OPTIMIZERS, Net, backward, batches, moves, net, pruner_for
+from loops import INPUTS, OPTIMIZERS, Net, backward, batches, moves, net, pruner_for
 
 STEPS = 22
+ORDERS = ("before the wrap", "after the wrap", "between steps", "inspected")
 
 
 def steps(
@@ -74,10 +75,52 @@ def run(importance: str) -> dict[str, Any]:
     }
 
 
+def gradients_agree(model: nn.Module) -> bool:
+    """Whether every rank holds the average of the gradients."""
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()])
+    theirs = [torch.zeros_like(ours) for _ in range(dist.get_world_size())]
+    dist.all_gather(theirs, ours)
+    return all(torch.equal(ours, other) for other in theirs)
+
+
+def around(order: str, find_unused: bool) -> dict[str, Any]:
+    """Something is built from, or looks at, a model around which a wrapper may be already."""
+    rank = dist.get_rank()
+    model: Net = net(seed=rank)
+    optimizer = OPTIMIZERS["SGD momentum"](model.parameters())
+    pruner = pruner_for(model, optimizer) if order == "before the wrap" else None
+    parallel = DistributedDataParallel(model, find_unused_parameters=find_unused)
+    if order == "inspected":
+        dp.inspect(parallel.module, INPUTS)
+    elif order != "before the wrap":
+        if order == "between steps":
+            backward(parallel, next(iter(batches(1, first=rank))))
+        pruner = pruner_for(parallel.module, optimizer)
+    agree = []
+    for batch in batches(STEPS, first=1000 * rank):
+        optimizer.zero_grad()
+        backward(parallel, batch)
+        agree.append(gradients_agree(model))
+        optimizer.step()
+        if pruner is not None:
+            pruner.step()
+    trained = weights(model)
+    del parallel
+    return {
+        "agree": agree,
+        "trained": trained,
+        "moves": [] if pruner is None else moves(pruner),
+        "removed": None if pruner is None else pruner.compact().removed,
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    results = {importance: run(importance) for importance in ("magnitude", "random")}
+    results: dict[str, Any] = {name: run(name) for name in ("magnitude", "random")}
+    for order in ORDERS:
+        for find_unused in (False, True):
+            results[f"{order} {find_unused}"] = around(order, find_unused)
     Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

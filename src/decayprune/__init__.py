@@ -35,7 +35,8 @@ from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Picks, Selector
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
-from decayprune.surgery.compact import CompactionError, CompactionReport
+from decayprune.surgery.compact import CompactionReport
+from decayprune.surgery.verified import CompactionError
 
 __version__ = "0.1.0"
 

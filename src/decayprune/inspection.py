@@ -14,7 +14,7 @@ from decayprune.cost import CostModel
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.tracing.trace import trace
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import decayprune as dp
 from cases import CASES
 from decayprune.cost import CostModel
 from decayprune.structures import StructureMap, trace
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 from reference import cut as slow
 from reference import dpm
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parents[1]
+ORDERS = ("before the wrap", "after the wrap", "between steps", "inspected")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,19 @@ def test_ranks_decide_alike_and_end_with_the_same_weights(
     assert one["trained"] == two["trained"]
     assert one["fine-tuned"] == two["fine-tuned"]
     assert one["fine-tuned"] != one["trained"]
+
+
+@pytest.mark.parametrize("find_unused", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradients_are_averaged_whenever_the_wrapper_came(
+    ranks: list[dict[str, Any]], order: str, find_unused: bool
+) -> None:
+    one, two = (rank[f"{order} {find_unused}"] for rank in ranks)
+    assert all(one["agree"])
+    assert one["trained"] == two["trained"]
+    assert one["moves"] == two["moves"]
+    assert one["removed"] == two["removed"]
+    assert bool(one["removed"]) == bool(one["moves"]) == (order != "inspected")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from decayprune.checkpoint.files import CheckpointError, dtype_name, is_size, read, write
 from decayprune.structures.exact.swap import STAND_INS, become_all, counted_width
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
-from decayprune.surgery.cut import named_tensors
+from decayprune.structures.twin import named_tensors
 
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),

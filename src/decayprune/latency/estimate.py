@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from decayprune.latency.widths import Layer, Timer, resized, widths
 from decayprune.structures.example import ExampleInputs, arguments, quiet
 from decayprune.structures.structure_map import StructureMap
-from decayprune.surgery.cut import Cut
+from decayprune.structures.twin import twin
+from decayprune.surgery.cut import cut
+from decayprune.surgery.undo import Undo
 
 _GRID = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of each width that are timed
 _UNIT = 8  # widths of the grid are multiples of it, as odd ones would make the table jump
@@ -88,6 +90,7 @@ class LatencyModel:
         self._sizes = torch.tensor([group.size for group in structures.groups])
         self._group_of = structures.group_of
         args, kwargs = arguments(example_inputs)
+        model = twin(model)
         run = partial(model, *args, **kwargs)
         with quiet(model):
             calls = _calls(model, structures, run)
@@ -105,11 +108,12 @@ class LatencyModel:
         kept = (self._sizes + 1) // 2
         start = torch.tensor([group.start for group in structures.groups])
         place = torch.arange(self._group_of.numel()) - start[self._group_of]
-        cut = Cut(model, structures, place >= kept[self._group_of], final=True)
+        undo = Undo()
         try:
+            cut(undo, model, structures, place >= kept[self._group_of])
             whole = min(timer(run) for _ in range(_WHOLE))
         finally:
-            cut.undo()
+            undo.run()
         layers, activations = self._parts(kept)
         rest, dense = self.table["rest"], self.table["whole"]
         falls = (rest - max(0.0, whole - layers)) / max(1 - activations, 1e-6)

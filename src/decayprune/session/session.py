@@ -34,7 +34,7 @@ from decayprune.structures.structure_map import Role, StructureMap
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import refuse_late
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 
 Copies = nn.Module | Sequence[nn.Module]
 

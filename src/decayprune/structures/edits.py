@@ -131,6 +131,19 @@ class Locator:
         )
 
 
+def picked(slices: Sequence[Labelled], gone: Tensor, tensors: Mapping[str, Tensor]) -> Pick:
+    """The slices of the structures of a mask, located once; a :class:`Locator` is for more often.
+
+    Args:
+        slices: The slices to look in.
+        gone: Which structures, bool, shape ``(S,)``.
+        tensors: Parameters by name.
+    """
+    ranks = {item.name: tensors[item.name].dim() for item in slices}
+    device = tensors[slices[0].name].device if slices else gone.device
+    return Locator(slices, gone.numel(), ranks, device).pick(gone.nonzero().flatten().to(device))
+
+
 @torch.no_grad()
 def gather(pick: Pick, tensors: Mapping[str, Tensor]) -> Values:
     """Copy the picked slices out, as float32 (float64 stays)."""

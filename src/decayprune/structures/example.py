@@ -38,13 +38,20 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients; training flags and random state are put back."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+        with torch.no_grad(), random_state_kept(model):
             yield
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Put the random state of the CPU and of the model's devices back."""
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        yield
 
 
 def outputs(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:

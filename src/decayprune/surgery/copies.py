@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from decayprune.structures import edits, sums
-from decayprune.structures.example import ExampleInputs, outputs
 from decayprune.structures.structure_map import Role, StructureMap
-from decayprune.surgery.cut import Cut, difference, first_line, named_tensors, tolerance_for
+from decayprune.structures.twin import named_tensors
+from decayprune.surgery.undo import Undo
 
 
 def matching(copies: nn.Module | Sequence[nn.Module], model: nn.Module) -> list[nn.Module]:
@@ -74,48 +73,24 @@ def refuse_late(copies: nn.Module | Sequence[nn.Module]) -> None:
         )
 
 
-class CopyCut:
-    """One cut of a copy that can be undone.
+def zero_(
+    undo: Undo,
+    copy: nn.Module,
+    structures: StructureMap,
+    gone: Tensor,
+    roles: Collection[Role],
+) -> None:
+    """Zero in a copy what its model has lost.
 
     Args:
-        copy: A copy of the model, as :func:`matching` returns it; zeroed and cut in place.
+        undo: Gets the way back.
+        copy: As :func:`matching` returns it; changed in place.
         structures: The structures of both.
         gone: Which of them leave, bool, shape ``(S,)``.
-        roles: Slices of them that are zeroed first.
+        roles: Slices of them that are zeroed.
     """
-
-    def __init__(
-        self, copy: nn.Module, structures: StructureMap, gone: Tensor, roles: Collection[Role]
-    ) -> None:
-        self._copy, self._structures, self._gone = copy, structures, gone
-        self._cut: Cut | None = None
-        tensors = named_tensors(copy)
-        slices = sums.labelled(structures, roles)
-        names = {item.name for item in slices}
-        self._saved = {name: tensors[name].detach().clone() for name in names}
-        if not names:
-            return
-        ranks = {name: tensors[name].dim() for name in names}
-        device = tensors[next(iter(names))].device
-        locator = edits.Locator(slices, structures.num_structures, ranks, device)
-        edits.zero_(locator.pick(gone.nonzero().flatten().to(device)), tensors)
-
-    def cut(self, example_inputs: ExampleInputs, tolerance: float | None) -> str | None:
-        """Cut, and compare the copy's outputs before and after: what is wrong, or None."""
-        before = outputs(self._copy, example_inputs)
-        self._cut = Cut(self._copy, self._structures, self._gone, final=True)
-        try:
-            relative = difference(before, outputs(self._copy, example_inputs))[1]
-        except Exception as raised:  # forward() of a cut model may fail in any way
-            return f"forward() fails: {first_line(raised)}"
-        limit = tolerance_for(before) if tolerance is None else tolerance
-        return None if relative <= limit else f"outputs changed by {relative:.1e} (relative)"
-
-    def undo(self) -> None:
-        """Put everything back as it was."""
-        if self._cut is not None:
-            self._cut.undo()
-        tensors = named_tensors(self._copy)
-        with torch.no_grad():
-            for name, value in self._saved.items():
-                tensors[name].copy_(value)
+    tensors = named_tensors(copy)
+    pick = edits.picked(sums.labelled(structures, roles), gone, tensors)
+    for name in dict.fromkeys(pick.names):
+        undo.keep_values(tensors[name])
+    edits.zero_(pick, tensors)

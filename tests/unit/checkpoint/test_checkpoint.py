@@ -23,7 +23,7 @@ from cases import CASES
 from decayprune.checkpoint import files
 from decayprune.structures import trace
 from decayprune.surgery.compact import compact
-from decayprune.surgery.cut import refuse_uncuttable
+from decayprune.surgery.trial import refuse_uncuttable
 from loops import INPUTS, OPTIMIZERS, Net, net, pruner_for, same, train
 from reference import cut as slow
 

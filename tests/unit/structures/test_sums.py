@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cases import CASES
 from decayprune.structures import StructureMap, edits, sums, trace
-from decayprune.surgery.compact import named_tensors
+from decayprune.structures.twin import named_tensors
 from reference import ops as slow
 
 TRACEABLE = sorted(CASES)

@@ -28,8 +28,9 @@ from decayprune.session.integrity import check_free
 from decayprune.session.session import Copies, Session
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.wrappers import is_wrapped
-from decayprune.surgery.compact import CompactionReport
+from decayprune.surgery.compact import CompactionReport, compaction_report
 from decayprune.surgery.copies import matching
+from decayprune.surgery.undo import Undo
 
 
 class TorchPruningHost(BesideOptimizer):
@@ -161,7 +162,7 @@ class TorchPruningHost(BesideOptimizer):
             return
         self._limit_releases()
         if events and not self.finished and not self.lifecycle.decaying.numel():
-            self._remove()
+            self._remove_chunk()
 
     def _outlook(self) -> str:
         return f" ({self._selector.begun} of {self._chunks.count} chunks have begun)"
@@ -174,31 +175,31 @@ class TorchPruningHost(BesideOptimizer):
         Copies have the shapes that the model has now: with several chunks, they were made after
         the last but one.
         """
-        self._remove(tolerance, copies)
-        dense, kept = self.cost.sizes, self._session.kept()
-        structures = self._session.dense
-        return CompactionReport(
-            macs_before=self.cost.macs(dense),
-            macs_after=self.cost.macs(kept),
-            params_before=self.cost.params(dense),
-            params_after=self.cost.params(kept),
-            removed=int(self._removed.sum()),
-            max_abs_error=self._errors[0],
-            max_rel_error=self._errors[1],
-            widths=tuple(
-                (group.layer, group.size * group.width, int(left) * group.width)
-                for group, left in zip(structures.groups, kept, strict=True)
-            ),
-            kept=removal.kept_indices(structures, self._removed),
-        )
+        undo = Undo()
+        try:
+            self._remove(undo, tolerance, copies)
+            return compaction_report(self._session.dense, self.cost, self._removed, *self._errors)
+        except BaseException:
+            undo.run()
+            raise
 
-    def _remove(self, tolerance: float | None = None, copies: Copies = ()) -> None:
-        """Remove what is pruned and still there."""
+    def _remove_chunk(self) -> None:
+        """Remove what is pruned, while training goes on."""
+        undo = Undo()
+        try:
+            self._remove(undo, None, ())
+        except BaseException:
+            undo.run()
+            raise
+
+    def _remove(self, undo: Undo, tolerance: float | None, copies: Copies) -> None:
+        """Remove what is pruned and still there; ``undo`` gets the way back, for the host too."""
         others = matching(copies, self.model)
         gone = (self.lifecycle.phase == PRUNED).cpu() & ~self._removed
         if not bool(gone.any()):
             return
-        error, relative = removal.remove(
+        found = removal.remove(
+            undo,
             self.pruner,
             self.structures,
             self._selector.roots,
@@ -208,7 +209,8 @@ class TorchPruningHost(BesideOptimizer):
             self._tolerance if tolerance is None else tolerance,
             others,
         )
-        self._errors = max(self._errors[0], error), max(self._errors[1], relative)
+        undo.keep(self, self._selector, self._session)
+        self._errors = max(self._errors[0], found.error), max(self._errors[1], found.relative)
         self._settle(gone)
 
     def _settle(self, gone: Tensor) -> None:
@@ -242,7 +244,12 @@ class TorchPruningHost(BesideOptimizer):
         gone = state["removed"].cpu() & ~self._removed
         if bool(gone.any()):
             roots, optimizers = self._selector.roots, self._session.optimizers
-            removal.cut(self.pruner, self.structures, roots, gone, optimizers)[1].commit()
+            undo = Undo()
+            try:
+                removal.repeat(undo, self.pruner, self.structures, roots, gone, optimizers)
+            except BaseException:
+                undo.run()
+                raise
         self._settle(gone)
         self._session.restore(state)
         self._errors = state["errors"][0], state["errors"][1]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures.structure_map import FIXED, Slice, StructureMap
-from decayprune.surgery.cut import named_tensors
+from decayprune.structures.twin import named_tensors
 
 _READ_LATER = (
     "_saved_dim",

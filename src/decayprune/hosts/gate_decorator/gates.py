@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decayprune.structures.structure_map import StructureMap
+from decayprune.surgery.undo import Undo
 
 _LARGEST_BIAS = 10.0  # |b|, the bound at which the original clamps
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -116,22 +118,31 @@ def gate(model: nn.Module, names: list[str]) -> None:
         _put(model, name, GatedBatchNorm(norm))
 
 
-def melt(model: nn.Module, names: list[str]) -> None:
+def melt(undo: Undo, model: nn.Module, names: list[str]) -> None:
     """Put the batch norms back, gates multiplied in.
 
     Args:
+        undo: Gets the way back.
         model: Changed in place.
         names: Which norms.
     """
     for name in names:
         gated = model.get_submodule(name)
         if isinstance(gated, GatedBatchNorm):
+            undo.keep_values(gated.weight)
+            undo.keep_values(gated.bias)
+            undo.keep_item(*_place(model, name))
             _put(model, name, gated.melt())
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    modules, last = _place(model, name)
+    modules[last] = module
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     parent, _, last = name.rpartition(".")
-    model.get_submodule(parent)._modules[last] = module
+    return model.get_submodule(parent)._modules, last
 
 
 def gateable(model: nn.Module, structures: StructureMap) -> StructureMap:
@@ -203,11 +214,12 @@ def located(
 
 
 def forget_moments(
-    model: nn.Module, norms: Sequence[str], optimizers: Sequence[torch.optim.Optimizer]
+    undo: Undo, model: nn.Module, norms: Sequence[str], optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Drop optimizer state of gates and inner biases: it belongs to other coordinates.
 
     Args:
+        undo: Gets the way back.
         model: Holds the norms.
         norms: Their names.
         optimizers: Hold the state.
@@ -215,4 +227,5 @@ def forget_moments(
     for name in norms:
         for parameter in model.get_submodule(name).parameters(recurse=False):
             for optimizer in optimizers:
+                undo.keep_item(optimizer.state, parameter)
                 optimizer.state.pop(parameter, None)

@@ -34,6 +34,7 @@ from decayprune.structures.example import ExampleInputs
 from decayprune.structures.wrappers import check_unwrapped
 from decayprune.surgery.compact import CompactionReport
 from decayprune.surgery.copies import matching
+from decayprune.surgery.undo import Undo
 
 
 class GateDecorator(BesideOptimizer):
@@ -115,7 +116,7 @@ class GateDecorator(BesideOptimizer):
         )
         self._norms, optimizers = gates.gated(self.structures), self._session.optimizers
         gates.gate(model, self._norms)
-        gates.forget_moments(model, self._norms, optimizers)
+        gates.forget_moments(Undo(), model, self._norms, optimizers)
         self._frozen = [
             p
             for m in model.modules()
@@ -178,15 +179,19 @@ class GateDecorator(BesideOptimizer):
     def _cut(self, tolerance: float | None, copies: Copies) -> CompactionReport:
         """Melt the gates into their batch norms and remove what is closed, in place.
 
-        Copies were made after this host, so that they have its gates. Where outputs would change,
-        model and copies are left uncut, their gates melted.
+        Copies were made after this host, so that they have its gates.
         """
         check_unwrapped(self.model)  # before anything melts
         others = matching(copies, self.model)
-        for model in (self.model, *others):
-            gates.melt(model, self._norms)
-        gates.forget_moments(self.model, self._norms, self._session.optimizers)
-        return self._session.cut(tolerance, others)
+        undo = Undo()
+        try:
+            for model in (self.model, *others):
+                gates.melt(undo, model, self._norms)
+            gates.forget_moments(undo, self.model, self._norms, self._session.optimizers)
+            return self._session.cut(tolerance, others)
+        except BaseException:
+            undo.run()
+            raise
 
     # ---------------------------------------------------------------- before the optimizer steps
 

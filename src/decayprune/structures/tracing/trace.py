@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from decayprune.structures.exact.swap import is_window_attention, rms_norms_by_name
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
-from decayprune.structures.example import arguments
+from decayprune.structures.example import arguments, random_state_kept
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tracing.assemble import assemble
 from decayprune.structures.tracing.call import Call, canonical, tensors_in
@@ -31,6 +31,7 @@ from decayprune.structures.tracing.rules.movement import MOVEMENT
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
 from decayprune.structures.tracing.tape import Tape
+from decayprune.structures.twin import twin
 
 _RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS, **HEADS}
 
@@ -43,7 +44,7 @@ def trace(
     """Find every structure of a model.
 
     The model is run once in eval mode without gradients (a second time in train mode if that
-    reaches further layers, such as auxiliary heads); modes, buffers and random state are restored.
+    reaches further layers, such as auxiliary heads), and not itself: a twin of it runs.
 
     Args:
         model: Any module. It is not changed.
@@ -58,20 +59,21 @@ def trace(
         ValueError: The model does not run on the example inputs, or an ignored layer matches
             nothing. That nothing is prunable is not an error here: the map is then empty.
     """
-    tape = Tape(model)
-    ignored = _ignored(tape, ignored_layers)
+    ignored = _ignored(model, ignored_layers)
     args, kwargs = arguments(example_inputs)
     _check_devices(model, (args, kwargs))
+    copy = twin(model)  # classes, hooks, modes and buffers change: never those of a living model
+    tape = Tape(copy)
     with (
-        rms_norms_by_name(model),
-        _undisturbed(model),
+        rms_norms_by_name(copy),
         _names_of_running_modules(tape),
+        random_state_kept(copy),
         torch.no_grad(),
     ):
-        model.eval()
+        copy.eval()
         _run(tape, args, kwargs)
         if tape.unseen():
-            _train_mode_without_statistics(model)
+            _train_mode_without_statistics(copy)
             tape.counting = False
             with suppress(ValueError):  # what it would have reached is listed as not reached
                 _run(tape, args, kwargs)
@@ -184,35 +186,6 @@ def _names_of_running_modules(tape: Tape) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restore training flags, buffers and random state."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (
-            module,
-            dict(module._buffers),
-            {k: v.clone() for k, v in module._buffers.items() if v is not None},
-        )
-        for module in model.modules()
-        if module._buffers
-    ]
-    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            with torch.no_grad():
-                for module, held, values in buffers:
-                    module._buffers.update(held)
-                    for name, value in values.items():
-                        now = held[name]
-                        if now is not None and not torch.equal(now, value):
-                            now.copy_(value)
-
-
 def _note_windows(tape: Tape) -> None:
     """Attention in windows keeps its widths as numbers, which no operator shows."""
     for name, module in tape.modules.items():
@@ -263,12 +236,12 @@ def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: st
     )
 
 
-def _ignored(tape: Tape, layers: Iterable[str | nn.Module]) -> set[str]:
+def _ignored(model: nn.Module, layers: Iterable[str | nn.Module]) -> set[str]:
     """Names of all modules that the given names, globs and modules stand for."""
     if isinstance(layers, (str, nn.Module)):
         layers = [layers]
-    by_id = {id(module): name for name, module in tape.modules.items()}
-    names = list(tape.modules)
+    by_id = {id(module): name for name, module in model.named_modules()}
+    names = list(by_id.values())
     found: set[str] = set()
     for layer in layers:
         if isinstance(layer, nn.Module):

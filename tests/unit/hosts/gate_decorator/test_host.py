@@ -17,6 +17,7 @@ from decayprune.hosts import GateDecorator, TickTock
 from decayprune.hosts.gate_decorator import gates as gating
 from decayprune.hosts.gate_decorator.ticks import Phase, closing, least_open, triangle
 from decayprune.structures.tracing.trace import trace
+from decayprune.surgery.undo import Undo
 from reference import gate_decorator as reference
 
 
@@ -101,7 +102,7 @@ def test_gating_and_melting_change_nothing(training: bool) -> None:
     wanted = copy.deepcopy(before)(x)
     assert isinstance(model.na, gating.GatedBatchNorm)
     torch.testing.assert_close(copy.deepcopy(model)(x), wanted, rtol=0, atol=1e-6)
-    gating.melt(model, ["n0", "na", "nb"])
+    gating.melt(Undo(), model, ["n0", "na", "nb"])
     assert type(model.na) is nn.BatchNorm2d
     torch.testing.assert_close(model(x), wanted, rtol=0, atol=1e-6)
     assert list(model.state_dict()) == list(before.state_dict())
@@ -116,7 +117,7 @@ def test_a_gated_norm_keeps_statistics_as_the_norm_does() -> None:
             x = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(seed)).double()
             plain(x)
             model(x)
-        gating.melt(model, ["0"])
+        gating.melt(Undo(), model, ["0"])
         for name, value in plain.state_dict().items():
             torch.testing.assert_close(model[0].state_dict()[name], value)
 
