@@ -160,6 +160,10 @@ class Host:
         self._session.restore(state)
         self._load_own(state)
 
+    def _for_trial(self) -> nn.Module:
+        """The model as it will be when it is cut: a twin of it is cut on trial."""
+        return self.model
+
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         """An optimizer is about to step; ``first`` of several."""
         self._session.remember(optimizer)

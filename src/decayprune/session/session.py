@@ -34,7 +34,8 @@ from decayprune.structures.structure_map import Role, StructureMap
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import refuse_late
-from decayprune.surgery.trial import refuse_uncuttable
+from decayprune.surgery.trial import problem_of, refuse_uncuttable
+from decayprune.surgery.verified import CompactionError, check_state
 
 Copies = nn.Module | Sequence[nn.Module]
 
@@ -47,6 +48,9 @@ class Follower(Protocol):
 
     def _follow(self) -> None:
         """All optimizers have stepped."""
+
+    def _for_trial(self) -> nn.Module:
+        """The model as it will be when it is cut."""
 
 
 class Session:
@@ -167,6 +171,7 @@ class Session:
         )
         self._host = weakref.ref(host)
         self._settle()
+        self._tried = False
         self._gradients = GradientWatch(self.parameters.values())
         self._written, self._suspicious = self._writes(), False
         if watch:
@@ -282,7 +287,22 @@ class Session:
             return None
         self.steps += 1
         self.events += events
+        if self.steps == 1:  # before it, optimizers have no state
+            check_state(self.model, self.structures, self.optimizers)
+        if events and not self._tried and self.selector.done(self.lifecycle, self.steps):
+            self._try_cut()
         return events
+
+    def _try_cut(self) -> None:
+        """Try the very cut that was chosen, as soon as it is, and not after the decay."""
+        self._tried = True
+        host, gone = self._host(), self.lifecycle.committed.cpu()
+        model = self.model if host is None else host._for_trial()
+        if problem := problem_of(model, self.structures, gone, self.example_inputs, self.roles):
+            raise CompactionError(
+                f"The cut that was chosen at step {self.steps} cannot be made: {problem}. Put them "
+                "into ignored_layers, and start again from the weights that you began with."
+            )
 
     def _check_gradients(self) -> None:
         """Raise if the gradients are not those of the step that was taken."""

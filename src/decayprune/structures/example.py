@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -34,16 +34,56 @@ def arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str,
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; training flags and random state are put back."""
+def quiet(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Evaluation mode, no gradients, plain arithmetic; flags and random state are put back.
+
+    Args:
+        model: Left as it was.
+        training: Training mode instead, in which normalisers still keep their statistics: a batch
+            of one is enough then.
+    """
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.eval()
     try:
-        with torch.no_grad(), random_state_kept(model):
+        with plain_arithmetic(), torch.no_grad(), random_state_kept(model):
             yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module, was in flags:
+            module.training = was
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """No autocast, whose cache of weights outlives a cut, no inference mode, and no TF32.
+
+    TF32 rounds to ten bits, and what a cut changes in the order of a sum then shows in the fourth
+    digit: nothing could be told from a mistake.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.inference_mode(False))  # turns gradients on, too
+        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+            stack.enter_context(_without_tf32(backend))
+        yield
+
+
+@contextmanager
+def _without_tf32(backend: Any) -> Iterator[None]:
+    try:
+        allowed = backend.allow_tf32
+    except RuntimeError:  # set in torch's newer way, which does not go with this one
+        yield
+        return
+    backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        backend.allow_tf32 = allowed
 
 
 @contextmanager
@@ -54,19 +94,22 @@ def random_state_kept(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def outputs(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
+def outputs(
+    model: nn.Module, example_inputs: ExampleInputs, *, training: bool = False
+) -> list[Tensor]:
     """Every floating-point tensor the model returns, copied.
 
     Args:
         model: Run in evaluation mode.
         example_inputs: What to run it on.
+        training: Run it in training mode instead.
     """
     args, kwargs = arguments(example_inputs)
-    with quiet(model):
+    with quiet(model, training=training):
         result = model(*args, **kwargs)
-    leaves, _ = tree_flatten(result)
-    if not any(isinstance(leaf, Tensor) for leaf in leaves) and hasattr(result, "__dict__"):
-        leaves = tree_flatten(vars(result))[0]  # an output object that pytree does not know
-    return [
-        leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+        leaves, _ = tree_flatten(result)
+        if not any(isinstance(leaf, Tensor) for leaf in leaves) and hasattr(result, "__dict__"):
+            leaves = tree_flatten(vars(result))[0]  # an output object that pytree does not know
+        return [
+            leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]

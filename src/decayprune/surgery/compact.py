@@ -13,6 +13,7 @@ from decayprune.cost import CostModel
 from decayprune.structures import sums
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Role, StructureMap
+from decayprune.surgery.compare import Comparison
 from decayprune.surgery.copies import matching
 from decayprune.surgery.cut import kept_indices
 from decayprune.surgery.undo import Undo
@@ -33,6 +34,8 @@ class CompactionReport:
         max_rel_error: The same, relative to the largest output.
         widths: (layer, width before, width after) of every prunable group.
         kept: Indices kept along each cut dimension, by (tensor name, dimension).
+        compared: Share of the output's numbers that could be compared, being finite.
+        ordered: Sorts, top-k selections and suppressions whose order was kept for the comparison.
     """
 
     macs_before: int
@@ -44,6 +47,8 @@ class CompactionReport:
     max_rel_error: float
     widths: tuple[tuple[str, int, int], ...] = ()
     kept: Mapping[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+    compared: float = 1.0
+    ordered: int = 0
 
     def __str__(self) -> str:
         """A short table."""
@@ -57,6 +62,13 @@ class CompactionReport:
             f"{self.removed:,} structures removed; outputs changed by at most "
             f"{self.max_abs_error:.1e} ({self.max_rel_error:.1e} of the largest)."
         )
+        if self.compared < 1:
+            lines.append(f"{self.compared:.1%} of the outputs were finite, and compared.")
+        if self.ordered:
+            lines.append(
+                f"{self.ordered} choices of order (sorting, top-k, suppression) were kept as "
+                "before, so that only values were compared."
+            )
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -115,14 +127,14 @@ def compact(
             tolerance=tolerance,
             roles=roles,
         )
-        return compaction_report(structures, cost, gone, found.error, found.relative)
+        return compaction_report(structures, cost, gone, found)
     except BaseException:
         undo.run()
         raise
 
 
 def compaction_report(
-    structures: StructureMap, cost: CostModel, gone: Tensor, error: float, relative: float
+    structures: StructureMap, cost: CostModel, gone: Tensor, found: Comparison
 ) -> CompactionReport:
     """The report on a removal.
 
@@ -130,8 +142,7 @@ def compaction_report(
         structures: Of the model before it.
         cost: What the model costs.
         gone: Which structures left, bool, shape ``(S,)``.
-        error: Largest difference of an output.
-        relative: The same, relative to the largest output.
+        found: How the outputs compare.
     """
     kept = cost.keep_counts(gone)
     return CompactionReport(
@@ -140,11 +151,13 @@ def compaction_report(
         params_before=cost.params(cost.sizes),
         params_after=cost.params(kept),
         removed=int(gone.sum()),
-        max_abs_error=error,
-        max_rel_error=relative,
+        max_abs_error=found.error,
+        max_rel_error=found.relative,
         widths=tuple(
             (group.layer, group.size * group.width, int(left) * group.width)
             for group, left in zip(structures.groups, kept, strict=True)
         ),
         kept=kept_indices(structures, gone),
+        compared=found.compared / max(found.numbers, 1),
+        ordered=found.ordered,
     )

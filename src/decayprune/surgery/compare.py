@@ -1,17 +1,62 @@
-"""Are the outputs the same? How far they may differ, and in what words they did."""
+"""Are the outputs the same? How far they may differ, what could be compared, in what words.
+
+Only what was finite before can be compared, and it has to be finite after. Where a model sorts or
+suppresses, the second run makes the choices of the first one
+(:mod:`decayprune.surgery.order`), for a rounding error may swap two of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from decayprune.structures.example import ExampleInputs, outputs
+from decayprune.surgery.order import Order
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
 _HALF_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """What a model returned.
+
+    Attributes:
+        values: Every floating-point tensor of it.
+        training: Whether it ran in training mode.
+        exact: Whether a second run gives the same numbers; else only whether it runs is compared.
+        order: The choices of order that it made.
+    """
+
+    values: list[Tensor]
+    training: bool = False
+    exact: bool = True
+    order: Order = field(default_factory=Order)
+
+    @property
+    def finite(self) -> int:
+        """How many numbers can be compared."""
+        return sum(int(value.isfinite().sum()) for value in self.values)
+
+
+class Difference(NamedTuple):
+    """How far outputs are apart.
+
+    Attributes:
+        error: Largest absolute difference.
+        relative: Largest difference relative to the largest value of its output.
+        compared: Numbers that were finite before, and therefore compared.
+        numbers: Numbers there are.
+    """
+
+    error: float
+    relative: float
+    compared: int
+    numbers: int
 
 
 @dataclass(frozen=True)
@@ -23,12 +68,20 @@ class Comparison:
         relative: The same, relative to the largest value.
         limit: Largest relative difference that is accepted.
         crash: What ``forward()`` raised, in one line; empty if it ran.
+        compared: Numbers compared.
+        numbers: Numbers in the outputs; those that were not finite before cannot be compared.
+        ordered: Choices of order (sorting, top-k, suppression) that were kept as before.
+        training: Whether the model ran in training mode.
     """
 
     error: float
     relative: float
     limit: float
     crash: str = ""
+    compared: int = 0
+    numbers: int = 0
+    ordered: int = 0
+    training: bool = False
 
     @property
     def same(self) -> bool:
@@ -36,56 +89,135 @@ class Comparison:
         return not self.crash and self.relative <= self.limit
 
     def __str__(self) -> str:
+        where = " in training mode" if self.training else ""
         if self.crash:
-            return f"forward() fails: {self.crash}"
-        return f"outputs changed by {self.relative:.1e} (relative)"
+            return f"forward() fails{where}: {self.crash}"
+        return f"outputs{where} changed by {self.relative:.1e} (relative)"
+
+
+def remember(model: nn.Module, example_inputs: ExampleInputs) -> Remembered:
+    """Run a model before a cut.
+
+    Args:
+        model: Run in evaluation mode.
+        example_inputs: What to run it on.
+    """
+    order = Order()
+    with order.noted():
+        return Remembered(outputs(model, example_inputs), order=order)
+
+
+def remember_training(model: nn.Module, example_inputs: ExampleInputs) -> Remembered | None:
+    """Run a model before a cut in training mode, where branches of their own may be waiting.
+
+    Args:
+        model: Run twice: a model that draws random numbers cannot be compared number by number.
+        example_inputs: What to run it on.
+
+    Returns:
+        None if it does not run on these inputs in training mode (a detector without targets).
+    """
+    order, runs = Order(), []
+    try:
+        for seed in (0, 1):
+            with order.noted(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                runs.append(outputs(model, example_inputs, training=True))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # its forward() may want anything
+        return None
+    exact = len(runs[0]) == len(runs[1]) and all(
+        torch.equal(a, b) for a, b in zip(*runs, strict=True)
+    )
+    return Remembered(runs[0], training=True, exact=exact, order=order)
 
 
 def compare(
     model: nn.Module,
     example_inputs: ExampleInputs,
-    before: Sequence[Tensor],
+    before: Remembered,
     tolerance: float | None = None,
 ) -> Comparison:
     """Run a model that was cut, and compare its outputs with those it had.
 
     Args:
-        model: Run in evaluation mode.
+        model: Run in the mode it was remembered in.
         example_inputs: What to run it on.
-        before: Its outputs before the cut.
+        before: What it returned before the cut.
         tolerance: Largest relative difference; None for what rounding explains.
+
+    Raises:
+        torch.OutOfMemoryError: There is no room to run it, which says nothing about the cut.
     """
-    limit = tolerance_for(before) if tolerance is None else tolerance
+    limit = tolerance_for(before.values) if tolerance is None else tolerance
+    training = before.training
     try:
-        return Comparison(*difference(before, outputs(model, example_inputs)), limit)
+        with before.order.kept():
+            after = outputs(model, example_inputs, training=training)
+        if not before.exact:
+            return Comparison(0.0, 0.0, limit, training=training)
+        found = difference(before.values, after)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as raised:  # forward() of a cut model may fail in any way
-        return Comparison(0.0, 0.0, limit, first_line(raised))
+        return Comparison(0.0, 0.0, limit, first_line(raised), training=training)
+    return Comparison(
+        found.error,
+        found.relative,
+        limit,
+        compared=found.compared,
+        numbers=found.numbers,
+        ordered=before.order.followed,
+        training=training,
+    )
 
 
-def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[float, float]:
-    """Largest absolute difference, and the same relative to the largest value.
+def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> Difference:
+    """How far two lists of outputs are apart, where the first is finite.
 
     Raises:
         ValueError: The shapes differ.
     """
-    error, relative = 0.0, 0.0
+    error, relative, compared, numbers = 0.0, 0.0, 0, 0
     for a, b in zip(before, after, strict=True):
         if a.shape != b.shape:
             raise ValueError(
                 f"an output changed its shape from {tuple(a.shape)} to {tuple(b.shape)}"
             )
-        if not a.numel():
+        finite = a.isfinite()
+        numbers += a.numel()
+        compared += int(finite.sum())
+        if not bool(finite.any()):
             continue
-        distance = float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max())
-        largest = float(a.double().abs().max())
+        a, b = a[finite].double(), b[finite].double()
+        distance = float((a - b).abs().nan_to_num(nan=float("inf")).max())
+        largest = float(a.abs().max())
         error = max(error, distance)
         relative = max(relative, distance / largest if largest else distance)
-    return error, relative
+    return Difference(error, relative, compared, numbers)
 
 
 def tolerance_for(values: Sequence[Tensor]) -> float:
     """Largest relative difference that rounding alone explains in these dtypes."""
     return max((_TOLERANCE.get(v.dtype, _HALF_TOLERANCE) for v in values), default=_HALF_TOLERANCE)
+
+
+def nothing_to_compare(before: Remembered) -> str:
+    """Why a cut could not be proven on these outputs; empty if it can.
+
+    Args:
+        before: What the model returned.
+    """
+    if before.finite:
+        return ""
+    shapes = ", ".join(str(tuple(value.shape)) for value in before.values) or "no tensor"
+    return (
+        "No cut can be proven on these example inputs: the outputs of the model are to be compared "
+        f"before and after it, and hold no finite number (found: {shapes}). Pass example inputs on "
+        "which the model returns numbers: other values, fewer masked places, for a detector an "
+        "image on which it finds something, or a model that returns its raw heads."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -15,16 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures import edits, sums
-from decayprune.structures.example import ExampleInputs, outputs
+from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Role, StructureMap
 from decayprune.structures.twin import named_tensors, own_storage, twin
-from decayprune.surgery.compare import Comparison, compare
+from decayprune.surgery.compare import (
+    Comparison,
+    Remembered,
+    compare,
+    nothing_to_compare,
+    remember,
+    remember_training,
+)
 from decayprune.surgery.cut import cut
+from decayprune.surgery.revealing import reveal_
 from decayprune.surgery.undo import Undo
 
-_FEW = 16  # structures of a group cut on trial; odd widths would be slower to run
+_FEW = 16  # structures of a group cut on trial at most
+_DRAWS = 2  # different cuts that are tried
 _ENOUGH = 48  # pixels along the shorter side of an image that trial cuts are made on
-_FAILS = "forward() fails once a channel is removed"
+_FAILS = "forward() fails"
 
 
 def refuse_uncuttable(
@@ -33,43 +42,122 @@ def refuse_uncuttable(
     example_inputs: ExampleInputs,
     roles: Collection[Role] = sums.WEIGHTS,
 ) -> StructureMap:
-    """The map without the groups that cannot be cut: a few structures of each are tried.
+    """The map without the groups that cannot be cut: some structures of each are tried.
 
-    A forward() may compute with a width that it hard-codes, which no trace can see. A few
-    structures of every group are zeroed, the outputs noted, and the structures cut out; a group
-    for which this fails is refused with the reason.
+    A forward() may compute with a width that it hard-codes, which no trace can see. Some
+    structures of every group, as many as chance has it, are zeroed, the outputs noted, and the
+    structures cut out; a group for which this fails is refused with the reason. Widths that have
+    to stay equal to each other are found because no two groups lose the same number every time.
 
     Args:
         model: Left as it is; a twin of it is cut.
         structures: Its structures.
         example_inputs: What to run it on.
         roles: Slices that are zero once a structure is pruned.
+
+    Raises:
+        ValueError: The outputs hold nothing that could be compared.
     """
-    members = [number for number, group in enumerate(structures.groups) if group.size > 1]
-    if not members:
-        return structures
+    for draw in range(_DRAWS):
+        members = [number for number, group in enumerate(structures.groups) if group.size > 1]
+        if not members:
+            break
+        bench = _Bench(model, structures, _drawn(structures, draw), example_inputs, roles)
+        members.sort(key=lambda member: _kind(structures, member))
+        failed = _search(structures, members, bench.reason)
+        if failed:
+            structures = structures.without(dict(failed))
+    return structures
 
-    def some(members: list[int]) -> Tensor:
-        mask = torch.zeros(structures.num_structures, dtype=torch.bool)
-        for group in (structures.groups[member] for member in members):
-            mask[group.start : group.start + min(_FEW, group.size // 2)] = True
-        return mask
 
-    copy = twin(model)
-    tensors = named_tensors(copy)
-    pick = edits.picked(sums.labelled(structures, roles), some(members), tensors)
-    own_storage([tensors[name] for name in pick.names])
-    edits.zero_(pick, tensors)
-    example_inputs, before = _fewer_pixels(copy, example_inputs)
+def problem_of(
+    model: nn.Module,
+    structures: StructureMap,
+    gone: Tensor,
+    example_inputs: ExampleInputs,
+    roles: Collection[Role] = sums.WEIGHTS,
+) -> str:
+    """Why the very cut that was chosen cannot be made, found before its decay has cost anything.
 
-    def try_(members: list[int]) -> str | None:
-        found = attempt(copy, structures, some(members), example_inputs, before)
-        if found.crash:
-            return f"{_FAILS} ({found.crash})"
-        return None if found.same else "removing a zeroed channel changes the model's output"
+    Args:
+        model: Left as it is; a twin of it is cut.
+        structures: Its structures.
+        gone: Which of them are to leave, bool, shape ``(S,)``; zero or not yet.
+        example_inputs: What to run it on.
+        roles: Slices that are zero once a structure is pruned.
 
-    failed = _search(structures, sorted(members, key=lambda m: _kind(structures, m)), try_)
-    return structures.without(dict(failed)) if failed else structures
+    Returns:
+        The reason and the groups that fail alone; empty if the cut can be made.
+    """
+    bench = _Bench(model, structures, gone, example_inputs, roles)
+    members = sorted(set(structures.group_of[gone].tolist()))
+    reason = bench.reason(members)
+    if reason is None:
+        return ""
+    alone = [structures.groups[m].layer for m in members if bench.reason([m]) is not None]
+    return f"{reason}. Groups that fail alone: {', '.join(alone) or 'none'}"
+
+
+class _Bench:
+    """A twin with some structures zeroed, and what it returns: cuts are tried on it.
+
+    Args:
+        model: Left as it is.
+        structures: Its structures.
+        gone: Which of them are zeroed, bool, shape ``(S,)``.
+        example_inputs: What to run it on.
+        roles: Slices that are zeroed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structures: StructureMap,
+        gone: Tensor,
+        example_inputs: ExampleInputs,
+        roles: Collection[Role],
+    ) -> None:
+        self._copy, self._structures, self._gone = twin(model), structures, gone
+        reveal_(self._copy)
+        tensors = named_tensors(self._copy)
+        pick = edits.picked(sums.labelled(structures, roles), gone, tensors)
+        own_storage([tensors[name] for name in pick.names])
+        edits.zero_(pick, tensors)
+        self._inputs, self._before = _fewer_pixels(self._copy, example_inputs)
+        if why := nothing_to_compare(self._before):
+            raise ValueError(why)
+        self._training = remember_training(self._copy, self._inputs)
+
+    def reason(self, members: Sequence[int]) -> str | None:
+        """Why these groups cannot be cut together, or None."""
+        chosen = torch.isin(self._structures.group_of, torch.tensor(members))
+        for before in (self._before, self._training):
+            if before is None:
+                continue
+            found = attempt(self._copy, self._structures, self._gone & chosen, self._inputs, before)
+            where = " in training mode" if found.training else ""
+            if found.crash:
+                return f"{_FAILS}{where} once a channel is removed ({found.crash})"
+            if not found.same:
+                return f"removing a zeroed channel changes the model's output{where}"
+        return None
+
+
+def _drawn(structures: StructureMap, draw: int) -> Tensor:
+    """A number of structures of every group that chance has drawn, bool, shape ``(S,)``.
+
+    Uneven from group to group: equal numbers would keep widths equal that have to stay equal.
+    """
+    generator = torch.Generator().manual_seed(draw)
+    mask = torch.zeros(structures.num_structures, dtype=torch.bool)
+    for group in structures.groups:
+        most = min(_FEW, group.size - 1)
+        if most < 1:
+            continue
+        number = 1 + int(torch.randint(most, (), generator=generator))
+        some = torch.randperm(group.size, generator=generator)[:number]
+        mask[group.start + some] = True
+    return mask
 
 
 def guilty(
@@ -77,7 +165,7 @@ def guilty(
     structures: StructureMap,
     gone: Tensor,
     example_inputs: ExampleInputs,
-    before: Sequence[Tensor],
+    before: Remembered,
     tolerance: float | None,
 ) -> list[str]:
     """Groups whose cut alone already changes the outputs.
@@ -87,7 +175,7 @@ def guilty(
         structures: Its structures.
         gone: Which of them were to leave, bool, shape ``(S,)``; they are zero.
         example_inputs: What to run it on.
-        before: The outputs of the uncut model.
+        before: What the uncut model returned.
         tolerance: Largest relative difference; None for what rounding explains.
     """
     copy, found = twin(model), []
@@ -105,7 +193,7 @@ def attempt(
     structures: StructureMap,
     gone: Tensor,
     example_inputs: ExampleInputs,
-    before: Sequence[Tensor],
+    before: Remembered,
     tolerance: float | None = None,
 ) -> Comparison:
     """Cut a twin, compare its outputs, put it back.
@@ -115,7 +203,7 @@ def attempt(
         structures: Its structures.
         gone: Which of them leave, bool, shape ``(S,)``; they are zero.
         example_inputs: What to run it on.
-        before: Its outputs before the cut.
+        before: What it returned before the cut.
         tolerance: Largest relative difference; None for what rounding explains.
     """
     undo = Undo()
@@ -126,8 +214,8 @@ def attempt(
         undo.run()
 
 
-def _fewer_pixels(model: nn.Module, inputs: ExampleInputs) -> tuple[ExampleInputs, list[Tensor]]:
-    """Inputs for trial cuts and the outputs on them.
+def _fewer_pixels(model: nn.Module, inputs: ExampleInputs) -> tuple[ExampleInputs, Remembered]:
+    """Inputs for trial cuts and what the model returns on them.
 
     Every n-th pixel of an image is enough to see a width written down as a number, and many times
     faster, if the model takes it.
@@ -138,10 +226,10 @@ def _fewer_pixels(model: nn.Module, inputs: ExampleInputs) -> tuple[ExampleInput
     if step > 1:
         fewer = inputs[..., ::step, ::step].contiguous()
         with suppress(Exception):  # a position embedding, a linear layer after a flatten ...
-            found = outputs(model, fewer)
-            if found and all(bool(value.isfinite().all()) for value in found):
+            found = remember(model, fewer)
+            if found.finite and found.finite == sum(value.numel() for value in found.values):
                 return fewer, found
-    return inputs, outputs(model, inputs)
+    return inputs, remember(model, inputs)
 
 
 def _search(

@@ -14,11 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures import sums
-from decayprune.structures.example import ExampleInputs, outputs
+from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Role, StructureMap
 from decayprune.structures.twin import named_tensors
 from decayprune.structures.wrappers import check_unwrapped
-from decayprune.surgery.compare import Comparison, compare
+from decayprune.surgery.compare import (
+    Comparison,
+    Remembered,
+    compare,
+    nothing_to_compare,
+    remember,
+)
 from decayprune.surgery.copies import zero_
 from decayprune.surgery.cut import cut
 from decayprune.surgery.trial import guilty
@@ -67,8 +73,8 @@ def cut_verified(
     """
     check_unwrapped(model)
     _check_zero(model, structures, gone, roles)
-    _check_state(model, structures, optimizers)
-    before = outputs(model, example_inputs)
+    check_state(model, structures, optimizers)
+    before = _remembered(model, example_inputs)
     if along is not None:
         along(undo)
     cut(undo, model, structures, gone, optimizers)
@@ -83,7 +89,7 @@ def cut_verified(
         )
     for number, copy in enumerate(copies):
         zero_(undo, copy, structures, gone, roles)
-        remembered = outputs(copy, example_inputs)
+        remembered = _remembered(copy, example_inputs)
         cut(undo, copy, structures, gone)
         result = compare(copy, example_inputs, remembered, tolerance)
         if not result.same:
@@ -93,6 +99,13 @@ def cut_verified(
                 "after it."
             )
     return found
+
+
+def _remembered(model: nn.Module, example_inputs: ExampleInputs) -> Remembered:
+    before = remember(model, example_inputs)
+    if why := nothing_to_compare(before):
+        raise CompactionError(f"{why} The model was left uncut.")
+    return before
 
 
 def _check_zero(
@@ -112,9 +125,19 @@ def _check_zero(
         )
 
 
-def _check_state(
+def check_state(
     model: nn.Module, structures: StructureMap, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
+    """Raise if an optimizer keeps state that cannot be cut along.
+
+    Args:
+        model: The model.
+        structures: Its structures.
+        optimizers: After their first step, before which they have no state.
+
+    Raises:
+        CompactionError: One does.
+    """
     tensors = named_tensors(model)
     for name in dict.fromkeys(item.name for item in structures.slices):
         tensor = tensors[name]

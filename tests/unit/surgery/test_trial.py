@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import decayprune as dp
 from cases import CASES
 from decayprune.structures import trace
-from decayprune.structures.example import outputs
+from decayprune.surgery.compare import remember
 from decayprune.surgery.trial import guilty, refuse_uncuttable
 from living import Living
 from loops import INPUTS, net
@@ -47,7 +47,7 @@ def test_who_is_guilty_is_found_on_a_twin(wrong: str) -> None:
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2.0)
-    before, living = outputs(model, inputs), Living(model)
+    before, living = remember(model, inputs), Living(model)
     assert guilty(model, structures, gone, inputs, before, None) == [wrong]
     assert guilty(model, structures, gone, inputs, before, 1e9) == []
     living.check()
@@ -138,7 +138,7 @@ def test_like_blocks_are_not_all_tried() -> None:
     reasons = [refusal for refusal in found.refusals if refusal.layer.endswith(".a")]
     assert len(reasons) == 32
     assert all("forward() fails once a channel is removed" in r.reason for r in reasons)
-    assert len(PIXELS) < 12
+    assert len(PIXELS) < 30  # of both modes, and of both draws
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -148,4 +148,7 @@ def test_trials_are_made_on_fewer_pixels_where_the_model_takes_them(flat: bool) 
     PIXELS.clear()
     found = refuse_uncuttable(model, structures, inputs)
     assert [group.layer for group in found.groups][:2] == ["stem", "free.0"]
-    assert set(PIXELS[1:]) == {130 if flat else 65}
+    if flat:  # once for each draw they are tried
+        assert PIXELS.count(65) == 2
+    else:
+        assert set(PIXELS) == {65}

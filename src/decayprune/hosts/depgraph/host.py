@@ -11,6 +11,7 @@ Source: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from decayprune.session.session import Copies, Session
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.wrappers import is_wrapped
 from decayprune.surgery.compact import CompactionReport, compaction_report
+from decayprune.surgery.compare import Comparison
 from decayprune.surgery.copies import matching
 from decayprune.surgery.undo import Undo
 
@@ -129,6 +131,7 @@ class TorchPruningHost(BesideOptimizer):
         )
         self._removed = torch.zeros(self.structures.num_structures, dtype=torch.bool)
         self._errors = (0.0, 0.0)
+        self._found = Comparison(0.0, 0.0, 0.0, compared=1, numbers=1)  # of the last removal
         self._session.begin(
             self,
             self._selector,
@@ -178,7 +181,12 @@ class TorchPruningHost(BesideOptimizer):
         undo = Undo()
         try:
             self._remove(undo, tolerance, copies)
-            return compaction_report(self._session.dense, self.cost, self._removed, *self._errors)
+            return compaction_report(
+                self._session.dense,
+                self.cost,
+                self._removed,
+                replace(self._found, error=self._errors[0], relative=self._errors[1]),
+            )
         except BaseException:
             undo.run()
             raise
@@ -210,6 +218,7 @@ class TorchPruningHost(BesideOptimizer):
             others,
         )
         undo.keep(self, self._selector, self._session)
+        self._found = found
         self._errors = max(self._errors[0], found.error), max(self._errors[1], found.relative)
         self._settle(gone)
 

@@ -31,6 +31,7 @@ from decayprune.session.host import BesideOptimizer
 from decayprune.session.session import Copies, Session
 from decayprune.session.step_watch import grad_scale
 from decayprune.structures.example import ExampleInputs
+from decayprune.structures.twin import own_storage, twin
 from decayprune.structures.wrappers import check_unwrapped
 from decayprune.surgery.compact import CompactionReport
 from decayprune.surgery.copies import matching
@@ -175,6 +176,13 @@ class GateDecorator(BesideOptimizer):
         self._session.decayer.last_release = self._selector.last_release
         if ticking and self._selector.reached:
             self._rates.give_back()
+
+    def _for_trial(self) -> nn.Module:
+        """A twin without gates."""
+        copy = twin(self.model)
+        own_storage([p for n in self._norms for p in copy.get_submodule(n).parameters()])
+        gates.melt(Undo(), copy, self._norms)
+        return copy
 
     def _cut(self, tolerance: float | None, copies: Copies) -> CompactionReport:
         """Melt the gates into their batch norms and remove what is closed, in place.
