@@ -157,8 +157,13 @@ class DecayPruner:
     # ---------------------------------------------------------------- what a user reads
 
     @property
-    def state(self) -> LifecycleState:
+    def lifecycle(self) -> LifecycleState:
         """Where every structure stands (tensors of shape ``(S,)``)."""
+        return self._decayer.state
+
+    @property
+    def state(self) -> LifecycleState:
+        """The same as :attr:`lifecycle`."""
         return self._decayer.state
 
     @property

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from decayprune.app.cli.errors import readable
+from decayprune.app.run.methods import VARIANTS
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.study import figures, grid, paper
-from decayprune.app.study.trial import VARIANTS
 
 
 def reproduce(
@@ -50,7 +50,7 @@ def reproduce(
         failed = grid.run(
             trials, folder, data_dir, processes=processes, say=lambda line: console.print(line)
         )
-        known = {json.dumps(trial.to_json(), sort_keys=True) for trial in trials}
+        known = {json.dumps(trial.to_dict(), sort_keys=True) for trial in trials}
         runs = [
             run for run in grid.read(folder) if json.dumps(run["trial"], sort_keys=True) in known
         ]

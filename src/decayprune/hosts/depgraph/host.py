@@ -154,8 +154,13 @@ class TorchPruningHost:
     # ---------------------------------------------------------------- what a user reads
 
     @property
-    def state(self) -> LifecycleState:
+    def lifecycle(self) -> LifecycleState:
         """Where every structure stands (tensors of shape ``(S,)``, removed ones included)."""
+        return self._decayer.state
+
+    @property
+    def state(self) -> LifecycleState:
+        """The same as :attr:`lifecycle`."""
         return self._decayer.state
 
     @property

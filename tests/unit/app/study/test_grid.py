@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from decayprune.app.run.methods import HOSTS, VARIANTS
 from decayprune.app.study import grid
 from decayprune.app.study.job import result_file
-from decayprune.app.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
+from decayprune.app.study.trial import CONTROLS, Training, Trial
 
 BASE = Trial(
     task="digits",
