@@ -149,3 +149,26 @@ def test_without_torch_pruning_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     code, _, err = prune(*WORDS, "--host", "depgraph")
     assert code == 2
     assert "pip install 'decayprune[torch-pruning]'" in err
+
+
+def test_a_run_that_version_0_1_began_is_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings and the options of scripts say torch-pruning and sp+sr."""
+    old = ["--host", "torch-pruning", "--variant", "sp+sr", "--out", "run"]
+    original = run.Run._record
+
+    def interrupting(self: run.Run, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.Run, "_record", interrupting)
+    assert prune(*WORDS, *old)[0] == 130
+    monkeypatch.setattr(run.Run, "_record", original)
+    path = folder / "run" / "settings.json"
+    settings = json.loads(path.read_text())
+    assert (settings["host"], settings["variant"]) == ("depgraph", "sp_sr")
+    path.write_text(json.dumps(settings | {"host": "torch-pruning", "variant": "sp+sr"}))
+    assert prune("--resume", *old)[::2] == (0, "")
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert (report["host"], report["variant"]) == ("depgraph", "sp_sr")

@@ -110,9 +110,3 @@ def test_a_pair_with_other_dense_weights_is_refused_before_it_is_trained(tmp_pat
     outcome = grid.run_trial(trial.with_(variant="sp"), tmp_path, tmp_path, silent)
     assert "began with other weights (0123, on A Processor)" in outcome
     assert "use another folder here" in outcome
-
-
-def test_missing_pretrained_weights_say_what_goes_where(tmp_path: Path) -> None:
-    trial = BASE.with_(dense=None, pretrained="net.pth")
-    with pytest.raises(FileNotFoundError, match=r"state dict saved with torch.save in .*net\.pth"):
-        grid.run_trial(trial, tmp_path, tmp_path, silent)

@@ -1,6 +1,5 @@
 import pytest
 
-from decayprune.app.study import paper
 from decayprune.app.study.trial import Training, Trial
 
 BASE = Trial(
@@ -52,21 +51,3 @@ def test_unknown_names_are_refused() -> None:
         BASE.with_(variant="sr")
     with pytest.raises(ValueError, match=r"Training\.optimizer is one of sgd, adamw; found 'adam'"):
         Training(epochs=1, lr=0.1, optimizer="adam")  # type: ignore[arg-type]
-
-
-def test_recipes_are_those_of_the_paper() -> None:
-    tasks = {(r.trial.task, r.trial.model.split(":")[-1], r.trial.host) for r in
-             paper.RECIPES.values()}  # fmt: skip
-    assert tasks == {
-        ("cifar10", "vgg16", "dhspg"),
-        ("cifar10", "resnet50", "dhspg"),
-        ("cifar10", "resnet56", "depgraph"),
-        ("cifar10", "resnet56", "depgraph-sl"),
-        ("cifar100", "vgg19", "depgraph"),
-        ("cifar100", "vgg19", "depgraph-sl"),
-        ("cifar10", "vgg16", "gate-decorator"),
-        ("cifar10", "resnet56", "gate-decorator"),
-        ("imagenet", "resnet50", "dhspg"),
-    }
-    with pytest.raises(ValueError, match="resnet56-cifar10-depgraph-sl"):
-        paper.recipe("resnet57")
