@@ -131,7 +131,7 @@ def torch_pruning() -> Phases:
         host = TorchPruningHost(pruner, optimizer, inputs, decay_steps=LONG, rectify=rectify)
         together = both(optimizer, host.step)
         together()
-        assert host.state.decaying.numel() > 1000
+        assert host.lifecycle.decaying.numel() > 1000
         phases[name] = (together, momentum(model_with_gradients()).step)
     return phases
 
@@ -156,7 +156,7 @@ def gate_decorator() -> Phases:
         together = both(optimizer, host.step)
         host.steps = LONG  # the next step is a tick, which closes gates; then comes a tock
         together()
-        assert host.state.decaying.numel() > 500
+        assert host.lifecycle.decaying.numel() > 500
         for parameter_name, parameter in model.named_parameters():
             parameter.grad = grads[parameter_name]
         phases[name] = (together, momentum(model_with_gradients()).step)

@@ -137,7 +137,7 @@ def measure(make: Maker) -> dict[str, Any]:
     except (ValueError, RuntimeError) as error:
         return row | {"refusal": str(error)}
     row["build_seconds"] = round(time.process_time() - started, 2)
-    row["groups"], row["structures"] = len(pruner.structures.groups), pruner.state.phase.numel()
+    row["groups"], row["structures"] = len(pruner.structures.groups), pruner.lifecycle.phase.numel()
     while not pruner.finished:
         random_gradients(model)
         optimizer.step()

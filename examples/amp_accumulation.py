@@ -63,7 +63,7 @@ def main() -> None:
             left = pruner.remaining()
             print(
                 f"optimizer step {pruner.steps:2}  loss {loss.item() * ACCUMULATE:.3f}  "
-                f"{pruner.state.decaying.numel():2} decay  MACs {left['macs']:.0%}  "
+                f"{pruner.lifecycle.decaying.numel():2} decay  MACs {left['macs']:.0%}  "
                 f"parameters {left['params']:.0%}"
             )
     print(f"\nfinished: {pruner.finished}\n\n{pruner.compact()}")

@@ -75,7 +75,7 @@ def main() -> None:
         stopped = Run()
         stopped.train(0, STOP_AT)
         stopped.save(checkpoint)
-        print(f"stopped at step {STOP_AT}: {stopped.pruner.state.decaying.numel()} decay")
+        print(f"stopped at step {STOP_AT}: {stopped.pruner.lifecycle.decaying.numel()} decay")
 
         resumed = Run()
         resumed.load(checkpoint)

@@ -106,7 +106,7 @@ class Job:
     # ------------------------------------------------------------ pruning
 
     def _train(self, model: nn.Module, steps: int) -> dict[str, Any]:
-        """Prune and train as the variant says: the model, its size, and what happened."""
+        """Train as the variant says, pruning or not: the model, its size, and what happened."""
         trial = self.trial
         example = torch.zeros(1, self.data.in_channels, self.data.image_size, self.data.image_size)
         if trial.variant == "longer":
@@ -114,6 +114,11 @@ class Job:
             return _unpruned(model, example)
         if trial.variant == "small":
             return self._small(example, steps)
+        return self._prune(model, example, steps)
+
+    def _prune(self, model: nn.Module, example: torch.Tensor, steps: int) -> dict[str, Any]:
+        """Prune, cut as soon as the host has finished, and train on for the rest of the steps."""
+        trial = self.trial
         pruning = build(trial.with_(budget=self._budget()), model, example, steps)
         report, kept = None, []
         made = train_steps(
