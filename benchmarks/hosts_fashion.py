@@ -20,10 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from decayprune.app.run.methods import VARIANTS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "hosts_fashion.json"
-HOSTS = ("dhspg", "hesso", "torch-pruning", "gate-decorator")
-VARIANTS = ("alone", "sp", "sp+sr")
+HOSTS = ("dhspg", "hesso", "depgraph", "gate-decorator")
 WORDS = [
     *("--dataset", "fashion-mnist", "--model", "resnet8", "--budget", "0.3"),
     *("--epochs", "2", "--prune-epochs", "1", "--finetune-epochs", "1"),

@@ -167,7 +167,7 @@ def gate_decorator() -> Phases:
 HOSTS: dict[str, Callable[[], Phases]] = {
     "dhspg": dhspg,
     "hesso": hesso,
-    "torch-pruning": torch_pruning,
+    "depgraph": torch_pruning,
     "gate-decorator": gate_decorator,
 }
 

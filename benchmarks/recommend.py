@@ -74,7 +74,7 @@ def measure(name: str, inputs: Tensor, runs: int) -> dict[str, Any]:
         "as it comes": round(share(asked, "contiguous"), 4),
         "recommended": round(share(rounded, best), 4),
         "against the dense model as it comes": round(rounded.before_ms / after / rounded.ideal, 4),
-        "figures": {"as it comes": asked.to_json(), "recommended": rounded.to_json()},
+        "figures": {"as it comes": asked.to_dict(), "recommended": rounded.to_dict()},
     }
 
 

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot  # noqa: F401  (loaded once, for all processes)
 import sklearn.datasets  # noqa: F401
 import torch
 import torch._dynamo
@@ -32,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import decayprune.app.cli.app  # noqa: F401
 from decayprune.app.cli import main as command
-from decayprune.app.run.settings import HOSTS
+from decayprune.app.run.methods import HOSTS
 
 SAME = ("model.safetensors", "structure.json", "history.jsonl", "events.jsonl", "norms.jsonl")
 FIGURES = ("accuracy_before", "accuracy_after", "macs_after", "decayed", "released", "removed")

@@ -15,7 +15,7 @@ HOSTS = {
     "dhspg": ("OTOv2 (DHSPG)", 0.4),
     "depgraph": ("DepGraph", 0.3),
     "depgraph-sl": ("DepGraph, sparse learning", 0.3),
-    "gate": ("Gate Decorator", 0.25),
+    "gate-decorator": ("Gate Decorator", 0.25),
 }
 TITLES = {"default": "our own selection", "hesso": "HESSO"} | {h: t for h, (t, _) in HOSTS.items()}
 RELEASES = {"sp": "none", "random_release": "random ones"}

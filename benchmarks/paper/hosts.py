@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 
 import decayprune as dp
-from decayprune.app.study import methods
+from decayprune.app.run.methods import Pruning
+from decayprune.app.study.plan import build
 from decayprune.app.study.trial import Training, Trial
 from decayprune.method import rectify
 from decayprune.surgery.compact import CompactionReport
 
 
 class Pruner:
-    """A method of the study with the surface of a pruner."""
+    """A host of the study with the surface of a pruner."""
 
-    def __init__(self, method: methods.Method) -> None:
-        self.observe, self.step, self._host = method.observe, method.step, method.host
+    def __init__(self, pruning: Pruning) -> None:
+        self.observe, self.step, self._host = pruning.observe, pruning.step, pruning.host
 
     @property
     def finished(self) -> bool:
@@ -71,10 +72,10 @@ def setup(run: Any) -> None:
         options=options,
     )
     run.pruner.close()
-    method = methods.build(trial, run.model, run.example, probe.steps)
-    run.optimizer, run.pruner = method.optimizer, Pruner(method)
+    pruning = build(trial, run.model, run.example, probe.steps)
+    run.optimizer, run.pruner = pruning.optimizer, Pruner(pruning)
     if per_mac:
-        _divide_work(method.host, per_mac)
+        _divide_work(pruning.host, per_mac)
 
 
 _OBSERVE = rectify.observe

@@ -22,10 +22,11 @@ from goals import BUDGETS, NAMES, SEEDS, TITLES, goals
 from goals import markdown as goals_table
 from pages import fill
 
+from decayprune.app.run.methods import HOSTS, VARIANTS
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.study import figures, grid
 from decayprune.app.study.job import result_file
-from decayprune.app.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
+from decayprune.app.study.trial import CONTROLS, Training, Trial
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -52,7 +53,7 @@ OF_HOST = {
     # one is the best for the host alone (results/oto.jsonl, made by probe.py --idea hosts.py).
     "dhspg": {"options": {"lmbda": 1.0, "tolerance_group_sparsity": 0.0}},
     # The published rates of tocks are those of a far longer run (results/ticks.jsonl).
-    "gate": {"options": {"tock_lr": None}},
+    "gate-decorator": {"options": {"tock_lr": None}},
     "depgraph-sl": {"options": {"reg": 5e-4, "sparse": 0.33}},
 }
 
@@ -69,16 +70,17 @@ def trials(
 
 def tiers() -> dict[int, list[Trial]]:
     """Trials by tier: 0 is a smoke test, 1 the core; each later one adds to those before."""
-    low = (0.25, 0.125)
+    low, core = (0.25, 0.125), ("default", "depgraph")
+    others = tuple(host for host in HOSTS if host not in core)
     return {
         0: trials(SMOKE, HOSTS, (0.25,), VARIANTS) + trials(SMOKE, ("default",), (0.25,), CONTROLS),
-        1: trials(RESNET, ("default", "depgraph"), low, VARIANTS),
-        2: trials(RESNET, HOSTS[2:], low, VARIANTS),
+        1: trials(RESNET, core, low, VARIANTS),
+        2: trials(RESNET, others, low, VARIANTS),
         3: trials(RESNET, HOSTS, (0.5,), VARIANTS)
         + trials(RESNET, ("default",), low, CONTROLS)
         + trials(RESNET, ("depgraph",), low, ("rounds", "random_release"))
         + trials(VGG, HOSTS, (0.5, *low), VARIANTS)
-        + trials(VIT, ("default", "depgraph"), (0.5, *low), VARIANTS),
+        + trials(VIT, core, (0.5, *low), VARIANTS),
     }
 
 

@@ -73,7 +73,7 @@ class Setup:
 
     @property
     def lifecycle(self) -> LifecycleState:
-        state: LifecycleState = getattr(self.host, "lifecycle", None) or self.host.state
+        state: LifecycleState = self.host.lifecycle
         return state
 
 
@@ -157,7 +157,7 @@ def hesso(model: nn.Module, decay_steps: int, rectify: Rectify | None) -> Setup:
 HOSTS: dict[str, Build] = {
     "dhspg": dhspg,
     "hesso": hesso,
-    "torch-pruning": torch_pruning,
+    "depgraph": torch_pruning,
     "gate-decorator": gate_decorator,
 }
 

@@ -7,6 +7,7 @@ a killed process leaves is a file whose name ends in ``.part``; the next write r
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -77,8 +78,10 @@ def check_regular(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory; give the name of a file", str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(f"{path} is no regular file; give the name of a file.")
+        raise OSError(errno.EINVAL, "is no regular file; give the name of a file", str(path))
 
 
 def _fresh(path: Path) -> Path:

@@ -9,6 +9,7 @@ the widths that suit this machine are looked for.
 from __future__ import annotations
 
 import copy
+import json
 import platform
 import statistics
 import time
@@ -76,10 +77,14 @@ class Latency:
         """Multiply-accumulates before divided by after: the speed-up if only they counted."""
         return self.macs_before / max(self.macs_after, 1)
 
-    def to_json(self) -> dict[str, Any]:
-        """All figures, with the two ratios and the format, ready for ``json.dumps``."""
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, with the two ratios and the format, as plain values."""
         ratios = {"speedup": self.speedup, "ideal": self.ideal}
         return {**asdict(self), **ratios, "memory_format": self.memory_format}
+
+    def to_json(self) -> str:
+        """The same as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         return (

@@ -89,8 +89,7 @@ def _without_tf32(backend: Any) -> Iterator[None]:
 @contextmanager
 def random_state_kept(model: nn.Module) -> Iterator[None]:
     """Put the random state of the CPU and of the model's devices back."""
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
         yield
 
 
@@ -104,12 +103,37 @@ def outputs(
         example_inputs: What to run it on.
         training: Run it in training mode instead.
     """
+    return outputs_and_draws(model, example_inputs, training=training)[0]
+
+
+def outputs_and_draws(
+    model: nn.Module, example_inputs: ExampleInputs, *, training: bool = False
+) -> tuple[list[Tensor], bool]:
+    """The same as :func:`outputs`, and whether the model drew random numbers.
+
+    Args:
+        model: Run in evaluation mode.
+        example_inputs: What to run it on.
+        training: Run it in training mode instead.
+    """
     args, kwargs = arguments(example_inputs)
     with quiet(model, training=training):
+        before = _random_states(model)
         result = model(*args, **kwargs)
+        after = _random_states(model)
+        drew = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         leaves, _ = tree_flatten(result)
         if not any(isinstance(leaf, Tensor) for leaf in leaves) and hasattr(result, "__dict__"):
             leaves = tree_flatten(vars(result))[0]  # an output object that pytree does not know
-        return [
+        values = [
             leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
         ]
+        return values, drew
+
+
+def _random_states(model: nn.Module) -> list[Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(model))]
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from decayprune.structures.example import ExampleInputs, outputs
+from decayprune.structures.example import ExampleInputs, outputs, outputs_and_draws
 from decayprune.surgery.order import Order
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
@@ -111,26 +111,21 @@ def remember_training(model: nn.Module, example_inputs: ExampleInputs) -> Rememb
     """Run a model before a cut in training mode, where branches of their own may be waiting.
 
     Args:
-        model: Run twice: a model that draws random numbers cannot be compared number by number.
+        model: One that draws random numbers cannot be compared number by number.
         example_inputs: What to run it on.
 
     Returns:
         None if it does not run on these inputs in training mode (a detector without targets).
     """
-    order, runs = Order(), []
+    order = Order()
     try:
-        for seed in (0, 1):
-            with order.noted(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                runs.append(outputs(model, example_inputs, training=True))
+        with order.noted():
+            values, drew = outputs_and_draws(model, example_inputs, training=True)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # its forward() may want anything
         return None
-    exact = len(runs[0]) == len(runs[1]) and all(
-        torch.equal(a, b) for a, b in zip(*runs, strict=True)
-    )
-    return Remembered(runs[0], training=True, exact=exact, order=order)
+    return Remembered(values, training=True, exact=not drew, order=order)
 
 
 def compare(

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -39,7 +41,8 @@ def test_inputs_may_be_a_tuple_or_a_dict() -> None:
 def test_ratios_say_their_direction() -> None:
     found = Latency(4.0, 2.0, 100, 40, 8, 5, 1, "a machine")
     assert (found.speedup, found.ideal) == (2.0, 2.5)
-    assert found.to_json()["speedup"] == 2.0
+    assert found.to_dict()["speedup"] == 2.0
+    assert json.loads(found.to_json()) == found.to_dict()
     assert "4.00 ms -> 2.00 ms, 2.00x faster (MACs alone would give 2.50x)" in str(found)
 
 

@@ -99,7 +99,7 @@ def bench(
 ) -> None:
     """Time the compact model of a finished run beside the dense one."""
     with readable(traceback):
-        settings = Settings.from_json(RunFolder(folder).settings())
+        settings = Settings.from_dict(RunFolder(folder).settings())
         torch.set_num_threads(threads or settings.threads or 1)
         source = subject.read_data(settings)
         dense, compact = (subject.fresh_model(settings, source) for _ in range(2))

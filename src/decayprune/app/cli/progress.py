@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from decayprune.app.run.run import Watch
 
 _TITLES = {
     "train": "training the dense model",
@@ -30,16 +31,6 @@ _TITLES = {
 _WIDTH = max(map(len, _TITLES.values()))
 _LINES = 5  # per phase, where there are no bars
 _SECONDS = 30.0  # and at least this often
-
-
-class Shown(Protocol):
-    """Something that shows how far a run is."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """A part of the run begins."""
-
-    def tick(self, note: str = "") -> None:
-        """One tick of the current part is over."""
 
 
 class Bars:
@@ -105,7 +96,7 @@ class Lines:
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Shown]:
+def shown(console: Console) -> Iterator[Watch]:
     """What suits the console: bars, or lines."""
     if not console.is_terminal:
         lines = Lines(console)

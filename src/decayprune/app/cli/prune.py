@@ -19,10 +19,11 @@ from decayprune.app.cli.errors import readable
 from decayprune.app.cli.progress import shown
 from decayprune.app.report import Report, write_html
 from decayprune.app.run.data import DATASETS
+from decayprune.app.run.methods import HOSTS
 from decayprune.app.run.models import MODELS
 from decayprune.app.run.run import Interrupted, Run
 from decayprune.app.run.runfolder import RunFolder
-from decayprune.app.run.settings import DATA_DIR, HOSTS, Settings
+from decayprune.app.run.settings import DATA_DIR, Settings
 from decayprune.checkpoint.atomic import write_atomically
 
 TYPED = "decayprune.typed"
@@ -107,11 +108,11 @@ def prune(
     variant: Annotated[
         str,
         typer.Option(
-            help="alone: the host as published; sp: what it picks decays smoothly; sp+sr: and is "
+            help="alone: the host as published; sp: what it picks decays smoothly; sp_sr: and is "
             "released if training resists.",
             rich_help_panel=_HOW,
         ),
-    ] = "sp+sr",
+    ] = "sp_sr",
     importance: Annotated[
         str,
         typer.Option(
@@ -199,8 +200,10 @@ def _settings(ctx: typer.Context, folder: RunFolder, *, resume: bool, overwrite:
                 "it with --overwrite."
             )
         return Settings(**given).resolved()
-    kept = Settings.from_json(folder.settings())
-    for name, value in given.items():
+    kept = Settings.from_dict(folder.settings())
+    asked = Settings(**given)
+    for name in given:
+        value = getattr(asked, name)
         if value != getattr(kept, name):
             raise ValueError(
                 f"The run in {folder.path} began with --{name.replace('_', '-')} "

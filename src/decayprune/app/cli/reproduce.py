@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from decayprune.app.cli.errors import readable
+from decayprune.app.run.methods import VARIANTS
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.study import figures, grid, paper
-from decayprune.app.study.trial import VARIANTS
+from decayprune.app.study.trial import Trial
 
 
 def reproduce(
@@ -45,24 +47,23 @@ def reproduce(
         trials = [
             base.with_(seed=seed, variant=variant) for seed in range(seeds) for variant in VARIANTS
         ]
-        folder = out / name
         console = Console(stderr=True, highlight=False)
-        failed = grid.run(
-            trials, folder, data_dir, processes=processes, say=lambda line: console.print(line)
-        )
-        known = {json.dumps(trial.to_json(), sort_keys=True) for trial in trials}
-        runs = [
-            run for run in grid.read(folder) if json.dumps(run["trial"], sort_keys=True) in known
-        ]
-        rows = figures.summary(runs)
-        (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        table = figures.markdown(rows)
-        (folder / "summary.md").write_text(table, encoding="utf-8")
-        Console().print(Markdown(table))
+        failed = grid.run(trials, out / name, data_dir, processes=processes, say=console.print)
+        Console().print(Markdown(_summary(out / name, trials)))
         _published(found)
         if failed:
             reasons = "\n".join(f"  {trial.name}: {reason}" for trial, reason in failed)
             raise ValueError(f"{len(failed)} of {len(trials)} runs failed:\n{reasons}")
+
+
+def _summary(folder: Path, trials: Sequence[Trial]) -> str:
+    """Write the summary of the runs of these trials; its table."""
+    known = [trial.to_dict() for trial in trials]
+    rows = figures.summary([run for run in grid.read(folder) if run["trial"] in known])
+    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    table = figures.markdown(rows)
+    (folder / "summary.md").write_text(table, encoding="utf-8")
+    return table
 
 
 def _published(found: paper.Recipe) -> None:

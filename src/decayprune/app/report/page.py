@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decayprune.app.report import plots, text, timeline
-from decayprune.app.report.records import Refusal, Summary, Width
+from decayprune.app.report.records import RefusalRow, Summary, Width
 from decayprune.app.report.run import Report
 from decayprune.checkpoint.atomic import write_atomically
 
@@ -60,8 +60,8 @@ def render(report: Report) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            verdict=text.typeset(text.verdict(report)),
-            counts={kind: report.count(kind) for kind in ("decay", "release", "prune")},
+            verdict=text.typeset(text.verdict(summary, report.trace)),
+            counts=report.trace.counts,
             summary=summary,
             rows=text.rows(summary) if summary else [],
             removal=text.removal(summary) if summary else "",
@@ -115,5 +115,5 @@ def _widest(widths: tuple[Width, ...]) -> int:
     return max((max(width.before, width.after) for width in widths), default=0) or 1
 
 
-def _left_out(items: tuple[Width, ...] | tuple[Refusal, ...]) -> int:
+def _left_out(items: tuple[Width, ...] | tuple[RefusalRow, ...]) -> int:
     return max(0, len(items) - _LONGEST_LIST)

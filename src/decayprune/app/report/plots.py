@@ -22,7 +22,7 @@ from decayprune.app.report.axes import (
     step_ticks,
     ticks,
 )
-from decayprune.app.report.records import Event, Moment, Norm
+from decayprune.app.report.records import EventRow, Moment, Norm
 from decayprune.app.report.run import Report
 from decayprune.app.report.text import evidence, figure, percent, span
 
@@ -206,7 +206,7 @@ def norms(report: Report) -> Norms | None:
     x = step_axis([norm.step for norm in report.norms])
     longest = max(max(norm.start, norm.length or 0.0) for norm in report.norms)
     y = Axis(0, 1.04 * max(longest, 1e-30))
-    ends: dict[int, list[Event]] = defaultdict(list)
+    ends: dict[int, list[EventRow]] = defaultdict(list)
     for event in report.events:
         if event.kind != "decay":
             ends[event.structure].append(event)
@@ -233,7 +233,7 @@ def _decays(samples: Sequence[Norm]) -> list[list[Norm]]:
     return list(decays.values())
 
 
-def _trajectory(samples: list[Norm], ends: list[Event], x: Axis, y: Axis) -> Trajectory:
+def _trajectory(samples: list[Norm], ends: list[EventRow], x: Axis, y: Axis) -> Trajectory:
     end = next((e for e in ends if e.step >= samples[0].step), None)
     outcome = "decaying"
     title = f"structure {samples[0].structure}"

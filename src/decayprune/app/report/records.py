@@ -75,11 +75,12 @@ TEXTS = Kind("an object of texts", _maps_to(lambda v: isinstance(v, str)))
 FRACTIONS = Kind("an object of numbers from 1e-9 to 1e9", _maps_to(_is_positive))
 PHASES = ("train", "prune", "finetune")
 PHASE = Kind("one of 'train', 'prune', 'finetune'", lambda v: v in PHASES)
-EVENT = Kind("one of 'decay', 'release', 'prune'", lambda v: v in ("decay", "release", "prune"))
+EVENTS = ("decay", "release", "prune")
+EVENT = Kind("one of 'decay', 'release', 'prune'", lambda v: v in EVENTS)
 
 
 @dataclass(frozen=True)
-class Event:
+class EventRow:
     """A move of one structure: it began to decay, was released, or reached zero and was pruned."""
 
     step: Annotated[int, COUNT]
@@ -127,7 +128,7 @@ class Width:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusalRow:
     """A width that was left alone, and why."""
 
     layer: Annotated[str, TEXT]
@@ -186,8 +187,20 @@ class Summary:
     seconds: Annotated[float, MAGNITUDE]
     widths: tuple[Width, ...]
     rounds: Annotated[tuple[int, ...], STEPS]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[RefusalRow, ...]
     limits: Limits
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run has left so far, finished or not.
+
+    ``phase`` is None where nothing was trained; ``counts`` holds events by their kind.
+    """
+
+    last_step: int
+    phase: str | None
+    counts: Mapping[str, int]
 
 
 def parse(record: type[T], found: object, where: str) -> T:

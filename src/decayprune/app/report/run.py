@@ -9,17 +9,20 @@ over; every other fault is an error.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from decayprune.app.report import text
 from decayprune.app.report.records import (
+    EVENTS,
     PHASES,
-    Event,
+    EventRow,
     Moment,
     Norm,
     Summary,
+    Trace,
     decode,
     mismatch,
     parse,
@@ -27,7 +30,7 @@ from decayprune.app.report.records import (
 
 FORMAT = "decayprune-report"
 VERSION = 1
-T = TypeVar("T", Event, Moment, Norm)
+T = TypeVar("T", EventRow, Moment, Norm)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Report:
     """
 
     summary: Summary | None
-    events: tuple[Event, ...]
+    events: tuple[EventRow, ...]
     history: tuple[Moment, ...]
     norms: tuple[Norm, ...]
 
@@ -72,7 +75,7 @@ class Report:
             )
         report = cls(
             summary=_read_summary(folder / names[0]),
-            events=_read_lines(folder / names[1], Event),
+            events=_read_lines(folder / names[1], EventRow),
             history=_read_lines(folder / names[2], Moment),
             norms=_read_lines(folder / names[3], Norm),
         )
@@ -85,17 +88,18 @@ class Report:
         return self.summary is not None
 
     @property
-    def last_step(self) -> int:
-        """The last optimizer step that left a trace."""
+    def trace(self) -> Trace:
+        """The last optimizer step that left a trace, its phase, and how many events there were."""
         last = [items[-1].step for items in (self.history, self.events) if items]
-        return max(last, default=0)
-
-    def count(self, kind: str) -> int:
-        """Return how many events of a kind (decay, release, prune) were logged."""
-        return sum(event.kind == kind for event in self.events)
+        found = Counter(event.kind for event in self.events)
+        return Trace(
+            last_step=max(last, default=0),
+            phase=self.history[-1].phase if self.history else None,
+            counts={kind: found[kind] for kind in EVENTS},
+        )
 
     def __str__(self) -> str:
-        return text.table(self)
+        return text.table(self.summary, self.trace)
 
     def to_json(self) -> str:
         """Return the final figures as JSON: the contents of ``report.json``.
@@ -105,12 +109,13 @@ class Report:
         head: dict[str, object] = {"format": FORMAT, "version": VERSION}
         if self.summary is not None:
             return json.dumps({**head, **asdict(self.summary)}, indent=2)
+        trace = self.trace
         counts = {
             "finished": False,
-            "last_step": self.last_step,
-            "decayed": self.count("decay"),
-            "released": self.count("release"),
-            "pruned": self.count("prune"),
+            "last_step": trace.last_step,
+            "decayed": trace.counts["decay"],
+            "released": trace.counts["release"],
+            "pruned": trace.counts["prune"],
         }
         return json.dumps({**head, **counts}, indent=2)
 

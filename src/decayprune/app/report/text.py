@@ -7,11 +7,10 @@ ratio names its direction, and a run that became slower or missed its budget is 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from decayprune.app.report.records import Event, Summary
-    from decayprune.app.report.run import Report
+from decayprune.app.report.records import EventRow, Summary, Trace
 
 _NAMED_SHARES = (
     (0.25, "A quarter of"),
@@ -85,16 +84,15 @@ def span(first: int, last: int) -> str:
     return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
 
 
-def evidence(event: Event) -> str:
+def evidence(event: EventRow) -> str:
     """Write the three figures of self-rectifying that an event was logged with."""
     return f"C_rate {figure(event.c_rate)}, C_len {figure(event.c_len)}, W {figure(event.work)}"
 
 
-def verdict(report: Report) -> str:
-    """Say in one sentence what the run achieved."""
-    summary = report.summary
+def verdict(summary: Summary | None, trace: Trace) -> str:
+    """Say in one sentence what the run achieved; without a summary, how far it came."""
     if summary is None:
-        return _unfinished(report)
+        return _unfinished(trace)
     share = summary.macs_after / summary.macs_before
     named = [words for value, words in _NAMED_SHARES if abs(share - value) <= 0.02]
     if share > 0.995:
@@ -112,9 +110,9 @@ def verdict(report: Report) -> str:
     return f"{compute}, {_speed(summary)}, accuracy {accuracy}{missed}"
 
 
-def _unfinished(report: Report) -> str:
-    phase = f", phase {report.history[-1].phase!r}" if report.history else ""
-    return f"Unfinished: the last trace of the run is step {report.last_step:,}{phase}"
+def _unfinished(trace: Trace) -> str:
+    phase = f", phase {trace.phase!r}" if trace.phase is not None else ""
+    return f"Unfinished: the last trace of the run is step {trace.last_step:,}{phase}"
 
 
 def _budgets(summary: Summary) -> list[tuple[str, float, float]]:
@@ -165,29 +163,27 @@ def rows(summary: Summary) -> list[Row]:
     ]
 
 
-def table(report: Report) -> str:
-    """Return the report as text of at most 100 columns for a terminal."""
-    summary = report.summary
+def table(summary: Summary | None, trace: Trace) -> str:
+    """Return a run as text of at most 100 columns for a terminal."""
+    said = verdict(summary, trace)
     if summary is None:
-        return f"{verdict(report)}\n\n{_counts(report)}"
+        return f"{said}\n\n{_so_far(trace.counts)}"
     head = Row("", "before", "after", "")
     lines = [
         f"{row.name:<22}{row.before:>12}{row.after:>12}   {row.change}".rstrip()
         for row in [head, *rows(summary)]
     ]
-    return "\n".join([verdict(report), "", *lines, "", _counts(report), removal(summary)])
-
-
-def _counts(report: Report) -> str:
-    summary = report.summary
-    if summary is None:
-        return (
-            f"structures so far: {report.count('decay')} decayed, {report.count('release')}"
-            f" released, {report.count('prune')} pruned"
-        )
-    return (
+    counts = (
         f"structures: {summary.decayed} decayed, {summary.released} released,"
         f" {summary.removed} removed"
+    )
+    return "\n".join([said, "", *lines, "", counts, removal(summary)])
+
+
+def _so_far(counts: Mapping[str, int]) -> str:
+    return (
+        f"structures so far: {counts['decay']} decayed, {counts['release']} released,"
+        f" {counts['prune']} pruned"
     )
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from decayprune.app.report.axes import HEIGHT, WIDTH, Axis, Cell, Tick, step_axis, step_ticks
-from decayprune.app.report.records import Event, Width
+from decayprune.app.report.records import EventRow, Width
 from decayprune.app.report.run import Report
 from decayprune.app.report.text import evidence, span
 
@@ -45,7 +45,7 @@ def timeline(report: Report) -> Timeline | None:
     if not report.events:
         return None
     axis = step_axis([event.step for event in report.events])
-    layers: dict[str, list[Event]] = defaultdict(list)
+    layers: dict[str, list[EventRow]] = defaultdict(list)
     for event in report.events:
         layers[event.layer].append(event)
     widths = {w.layer: w for w in report.summary.widths} if report.summary is not None else {}
@@ -57,7 +57,7 @@ def timeline(report: Report) -> Timeline | None:
     return Timeline(step_ticks(axis), lanes, len(layers) - len(shown))
 
 
-def _structures(events: list[Event], width: Width | None) -> int:
+def _structures(events: list[EventRow], width: Width | None) -> int:
     """How many structures a layer has; without its width, how many the log has touched."""
     touched = len({event.structure for event in events})
     if width is None:
@@ -68,9 +68,9 @@ def _structures(events: list[Event], width: Width | None) -> int:
     return max(touched, width.before // channels)
 
 
-def _lane(layer: str, events: list[Event], axis: Axis, bins: int, width: Width | None) -> Lane:
+def _lane(layer: str, events: list[EventRow], axis: Axis, bins: int, width: Width | None) -> Lane:
     total = _structures(events, width)
-    binned: dict[int, list[Event]] = defaultdict(list)
+    binned: dict[int, list[EventRow]] = defaultdict(list)
     for event in events:
         binned[min(bins - 1, int(bins * axis.at(event.step)))].append(event)
     decaying: set[int] = set()
@@ -113,7 +113,7 @@ def _stairs(edges: list[tuple[float, float]]) -> str:
     return "".join(path) + "H1000V100Z"
 
 
-def _cell_title(events: list[Event], state: str) -> str:
+def _cell_title(events: list[EventRow], state: str) -> str:
     verbs = {"decay": "began to decay", "release": "released", "prune": "reached zero"}
     counts = [(sum(e.kind == kind for e in events), verb) for kind, verb in verbs.items()]
     lines = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from decayprune.app.run.hosts import Pruning
+from decayprune.app.run.methods import Pruning
 from decayprune.app.run.runfolder import RunFolder
 
 _STRUCTURES, _POINTS = 60, 100
@@ -43,7 +43,7 @@ class DecayLog:
             self._folder.append("norms.jsonl", self._norms(step))
 
     def _norms(self, step: int) -> list[dict[str, float]]:
-        state = self._pruner.lifecycle
+        state = self._pruner.host.lifecycle
         ids = state.decaying[state.decaying % self._stride == 0]
         columns = (ids, state.length[ids], state.start_length[ids])
         return [

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import decayprune as dp
-from decayprune.app.run import hosts, subject, summary
+from decayprune.app.run import methods, subject, summary
 from decayprune.app.run.decaylog import DecayLog
 from decayprune.app.run.loop import Step, cosine, evaluate, train_steps
+from decayprune.app.run.plan import plan
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
 
@@ -79,7 +80,7 @@ class Run:
         self.schedule = settings.schedule(epoch)
         self.phase, self.step = "train", 0
         self.figures: dict[str, Any] = {"seconds": 0.0, "command": command}
-        self.pruner: hosts.Pruning | None = None
+        self.pruner: methods.Pruning | None = None
         self._counted = self._saved = time.monotonic()
 
     # ------------------------------------------------------------ the line of phases
@@ -93,7 +94,7 @@ class Run:
         # What the host would refuse should be known before hours of dense training.
         trial = subject.fresh_model(self.settings, self.data)
         self._new_pruner(trial, self._sgd(trial))
-        self.folder.begin(self.settings.to_json())
+        self.folder.begin(self.settings.to_dict())
         self._save()
         return self._go()
 
@@ -151,7 +152,7 @@ class Run:
         self._cut(pruner)
         self._save()
 
-    def _cut(self, pruner: hosts.Pruning) -> None:
+    def _cut(self, pruner: methods.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
         self.figures |= summary.compacted(pruner.host.compact()) | {"cut_at": self.step}
         self.pruner, self.phase = None, "finetune"
@@ -189,11 +190,12 @@ class Run:
             model.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=decay
         )
 
-    def _new_pruner(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> hosts.Pruning:
+    def _new_pruner(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> methods.Pruning:
         steps = self.total_steps - self.dense_steps
-        return hosts.build(self.settings, model, self.example, optimizer, self.schedule, steps)
+        wanted = plan(self.settings, self.schedule, steps, model, self.example)
+        return methods.build(wanted, model, self.example, optimizer)
 
-    def _enter(self) -> hosts.Pruning:
+    def _enter(self) -> methods.Pruning:
         """Begin to prune: from now on the host may be the optimizer."""
         self.pruner = self._new_pruner(self.model, self.optimizer)
         self.optimizer = self.pruner.optimizer

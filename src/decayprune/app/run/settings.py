@@ -9,19 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from decayprune.app.run.methods import HOSTS, VARIANTS
 from decayprune.selection.schedule import Schedule
 
 DATA_DIR = Path.home() / ".cache" / "decayprune"
 """Where data sets are looked for and downloaded to unless the user says otherwise."""
 
 
-HOSTS = ("default", "dhspg", "hesso", "torch-pruning", "gate-decorator")
-"""The names that ``decayprune prune --host`` understands."""
+OLD_WORDS = {"torch-pruning": "depgraph", "sp+sr": "sp_sr"}
+"""Spellings of version 0.1, which scripts and folders of runs still have."""
 
-VARIANTS = ("alone", "sp", "sp+sr")
-"""A host as published; with smooth pruning; with smooth pruning and self-rectifying."""
-
-_HOSTS_WITH_ROUNDS = ("default", "hesso", "torch-pruning")
+_HOSTS_WITH_ROUNDS = ("default", "hesso", "depgraph", "depgraph-sl")
 
 
 class _Defaults(NamedTuple):
@@ -53,8 +51,9 @@ class Settings:
         dataset: Name of a data set; ignored when ``data`` is given.
         model: Name of a model, or ``pkg.mod:factory``.
         data: ``pkg.mod:loaders`` of the user, or None.
-        host: The pruning method that selects, one of :data:`HOSTS`.
-        variant: One of :data:`VARIANTS`.
+        host: The pruning method that selects, one of :data:`~.methods.HOSTS`; spelt as in 0.1,
+            it is understood.
+        variant: One of :data:`~.methods.VARIANTS`; likewise.
         budget: Multiply-accumulates that remain, as a fraction.
         params_budget: Parameters that remain, as a fraction; None leaves them free.
         epochs: Dense training before anything decays; 0 when the model is trained already.
@@ -78,7 +77,7 @@ class Settings:
     model: str | None = None
     data: str | None = None
     host: str = "default"
-    variant: str = "sp+sr"
+    variant: str = "sp_sr"
     budget: float = 0.5
     params_budget: float | None = None
     epochs: int | None = None
@@ -95,6 +94,11 @@ class Settings:
     threads: int | None = None
     device: str | None = None
     bf16: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("host", "variant"):
+            word = getattr(self, name)
+            object.__setattr__(self, name, OLD_WORDS.get(word, word))
 
     def resolved(self) -> Settings:
         """The same with every None that has a default filled in, and checked.
@@ -164,7 +168,7 @@ class Settings:
             )
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Settings:
+    def from_dict(cls, found: Mapping[str, Any]) -> Settings:
         """Settings as they were kept.
 
         Raises:
@@ -179,7 +183,7 @@ class Settings:
             )
         return cls(**found)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The settings as flat plain scalars."""
         return asdict(self)
 

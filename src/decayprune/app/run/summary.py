@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,10 @@ import torch
 from torch import nn
 
 import decayprune as dp
-from decayprune.app.run.hosts import Pruning
+from decayprune.app.run.methods import Pruning
 from decayprune.app.run.settings import Settings
-from decayprune.latency.benchmark import Latency, cpu_name
+from decayprune.app.run.surroundings import machine, versions
+from decayprune.latency.benchmark import Latency
 from decayprune.surgery.compact import CompactionReport
 
 
@@ -99,17 +97,9 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
     return {
         "format": "decayprune-report",
         "version": 1,
-        "settings": settings.to_json() | {"data_dir": _shortened(settings.data_dir)},
-        "versions": {
-            "decayprune": version("decayprune"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count() or 1,
-            "threads": latency.threads,
-        },
+        "settings": settings.to_dict() | {"data_dir": _shortened(settings.data_dir)},
+        "versions": versions(),
+        "machine": machine(latency.threads),
         "dataset": settings.data or settings.dataset,
         "model": settings.model,
         "host": None if settings.host == "default" else settings.host,
@@ -119,6 +109,6 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
         "latency_before_ms": latency.before_ms,
         "latency_after_ms": latency.after_ms,
         "batch_size_latency": latency.batch_size,
-        "latencies": latency.to_json(),
+        "latencies": latency.to_dict(),
         **figures,
     }

@@ -68,7 +68,7 @@ def run_trial(trial: Trial, folder: Path, data_dir: Path, say: Callable[[str], N
         if alone.is_file() and trial.variant != "longer":
             problem = unfair(figures, json.loads(alone.read_text()))
     except (RuntimeError, ValueError) as error:  # of this trial alone; the others go on
-        figures = {"trial": trial.to_json(), "traceback": traceback.format_exc()}
+        figures = {"trial": trial.to_dict(), "traceback": traceback.format_exc()}
         problem = f"{type(error).__name__}: {error}"
     if problem is not None:
         _write(failed, {**figures, "problem": problem})

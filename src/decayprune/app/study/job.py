@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,16 +18,18 @@ from typing import Any
 import torch
 from torch import nn
 
-import decayprune as dp
 from decayprune.app.run import data as datasets
 from decayprune.app.run.batches import Batches, MemoryBatches
 from decayprune.app.run.loop import Step, evaluate, train_steps
-from decayprune.app.study import methods
+from decayprune.app.run.surroundings import commit, machine, versions
 from decayprune.app.study.controls import cut_to
 from decayprune.app.study.dense import dense, fresh, from_scratch, rate, steps_of, train
+from decayprune.app.study.plan import build
 from decayprune.app.study.trial import Trial
 from decayprune.cost import CostModel
-from decayprune.latency.benchmark import benchmark, cpu_name
+from decayprune.latency.benchmark import benchmark
+from decayprune.method.lifecycle import Event
+from decayprune.session.host import Host
 from decayprune.structures.tracing.trace import trace
 
 Say = Callable[[str], None]
@@ -69,7 +68,7 @@ class Job:
         whole = copy.deepcopy(model)
         pruned = self._train(model, steps)
         figures = {
-            "trial": trial.to_json(),
+            "trial": trial.to_dict(),
             "steps": steps,
             "dense_digest": digest,
             "dense_test_accuracy": before,
@@ -80,7 +79,9 @@ class Job:
             **pruned,
             "wall_seconds": round(time.time() - begun, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
-            **surroundings(),
+            "versions": versions(),
+            "machine": machine(torch.get_num_threads()),
+            "commit": commit(),
         }
         return figures
 
@@ -105,7 +106,7 @@ class Job:
     # ------------------------------------------------------------ pruning
 
     def _train(self, model: nn.Module, steps: int) -> dict[str, Any]:
-        """Prune and train as the variant says: the model, its size, and what happened."""
+        """Train as the variant says, pruning or not: the model, its size, and what happened."""
         trial = self.trial
         example = torch.zeros(1, self.data.in_channels, self.data.image_size, self.data.image_size)
         if trial.variant == "longer":
@@ -113,23 +114,28 @@ class Job:
             return _unpruned(model, example)
         if trial.variant == "small":
             return self._small(example, steps)
-        method = methods.build(trial.with_(budget=self._budget()), model, example, steps)
+        return self._prune(model, example, steps)
+
+    def _prune(self, model: nn.Module, example: torch.Tensor, steps: int) -> dict[str, Any]:
+        """Prune, cut as soon as the host has finished, and train on for the rest of the steps."""
+        trial = self.trial
+        pruning = build(trial.with_(budget=self._budget()), model, example, steps)
         report, kept = None, []
         made = train_steps(
             model,
-            method.optimizer,
+            pruning.optimizer,
             self.data.train,
             start=0,
             stop=steps,
             lr=rate(trial.training, steps),
             seed=trial.seed,
             bf16=trial.bf16,
-            pruner=method,
+            pruner=pruning,
         )
         for step in made:
-            if report is None and method.host.finished:
-                kept = _kept(method.host)
-                report = method.host.compact()
+            if report is None and pruning.host.finished:
+                kept = _kept(pruning.host)
+                report = pruning.host.compact()
             self._note(step.number, float(step.loss), model)
         if report is None:
             raise RuntimeError(
@@ -143,7 +149,7 @@ class Job:
             "params_after": report.params_after,
             "kept": kept,
             "max_rel_error": report.max_rel_error,
-            "events": _counts(method.host.events),
+            "events": _counts(pruning.host.events),
         }
 
     def _budget(self) -> float:
@@ -243,36 +249,13 @@ def read_data(trial: Trial, data_dir: Path) -> datasets.Data:
     return replace(data, train=first(data.train), validation=validation, test=first(data.test))
 
 
-def surroundings() -> dict[str, Any]:
-    """Versions, machine and commit that a figure was made with."""
-    git = ["git", "-C", str(Path(dp.__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "versions": {
-            "decayprune": dp.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count() or 1,
-            "threads": torch.get_num_threads(),
-        },
-        "commit": commit,
-    }
-
-
-def _kept(host: Any) -> list[int]:
+def _kept(host: Host) -> list[int]:
     """How many structures of each group are left, before the cut."""
-    state = host.lifecycle if hasattr(host, "lifecycle") else host.state
-    counts: list[int] = host.cost.keep_counts(state.committed.cpu()).tolist()
+    counts: list[int] = host.cost.keep_counts(host.lifecycle.committed.cpu()).tolist()
     return counts
 
 
-def _counts(events: list[dp.Event]) -> dict[str, Any]:
+def _counts(events: list[Event]) -> dict[str, Any]:
     kinds = Counter(event.kind for event in events)
     by_layer = Counter(event.layer for event in events if event.kind == "release")
     return {

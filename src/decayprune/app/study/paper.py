@@ -76,7 +76,7 @@ def _gate(model: str, budget: float, share: float) -> Trial:
     return Trial(
         task="cifar10",
         model=model,
-        host="gate",
+        host="gate-decorator",
         budget=budget,
         dense=Training(epochs=160, lr=0.1, milestones=(0.5, 0.75)),
         training=Training(epochs=730 if share > 0.002 else 360, lr=0.01),

@@ -12,13 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from decayprune.app.run.methods import HOSTS, VARIANTS
+
 Optimizer = Literal["sgd", "adamw"]
-
-HOSTS = ("default", "depgraph", "depgraph-sl", "dhspg", "hesso", "gate")
-"""Ours, DepGraph without and with sparse learning, OTOv2, HESSO, Gate Decorator."""
-
-VARIANTS = ("alone", "sp", "sp_sr")
-"""The host as it is, with smooth pruning, and with smooth pruning that corrects itself."""
 
 CONTROLS = ("rounds", "random_release", "random_selection", "small", "longer")
 """What could embarrass us.
@@ -64,8 +60,8 @@ class Trial:
     Attributes:
         task: Name of a data set.
         model: Name of a model, or ``pkg.mod:factory``.
-        host: One of :data:`HOSTS`.
-        variant: One of :data:`VARIANTS` or :data:`CONTROLS`.
+        host: One of :data:`~.methods.HOSTS`.
+        variant: One of :data:`~.methods.VARIANTS` or :data:`CONTROLS`.
         budget: MACs that remain, at most; the variants and controls of a host aim at what the
             host alone ended with.
         seed: What everything random follows from.
@@ -109,7 +105,7 @@ class Trial:
     def name(self) -> str:
         """Its file's name: readable, and different for every choice."""
         words = [self.task, self.model.rpartition(":")[2], self.host, f"{self.budget:g}"]
-        words += [self.variant, f"s{self.seed}", _digest(self.to_json())]
+        words += [self.variant, f"s{self.seed}", _digest(self.to_dict())]
         return "-".join(words)
 
     @property
@@ -117,13 +113,13 @@ class Trial:
         """Name of the dense checkpoint it starts from: the same for every trial of its seed."""
         chosen = {
             name: value
-            for name, value in self.to_json().items()
+            for name, value in self.to_dict().items()
             if name in ("task", "model", "seed", "dense", "batch_size", "bf16", "steps", "limit")
         }
         words = [self.task, self.model.rpartition(":")[2], f"s{self.seed}", _digest(chosen)]
         return "-".join(words)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain values.
 
         What was added after the first runs is left out where it is not used, so that their names
@@ -144,11 +140,11 @@ class Trial:
         return replace(self, **changes)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Trial:
+    def from_dict(cls, found: Mapping[str, Any]) -> Trial:
         """A trial as it was kept.
 
         Args:
-            found: What :meth:`to_json` gave.
+            found: What :meth:`to_dict` gave.
 
         Raises:
             ValueError: A field is unknown.

@@ -85,7 +85,7 @@ def test_the_main_job_says_what_it_does_and_where_everything_is(folder: Path) ->
     assert figures["command"] == shlex.join(
         ["decayprune", "prune", *TINY, "--json", "figures.json"]
     )
-    assert figures["variant"] == "sp+sr"
+    assert figures["variant"] == "sp_sr"
     assert figures["settings"]["data_dir"] == "~/.cache/decayprune"
     model = models.build("resnet8", 1, 10, 8)
     dp.load(folder / "decayprune-out", model)

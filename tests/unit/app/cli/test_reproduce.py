@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from decayprune.app.cli.app import app
+from decayprune.app.run.methods import VARIANTS
 from decayprune.app.study import grid, paper
-from decayprune.app.study.trial import VARIANTS
 
 QUICK = ["--seeds", "1", "--limit", "8", "--threads", "1"]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from decayprune.app.report import Report
-from decayprune.app.report.text import amount, rows, verdict
 from run_folders import (
     EVENTS,
     HISTORY,
@@ -47,7 +45,7 @@ class TestReading:
     def test_a_run_that_has_only_begun_is_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "settings.json").write_text("{}")
         report = Report.read(tmp_path)
-        assert report.last_step == 0
+        assert report.trace.last_step == 0
         assert "<h1>Unfinished" in page_of(report, tmp_path)
 
     def test_a_line_cut_short_by_a_kill_is_passed_over(self, folder: Path) -> None:
@@ -153,66 +151,3 @@ class TestReading:
         write_lines(folder / "history.jsonl", [*HISTORY, {**HISTORY[-1], "step": 1}])
         with pytest.raises(ValueError, match=r"history\.jsonl: expected steps counted over"):
             Report.read(folder)
-
-
-class TestWords:
-    @pytest.mark.parametrize(
-        ("changes", "expected"),
-        [
-            (
-                {},
-                "Half the compute (49.8 % of the MACs), 1.7x faster here, "
-                "accuracy 97.2 % -> 97.0 %",
-            ),
-            ({"macs_after": 250}, "A quarter of the compute (25.0 % of the MACs), "),
-            ({"macs_after": 400}, "40.0 % of the compute (MACs), "),
-            ({"macs_after": 1000, "budget": {}}, "No compute saved (100.0 % of the MACs), "),
-            ({"latency_after_ms": 6.8}, "2.0x slower here"),
-            ({"latency_after_ms": 3.4}, "no faster here"),
-            ({"latency_after_ms": 3.1}, "1.10x faster here"),
-            ({"budget": {"macs": 0.4}}, "; the budget of 40.0 % of the MACs was missed"),
-            ({"budget": {"params": 0.4}}, "; the budget of 40.0 % of the parameters was missed"),
-        ],
-    )
-    def test_verdict(self, folder: Path, changes: dict[str, Any], expected: str) -> None:
-        assert expected in verdict(finished(folder, **changes))
-
-    def test_a_met_budget_is_not_called_missed(self, folder: Path) -> None:
-        assert "missed" not in verdict(finished(folder, budget={"macs": 0.498, "params": 0.5}))
-
-    def test_table(self, folder: Path) -> None:
-        shown = str(Report.read(folder))
-        assert re.search(r"^accuracy +97\.20 % +97\.00 % +-0\.20 points$", shown, re.MULTILINE)
-        assert re.search(r"^MACs +1\.00 k +498 +49\.8 % left$", shown, re.MULTILINE)
-        assert re.search(r"^parameters +20\.0 k +9\.00 k +45\.0 % left$", shown, re.MULTILINE)
-        pattern = r"^latency \(batch 32\) +3\.4 ms +2 ms +1\.7x as fast$"
-        assert re.search(pattern, shown, re.MULTILINE)
-        assert "structures: 3 decayed, 1 released, 2 removed" in shown
-        assert "by at most 1e-06 (relative 2e-07)" in shown
-        assert max(map(len, shown.splitlines())) <= 100
-        assert shown.isascii()  # prints on every terminal, whatever its encoding
-
-    def test_table_of_an_unfinished_run(self, folder: Path) -> None:
-        shown = str(unfinished(folder))
-        assert "Unfinished: the last trace of the run is step 40, phase 'finetune'" in shown
-        assert "3 decayed, 1 released, 2 pruned" in shown
-
-    def test_rows_cover_what_is_measured(self, folder: Path) -> None:
-        report = Report.read(folder)
-        assert report.summary is not None
-        names = [row.name for row in rows(report.summary)]
-        assert names == ["accuracy", "MACs", "parameters", "latency (batch 32)"]
-
-    @pytest.mark.parametrize(
-        ("number", "shown"),
-        [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1.00 k"),
-            (9996, "10.0 k"),
-            (999_600, "1.00 M"),
-            (4.1e12, "4.10 T"),
-        ],
-    )
-    def test_amount(self, number: float, shown: str) -> None:
-        assert amount(number) == shown

@@ -164,12 +164,12 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     small: Settings, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path)
-    folder.begin(small.to_json())
+    folder.begin(small.to_dict())
     assert Run(small, folder, Watch()).resume()["removed"] > 0
 
 
 def test_a_trained_model_needs_no_dense_training(small: Settings, tmp_path: Path) -> None:
-    settings = Settings(**{**small.to_json(), "epochs": 0, "finetune_epochs": 0})
+    settings = Settings(**{**small.to_dict(), "epochs": 0, "finetune_epochs": 0})
     watch = Watch()
     report = Run(settings, RunFolder(tmp_path), watch).start()
     assert report["macs_after"] <= 0.5 * report["macs_before"]

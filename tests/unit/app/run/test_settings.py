@@ -21,7 +21,7 @@ def test_defaults_suit_the_data_set() -> None:
         ({"data": "a:b"}, "give --model as well"),
         ({"data": "a:b", "model": "a:c", "batch_size": 8}, "--batch-size has no effect"),
         ({"host": "magic"}, "--host expects one of default, dhspg, .*; found 'magic'"),
-        ({"variant": "sr"}, r"--variant expects one of alone, sp, sp\+sr; found 'sr'"),
+        ({"variant": "sr"}, r"--variant expects one of alone, sp, sp_sr; found 'sr'"),
         ({"host": "hesso", "importance": "taylor"}, "--importance has no effect with --host hesso"),
         ({"host": "dhspg", "rounds": 2}, "--rounds has no effect with --host dhspg"),
         ({"variant": "alone", "decay_steps": 5}, "--decay-steps has no effect with --variant al"),
@@ -40,13 +40,20 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str
         Settings(**changes).resolved()  # type: ignore[arg-type]
 
 
-def test_json_gives_the_same_settings_back_and_nothing_else() -> None:
+def test_the_spellings_of_version_0_1_are_understood() -> None:
+    old = Settings(host="torch-pruning", variant="sp+sr")
+    assert (old.host, old.variant) == ("depgraph", "sp_sr")
+    kept = Settings().resolved().to_dict() | {"host": "torch-pruning", "variant": "sp+sr"}
+    assert Settings.from_dict(kept) == Settings(host="depgraph").resolved()
+
+
+def test_a_dict_gives_the_same_settings_back_and_nothing_else() -> None:
     settings = Settings(dataset="cifar10", variant="sp", seed=4).resolved()
-    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings.from_dict(settings.to_dict()) == settings
     with pytest.raises(ValueError, match="these differ: newer"):
-        Settings.from_json(settings.to_json() | {"newer": 1})
+        Settings.from_dict(settings.to_dict() | {"newer": 1})
     with pytest.raises(ValueError, match="these differ: seed"):
-        Settings.from_json({k: v for k, v in settings.to_json().items() if k != "seed"})
+        Settings.from_dict({k: v for k, v in settings.to_dict().items() if k != "seed"})
 
 
 def test_the_schedule_fits_into_the_pruning_epochs() -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from decayprune.app.run.methods import HOSTS, VARIANTS
 from decayprune.app.study import grid
 from decayprune.app.study.job import result_file
-from decayprune.app.study.trial import CONTROLS, HOSTS, VARIANTS, Training, Trial
+from decayprune.app.study.trial import CONTROLS, Training, Trial
 
 BASE = Trial(
     task="digits",
@@ -109,9 +110,3 @@ def test_a_pair_with_other_dense_weights_is_refused_before_it_is_trained(tmp_pat
     outcome = grid.run_trial(trial.with_(variant="sp"), tmp_path, tmp_path, silent)
     assert "began with other weights (0123, on A Processor)" in outcome
     assert "use another folder here" in outcome
-
-
-def test_missing_pretrained_weights_say_what_goes_where(tmp_path: Path) -> None:
-    trial = BASE.with_(dense=None, pretrained="net.pth")
-    with pytest.raises(FileNotFoundError, match=r"state dict saved with torch.save in .*net\.pth"):
-        grid.run_trial(trial, tmp_path, tmp_path, silent)

@@ -1,0 +1,116 @@
+"""What the command wants of each host: its settings as a plan.
+
+All hosts get the same budget, the same steps to select in and the same ``N`` (Gate Decorator no
+more than a tick, unless told). A variant says how they use them: *alone* is the method as
+published, *sp* adds smooth pruning, and *sp_sr* lets it change its mind as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from decayprune.app.run.methods import Plan
+from decayprune.app.run.settings import Settings
+from decayprune.cost import Budget
+from decayprune.hosts import TickTock
+from decayprune.hosts.otov2.penalty import PENALTIES
+from decayprune.inspection import inspect
+from decayprune.method.rectify import Rectify
+from decayprune.selection.schedule import Schedule
+
+_PERIODS = 10  # of HESSO, as published
+_REG = 5e-4  # of sparse learning, as published
+
+
+def plan(
+    settings: Settings, schedule: Schedule, steps: int, model: nn.Module, example: Any
+) -> Plan:
+    """What the host that the settings name is to do.
+
+    Args:
+        settings: Resolved.
+        schedule: The one of the settings; steps are counted from now.
+        steps: Optimizer steps to come, fine-tuning included.
+        model: Dense; looked at only.
+        example: Inputs for one forward pass.
+
+    Raises:
+        ValueError: The steps are too few for the rounds.
+    """
+    found = Plan(
+        host=settings.host,
+        budget=Budget(macs=settings.budget, params=settings.params_budget),
+        schedule=schedule,
+        rectify=Rectify() if settings.variant == "sp_sr" else None,
+    )
+    of_host: dict[str, Callable[[], Plan]] = {
+        "default": lambda: replace(found, options={"importance": settings.importance}),
+        "dhspg": lambda: _dhspg(found, settings.lr),
+        "hesso": lambda: _hesso(found, settings),
+        "depgraph": lambda: _depgraph(found, _refused(model, example)),
+        "depgraph-sl": lambda: _sparse(_depgraph(found, _refused(model, example))),
+        "gate-decorator": lambda: _gate_decorator(found, settings, steps),
+    }
+    return of_host[settings.host]()
+
+
+def _dhspg(found: Plan, lr: float) -> Plan:
+    """A penalty as strong as takes a length of about 10 in the steps that there are.
+
+    The published one is made for a hundred epochs. The rate of pruning is half the peak.
+    """
+    stop = max(1, found.schedule.stop)
+    options = {
+        "tolerance_group_sparsity": 0.0,  # more than the budget needs would miss it from below
+        "lmbda": max(PENALTIES["sgd"].lmbda, 20 / (lr * stop)),
+    }
+    return replace(found, schedule=replace(found.schedule, stop=stop), options=options)
+
+
+def _hesso(found: Plan, settings: Settings) -> Plan:
+    """HESSO decays by itself; the smooth variants hold its norms to the schedule."""
+    stop = max(1, found.schedule.stop)
+    rounds = min(settings.rounds or _PERIODS, stop)
+    published = {"decay_steps": None} if settings.variant == "alone" else {}
+    schedule = replace(found.schedule, stop=stop, rounds=rounds)
+    return replace(found, schedule=schedule, options=published)
+
+
+def _refused(model: nn.Module, example: Any) -> list[nn.Module]:
+    """Layers whose widths cannot be cut; Torch-Pruning has to be told."""
+    refused = {refusal.layer for refusal in inspect(model, example).structures.refusals}
+    return [module for name, module in model.named_modules() if name in refused]
+
+
+def _depgraph(found: Plan, ignored: list[nn.Module]) -> Plan:
+    rounds = found.schedule.rounds
+    interval = found.schedule.stop // rounds
+    if rounds > 1 and interval < found.round_steps:
+        raise ValueError(
+            f"--rounds {rounds} leaves {interval} steps for each, and a round of --host "
+            f"{found.host} needs {found.round_steps}. Lower --rounds or --decay-steps."
+        )
+    return replace(found, options={"ignored_layers": ignored})
+
+
+def _sparse(found: Plan) -> Plan:
+    """Sparse learning takes up to half of the time, and leaves the rounds theirs."""
+    schedule = found.schedule
+    start = max(0, min(schedule.stop // 2, schedule.stop - found.round_steps * schedule.rounds))
+    options = {**found.options, "reg": _REG}
+    return replace(found, schedule=replace(schedule, start=start), options=options)
+
+
+def _gate_decorator(found: Plan, settings: Settings, steps: int) -> Plan:
+    """Gate Decorator with the ticks of a short run, over when the others have selected."""
+    ticks = TickTock.for_run(min(steps, 8 * found.schedule.stop))
+    decay_steps = found.schedule.decay_steps
+    if settings.decay_steps is None:
+        decay_steps = min(decay_steps, ticks.tick_steps)
+    options = {"schedule": ticks, "tock_lr": None}  # rates as for the other hosts
+    schedule = replace(found.schedule, decay_steps=decay_steps)
+    return replace(found, schedule=schedule, options=options)

@@ -1,0 +1,174 @@
+"""Every host through the command, in each variant, and stopped and resumed on the way."""
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import decayprune as dp
+from decayprune.app.cli.app import app
+from decayprune.app.report import Report
+from decayprune.app.run import run
+from decayprune.app.run.methods import HOSTS, VARIANTS
+
+OWN = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def block(inputs, outputs):
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+def net():
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*block(1, 24), *block(24, 32), *block(32, 24), *pool, nn.Linear(24, 3))
+
+def loaders():
+    images = torch.randn(96, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    scores = torch.stack([images[:, 0, :, i:i + 2].abs().sum((1, 2)) for i in (0, 2, 4)], 1)
+    data = TensorDataset(images, scores.argmax(1))
+    return DataLoader(data, 4, shuffle=True), DataLoader(data, 48)
+"""
+# 24 dense steps, 72 in which to prune, 24 to fine-tune in at the least; N is 12.
+WORDS = [
+    *("--model", "mine:net", "--data", "mine:loaders", "--lr", "0.05", "--threads", "1"),
+    *("--epochs", "1", "--prune-epochs", "3", "--finetune-epochs", "1"),
+]
+FILES = ("model.safetensors", "structure.json", "history.jsonl", "events.jsonl", "norms.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    quick = functools.partial(dp.benchmark, runs=1, min_run_ms=0.1)
+    monkeypatch.setattr(dp, "benchmark", quick)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    sys.modules.pop("mine", None)
+
+
+def prune(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["prune", *words], env={"COLUMNS": "100"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_hits_the_budget_in_the_same_steps(
+    host: str, variant: str, folder: Path
+) -> None:
+    code, out, err = prune(*WORDS, "--host", host, "--variant", variant, "--out", "run")
+    assert (code, err) == (0, "")
+    assert (f"host {host}, {variant};" in out) == (host != "default")
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert (report["host"] or "default", report["variant"]) == (host, variant)
+    # One structure of the layer in the middle is 3 % of the MACs.
+    assert 0.465 <= report["macs_after"] / report["macs_before"] <= 0.5
+    assert report["removed"] == report["decayed"] - report["released"] > 10
+    assert (report["released"] > 0) <= (variant == "sp_sr")
+    assert report["max_rel_error"] < 1e-5
+    shown = Report.read(folder / "run")
+    assert shown.finished
+    assert shown.trace.last_step == 24 + 72 + 24
+    begun = min(event.step for event in shown.events if event.kind == "decay")
+    gone = min(event.step for event in shown.events if event.kind == "prune")
+    published = host == "hesso" and variant == "alone"  # decays by itself
+    assert (gone == begun) == (variant == "alone" and not published)
+
+
+@pytest.mark.parametrize(
+    ("host", "phase"),
+    [
+        ("hesso", "prune"),
+        ("dhspg", "prune"),
+        ("depgraph", "prune"),
+        ("depgraph-sl", "prune"),
+        ("gate-decorator", "prune"),
+        ("hesso", "finetune"),
+    ],
+)
+def test_stopped_and_resumed_every_host_ends_the_same_bit_for_bit(
+    host: str, phase: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of decays, and after the cut."""
+    words = [*WORDS, "--host", host, "--out"]
+    assert prune(*words, "whole")[0] == 0
+    seen: list[int] = []
+    original = run.Run._record
+
+    def interrupting(self: run.Run, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        decays = self.pruner is not None and self.pruner.host.lifecycle.decaying.numel() > 0
+        if decays if phase == "prune" else self.phase == phase:
+            seen.append(self.step)
+        if len(seen) == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.Run, "_record", interrupting)
+    assert prune(*words, "parts")[0] == 130
+    monkeypatch.setattr(run.Run, "_record", original)
+    assert len(seen) == 4
+    torch.manual_seed(1234)  # a new process
+    assert prune("--resume", "--out", "parts")[::2] == (0, "")
+    for name in FILES:
+        assert (folder / "whole" / name).read_bytes() == (folder / "parts" / name).read_bytes()
+
+
+def test_a_budget_that_a_host_cannot_reach_is_refused_before_training(folder: Path) -> None:
+    for host in ("hesso", "dhspg", "gate-decorator"):
+        code, _, err = prune(*WORDS, "--host", host, "--budget", "0.0001", "--out", "none")
+        assert code == 2
+        assert "cannot be reached" in err
+    assert not (folder / "none").exists()
+
+
+def test_rounds_too_short_for_depgraph(folder: Path) -> None:
+    words = ["--host", "depgraph", "--rounds", "6", "--decay-steps", "10"]
+    code, _, err = prune(*WORDS, *words)
+    assert code == 2
+    assert "--rounds 6 leaves 10 steps for each, and a round of --host depgraph needs 20" in err
+    code, _, _ = prune(*WORDS, "--host", "depgraph", "--rounds", "2", "--out", "two")
+    assert code == 0
+    assert len(json.loads((folder / "two" / "report.json").read_text())["rounds"]) == 2
+
+
+def test_without_torch_pruning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    code, _, err = prune(*WORDS, "--host", "depgraph")
+    assert code == 2
+    assert "pip install 'decayprune[torch-pruning]'" in err
+
+
+def test_a_run_that_version_0_1_began_is_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings and the options of scripts say torch-pruning and sp+sr."""
+    old = ["--host", "torch-pruning", "--variant", "sp+sr", "--out", "run"]
+    original = run.Run._record
+
+    def interrupting(self: run.Run, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.Run, "_record", interrupting)
+    assert prune(*WORDS, *old)[0] == 130
+    monkeypatch.setattr(run.Run, "_record", original)
+    path = folder / "run" / "settings.json"
+    settings = json.loads(path.read_text())
+    assert (settings["host"], settings["variant"]) == ("depgraph", "sp_sr")
+    path.write_text(json.dumps(settings | {"host": "torch-pruning", "variant": "sp+sr"}))
+    assert prune("--resume", *old)[::2] == (0, "")
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert (report["host"], report["variant"]) == ("depgraph", "sp_sr")
