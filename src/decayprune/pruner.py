@@ -136,7 +136,7 @@ class DecayPruner:
             rectify=rectify,
             last_release=schedule.stop,
         )
-        self._needs_gradients = rectify is not None or importance == "taylor"
+        self._needs_gradients = rectify is not None or self._selector.reads_gradients
         self.budget, self.rectify = budget, rectify
         self._options = {
             "importance": importance if isinstance(importance, str) else "a function",
@@ -164,9 +164,7 @@ class DecayPruner:
     @property
     def finished(self) -> bool:
         """Whether the budget is met and nothing decays any more."""
-        return not bool((self.state.phase == 1).any()) and self._selector.done(
-            self.state, self.steps
-        )
+        return not self.state.decaying.numel() and self._selector.done(self.state, self.steps)
 
     def remaining(self) -> dict[str, float]:
         """What remains, commitments counted, as fractions: MACs, parameters, structures, latency.
@@ -257,7 +255,7 @@ class DecayPruner:
         self._report = compact(
             self.model,
             self.structures,
-            self.state.phase == 2,
+            self.state.pruned,
             example_inputs=self._example_inputs,
             optimizers=self.optimizers,
             copies=copies,

@@ -20,7 +20,7 @@ from decayprune.method import lifecycle
 from decayprune.method import rectify as rules
 from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
 from decayprune.method.lifecycle import Event, LifecycleState
-from decayprune.method.rectify import Rectify
+from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.method.weight_decay import WeightDecay, spread
 from decayprune.structures import edits, sums
@@ -53,6 +53,7 @@ class Decayer:
         slices: ``"carriers"``: only slices whose scaling scales the function shrink (the rest is
             zeroed at the end); ``"all"``: every slice shrinks, by the factor of its carriers.
         rectify: When to release; None never releases and needs no gradients.
+        verdict: Says who is released; None: the rule of ``rectify``.
         last_release: Step before which structures may be released.
         hold: Hold norms to the schedule; False multiplies by its step ratio only.
         pin: Zero the carriers of every pruned structure again after each step. For maps without
@@ -70,11 +71,13 @@ class Decayer:
         decay_steps: int,
         slices: Literal["carriers", "all"] = "carriers",
         rectify: Rectify | None = None,
+        verdict: Verdict | None = None,
         last_release: int = 0,
         hold: bool = True,
         pin: bool = False,
     ) -> None:
         self.structures, self.rectify = structures, rectify
+        self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
         self._parameters, self._optimizers = dict(parameters), list(optimizers)
         self._curve, self._all = curve, slices == "all"
@@ -213,21 +216,21 @@ class Decayer:
 
     def _release(self, step: int, selector: Selector) -> list[Event]:
         ids = self._members().ids
-        if self.rectify is None or step >= self.last_release or not ids.numel():
+        if self.rectify is None or self._verdict is None:
+            return []
+        if step >= self.last_release or not ids.numel():
             return []
         age, span = self.state.age[ids], self.state.span[ids]
-        sums = self.state.statistics.at(ids)
-        if self.rectify.rule == "thresholds":
-            leaving = ids[rules.resisting(self.rectify, sums, age / span)]
-        else:
-            order = rules.contenders(
-                self.rectify,
-                sums,
-                age / span,
-                (age - 1) / span,
-                final=step == self.last_release - 1,
-            )
-            leaving = selector.spare(self.state, step, ids[order])
+        order, number = self._verdict.leaving(
+            self.state.statistics.at(ids),
+            age / span,
+            (age - 1) / span,
+            step=step,
+            final=step == self.last_release - 1,
+        )
+        leaving = ids[order][:number]
+        if number is None:
+            leaving = selector.releasable(self.state, step, leaving)
         if not leaving.numel():
             return []
         events = self._events("release", step, leaving)
@@ -243,11 +246,12 @@ class Decayer:
         if chosen.scores is not None:
             score = chosen.scores.to(self.state.score)
             self.state = replace(self.state, score=score)
-        if chosen.warmed is not None:
+        ended = chosen.cooldowns_ended
+        if ended is not None and ended.numel():
             logger.info(
                 "step %d: nothing else is left to pick; the cool-downs of %d structures end early",
                 step,
-                chosen.warmed.numel(),
+                ended.numel(),
             )
         ids = chosen.ids.sort().values
         if not ids.numel():
@@ -286,10 +290,9 @@ class Decayer:
         """Zero again what training may revive: all-zero slices that are no fixed point."""
         if self._pins:
             if self._pinned is None:
-                pruned = self.state.phase == lifecycle.PRUNED
-                self._pinned = self._carriers.pick(pruned.nonzero().flatten())
+                self._pinned = self._carriers.pick(self.state.pruned.nonzero().flatten())
             edits.zero_(self._pinned, self._parameters)
-        revived = ((self.state.phase == lifecycle.PRUNED) & self._unpinned).nonzero().flatten()
+        revived = (self.state.pruned & self._unpinned).nonzero().flatten()
         if revived.numel():
             self._zero(revived)
 

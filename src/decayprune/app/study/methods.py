@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from decayprune.app.study.controls import release_at_random
+from decayprune.app.study.controls import RandomRelease
 from decayprune.app.study.dense import optimizer_of
 from decayprune.app.study.trial import Trial
 from decayprune.cost import Budget
@@ -99,6 +99,8 @@ def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Method
     smooth = trial.variant not in ("alone", "rounds")
     decay_steps = (trial.decay_steps or max(1, steps // 10)) if smooth else 1
     rectify = Rectify() if smooth and trial.variant != "sp" else None
+    if trial.variant == "random_release":
+        rectify = RandomRelease(seed=trial.seed)
     common = {"budget": Budget(macs=trial.budget), "rectify": rectify}
     if trial.variant == "random_selection" and trial.host != "default":
         raise ValueError("random_selection is a control of the default pruner.")
@@ -110,11 +112,7 @@ def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Method
         "hesso": _hesso,
         "gate": _gate,
     }[trial.host]
-    method = builder(trial, model, example, steps, decay_steps, common)
-    if trial.variant == "random_release":
-        host: Any = method.host  # the hosts of OTO are optimizers, and their own selectors
-        release_at_random(getattr(host, "_selector", host), trial.seed)
-    return method
+    return builder(trial, model, example, steps, decay_steps, common)
 
 
 def _default(

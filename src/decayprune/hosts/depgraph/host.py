@@ -21,7 +21,7 @@ from decayprune.hosts.depgraph import rehearsal, removal
 from decayprune.hosts.depgraph.chunks import Chunks, ChunkSelector
 from decayprune.method.decay import Curve
 from decayprune.method.decayer import Decayer
-from decayprune.method.lifecycle import PRUNED, Event, LifecycleState
+from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.session import arguments, resume
 from decayprune.session.arguments import as_curve, as_optimizers, check_held, check_prunable
@@ -271,7 +271,7 @@ class TorchPruningHost:
     ) -> None:
         """Remove what is pruned and still there."""
         others = matching(copies, self.model)
-        gone = (self.state.phase == PRUNED).cpu() & ~self._removed
+        gone = (self.state.pruned).cpu() & ~self._removed
         if not bool(gone.any()):
             return
         error, relative = removal.remove(

@@ -244,7 +244,7 @@ class GateDecorator:
         self._report = compact(
             self.model,
             self.structures,
-            self.state.phase == 2,
+            self.state.pruned,
             example_inputs=self._example_inputs,
             optimizers=self.optimizers,
             copies=others,

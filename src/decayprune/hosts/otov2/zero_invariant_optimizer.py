@@ -24,8 +24,9 @@ from decayprune.hosts.otov2.zero_invariant import ROLES, check_numbers, left_alo
 from decayprune.method.decay import linear
 from decayprune.method.decayer import Decayer
 from decayprune.method.lifecycle import Event, LifecycleState
-from decayprune.method.rectify import Rectify
-from decayprune.method.selector import Picks
+from decayprune.method.rectify import Rectify, Verdict
+from decayprune.method.selector import Selector
+from decayprune.selection.target import Target
 from decayprune.session import arguments, resume
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.tracing.trace import trace
@@ -58,7 +59,11 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         last_release: Step from which nothing is released.
         slices: Which slices shrink while a structure decays.
         hold: Hold norms to the schedule.
+        verdict: Says who is released; None: the rule of ``rectify``.
     """
+
+    _selector: Selector
+    """Who decays; a host sets its own."""
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         last_release: int,
         slices: Literal["carriers", "all"],
         hold: bool,
+        verdict: Verdict | None = None,
     ) -> None:
         check_numbers(lr, group_divisible, decay_steps, target)
         arguments.check_slices(slices)
@@ -113,6 +119,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
             decay_steps=decay_steps,
             slices=slices,
             rectify=rectify,
+            verdict=verdict,
             last_release=last_release,
             hold=hold,
             pin=True,
@@ -129,25 +136,6 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
     def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
         """See weights and directions before the update; penalise."""
 
-    @abstractmethod
-    def select(
-        self,
-        state: LifecycleState,
-        step: int,
-        parameters: Mapping[str, Tensor],
-        *,
-        released: bool,
-    ) -> Picks | None:
-        """Structures that start to decay at this step (see :class:`Selector`)."""
-
-    @abstractmethod
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """Which of ``ids`` may be released (see :class:`Selector`)."""
-
-    @abstractmethod
-    def done(self, state: LifecycleState, step: int) -> bool:
-        """Whether nothing more is to be selected (see :class:`Selector`)."""
-
     # ---------------------------------------------------------------- what a user reads
 
     @property
@@ -158,8 +146,8 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
     @property
     def finished(self) -> bool:
         """Whether the target is met and nothing decays any more."""
-        decaying = bool((self.lifecycle.phase == 1).any())
-        return not decaying and self.done(self.lifecycle, self.steps)
+        decaying = bool(self.lifecycle.decaying.numel())
+        return not decaying and self._selector.done(self.lifecycle, self.steps)
 
     def remaining(self) -> dict[str, float]:
         """MACs, parameters and structures that remain, commitments counted, as fractions."""
@@ -173,16 +161,12 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
             rates.update({id(p): (float(group["lr"]), float(decay)) for p in group["params"]})
         return {name: rates[id(p)] for name, p in self._parameters.items()}
 
-    @abstractmethod
-    def _enough(self, kept: Tensor) -> bool:
-        """Whether the final target holds with so many structures kept in each group."""
-
-    def _check_reachable(self, floor: Tensor) -> None:
-        if self._enough(floor):
+    def _check_reachable(self, final: Target) -> None:
+        if final.met(final.floor):
             return
         target = f"target_group_sparsity={self.target}"
         wanted = target if self.budget is None else f"budget {self.budget}"
-        left = self.cost.fractions(floor, ["macs", "params", "structures"])
+        left = self.cost.fractions(final.floor, ["macs", "params", "structures"])
         reachable = ", ".join(f"{name} {share:.3g}" for name, share in left.items())
         raise ValueError(
             f"The {wanted} cannot be reached. With every width at its floor (group_divisible="
@@ -233,7 +217,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
             },
         )
         self._update(direction)
-        events = self._decayer.step(self.steps + 1, self)
+        events = self._decayer.step(self.steps + 1, self._selector)
         self._observed = False
         if resume.follow(self, events) and events:
             self._moved(events)
@@ -300,7 +284,7 @@ class ZeroInvariantOptimizer(torch.optim.Optimizer, ABC):
         self._report = compact(
             self.model,
             self.structures,
-            self.lifecycle.phase == 2,
+            self.lifecycle.pruned,
             example_inputs=self._example_inputs,
             optimizers=[self],
             copies=copies,
