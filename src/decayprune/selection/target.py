@@ -144,6 +144,7 @@ class Target:
             kept: Structures kept in each group without them.
         """
         kept, chosen = kept.clone(), []
+        units, sizes, widths = self.unit.tolist(), self.cost.sizes.tolist(), kept.tolist()
         waiting: dict[int, list[int]] = {}
         full: set[int] = set()  # what does not fit now fits even less when others have come back
         for structure, group in zip(ids.tolist(), self.group_of[ids].tolist(), strict=True):
@@ -152,15 +153,16 @@ class Target:
             together = waiting.setdefault(group, [])
             together.append(structure)
             # From one allowed width to the next: a multiple of the unit, or uncut.
-            unit, size, now = (int(v[group]) for v in (self.unit, self.cost.sizes, kept))
-            step = min(unit - now % unit, size - now)
-            if len(together) < step:
+            now = widths[group]
+            wider = min(now - now % units[group] + units[group], sizes[group])
+            if now + len(together) < wider:
                 continue
-            kept[group] += step
+            kept[group] = wider
             if self.met(kept):
+                widths[group] = wider
                 chosen += waiting.pop(group)
             else:
-                kept[group] -= step
+                kept[group] = now
                 full.add(group)
         return torch.tensor(chosen, dtype=torch.int64)
 

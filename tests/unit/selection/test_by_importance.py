@@ -20,6 +20,7 @@ from decayprune.cost import CostModel
 from decayprune.method import lifecycle
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
 from decayprune.selection.by_importance import ImportanceSelector, Scope
+from decayprune.selection.importance import magnitude, reading_gradients, taylor
 from decayprune.structures import StructureMap, trace
 from loops import INPUTS, backward, batches, net, pruner_for
 from reference import ops as slow
@@ -363,6 +364,38 @@ def test_bad_scores(scores: Any, match: str) -> None:
     chooser = selector(scores, dp.Budget(macs=0.5))
     with pytest.raises(ValueError, match=match):
         chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_an_importance_declares_that_it_reads_gradients(declared: bool) -> None:
+    def mine(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
+        return random_scores(1)
+
+    importance = reading_gradients(mine) if declared else mine
+    chooser = ImportanceSelector(MAP, COST, dp.Budget(macs=0.5), ONCE, importance)
+    assert chooser.reads_gradients is declared
+    assert getattr(taylor, "reads_gradients", False)
+    assert not getattr(magnitude, "reads_gradients", False)
+
+
+def test_what_was_released_is_replaced_in_its_group_so_that_widths_stay_multiples() -> None:
+    chooser = selector(random_scores(9), dp.Budget(structures=0.7), round_to=4)
+    state = LifecycleState.fresh(MAP.num_structures)
+    chosen = chooser.select(state, 1, {}, released=False)
+    state = begin(dataclasses.replace(state, score=chosen.scores), chosen.ids)
+    widths = COST.keep_counts(state.committed)
+    group = int(MAP.group_of[chosen.ids[0]])
+    mine = (MAP.group_of == group).nonzero().flatten()
+    # All others of this group cool down already.
+    for structure in mine[~state.committed[mine]].tolist():
+        one = torch.tensor([structure])
+        state = lifecycle.release(begin(state, one), one, cool_until=30 + structure)
+    state = lifecycle.release(state, chosen.ids[:1], cool_until=99)
+    again = chooser.select(state, 5, {}, released=True)
+    assert torch.equal(COST.keep_counts(begin(state, again.ids).committed), widths)
+    assert again.ids.tolist() == again.cooldowns_ended.tolist()
+    assert int(MAP.group_of[again.ids]) == group
+    assert int(chosen.ids[0]) not in again.ids.tolist()  # it is out for the shortest time
 
 
 # ---------------------------------------------------------------- crafted resistance

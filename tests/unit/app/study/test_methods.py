@@ -6,6 +6,7 @@ from torch import nn
 
 from decayprune.app.run import models
 from decayprune.app.study import methods
+from decayprune.app.study.controls import RandomRelease
 from decayprune.app.study.trial import HOSTS, Training, Trial
 from decayprune.method.rectify import Rectify
 
@@ -52,3 +53,11 @@ def test_a_decay_of_gates_fits_into_a_tick_unless_told() -> None:
     host = built("gate", "sp")
     assert host.decay_steps == host.schedule.tick_steps == 5
     assert built("gate", "sp", decay_steps=43).decay_steps == 43
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_random_release_changes_nothing_but_the_order_of_release(host: str) -> None:
+    rectify = built(host, "random_release", seed=7).rectify
+    assert isinstance(rectify, RandomRelease)
+    assert rectify.seed == 7
+    assert {**vars(rectify), "seed": None} == {**vars(Rectify()), "seed": None}
