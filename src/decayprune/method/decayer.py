@@ -221,12 +221,9 @@ class Decayer:
         if step >= self.last_release or not ids.numel():
             return []
         age, span = self.state.age[ids], self.state.span[ids]
+        final = step == self.last_release - 1
         order, number = self._verdict.leaving(
-            self.state.statistics.at(ids),
-            age / span,
-            (age - 1) / span,
-            step=step,
-            final=step == self.last_release - 1,
+            self.state.statistics.at(ids), age / span, (age - 1) / span, step=step, final=final
         )
         leaving = ids[order][:number]
         if number is None:
