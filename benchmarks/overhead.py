@@ -124,7 +124,7 @@ def _once(dense: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
     pruner, ours = timed(lambda: dp.DecayPruner(model, optimizer, inputs, **arguments))
     optimizer.step()
     pruner.step()
-    gone = pruner.lifecycle.phase == 2
+    gone = pruner.lifecycle.pruned
     arguments = {"example_inputs": inputs, "optimizers": [optimizer]}
     _, cut = timed(lambda: compact(model, pruner.structures, gone, **arguments))
     _, forward = timed(lambda: outputs(dense, inputs))

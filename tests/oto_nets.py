@@ -41,7 +41,7 @@ def kinds(host: Any) -> Counter[str]:
 def pruned(host: Any) -> set[tuple[int, int]]:
     """(size of the group, row) of everything that is pruned."""
     state: LifecycleState = host.lifecycle
-    ids = (state.phase == 2).nonzero().flatten().tolist()
+    ids = state.pruned.nonzero().flatten().tolist()
     return {(host.structures.groups[host.structures.group_of[i]].size, place(host, i)) for i in ids}
 
 

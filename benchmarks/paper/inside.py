@@ -67,13 +67,13 @@ class Witness:
     """Asks, before a run's selector answers, what each verdict would cost."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._chosen = run, run.pruner._selector.spare
+        self._run, self._chosen = run, run.pruner._selector.releasable
         self._batch = next(iter(run.glance.epoch(0)))
         self.judged: list[dict[str, float]] = []
         self.together: dict[str, float] = {}
-        run.pruner._selector.spare = self.spare
+        run.pruner._selector.releasable = self.releasable
 
-    def spare(self, state: LifecycleState, step: int, ids: torch.Tensor) -> torch.Tensor:
+    def releasable(self, state: LifecycleState, step: int, ids: torch.Tensor) -> torch.Tensor:
         """As the selector does."""
         verdict = self._chosen(state, step, ids)
         if not self.judged:

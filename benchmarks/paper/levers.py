@@ -73,11 +73,11 @@ def wait(run: Any, times: float) -> None:
 def borda(run: Any, _: bool) -> None:
     """Release first what is high in both rankings, that by work and that by score."""
     pruner = run.pruner
-    chosen = pruner._selector.spare
+    chosen = pruner._selector.releasable
 
     def by_both(state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         score = normalised(state.score, pruner.structures.group_of)[ids]
         by_score = score.argsort(descending=True).argsort()
         return chosen(state, step, ids[(torch.arange(ids.numel()) + by_score).argsort(stable=True)])
 
-    pruner._selector.spare = by_both
+    pruner._selector.releasable = by_both

@@ -45,7 +45,7 @@ from decayprune.app.run import data as datasets
 from decayprune.app.run import models
 from decayprune.app.run.batches import Augmentation, MemoryBatches, seed_all
 from decayprune.app.run.loop import cosine, evaluate
-from decayprune.app.study.controls import release_at_random
+from decayprune.app.study.controls import RandomRelease
 from decayprune.method.lifecycle import LifecycleState
 from decayprune.selection.importance import normalised
 
@@ -126,20 +126,19 @@ class Run:
     def _pruner(self) -> dp.DecayPruner:
         p = self.probe
         chosen = {**vars(dp.Schedule.for_run(p.steps)), **p.schedule}
-        rule = {} if p.rectify == "default" else {"rule": p.rectify}
-        if p.rectify in ("random", "score"):
-            rule = {"rule": "tournament"}
+        rule = {"rule": p.rectify} if p.rectify in ("thresholds", "tournament") else {}
+        rectify = None if p.rectify == "none" else dp.Rectify(**rule, **p.rectifying)
+        if p.rectify == "random":
+            rectify = RandomRelease(seed=self.seed, **p.rectifying)
         pruner = dp.DecayPruner(
             self.model,
             self.optimizer,
             self.example,
             budget=dp.Budget(macs=p.budget),
             schedule=dp.Schedule(**chosen),
-            rectify=None if p.rectify == "none" else dp.Rectify(**rule, **p.rectifying),
+            rectify=rectify,
             **p.pruner,
         )
-        if p.rectify == "random":
-            release_at_random(pruner._selector, self.seed)
         if p.rectify == "score":
             release_by_score(pruner)
         return pruner
@@ -197,14 +196,14 @@ class Run:
 
 
 def release_by_score(pruner: dp.DecayPruner) -> None:
-    """Spare those of the highest score instead of the most work: what was enrolled last."""
-    chosen = pruner._selector.spare
+    """Release those of the highest score instead of the most work: what was enrolled last."""
+    chosen = pruner._selector.releasable
 
     def best_first(state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         score = normalised(state.score, pruner.structures.group_of)[ids]
         return chosen(state, step, ids[score.argsort(descending=True)])
 
-    pruner._selector.spare = best_first
+    pruner._selector.releasable = best_first
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -32,7 +32,7 @@ from decayprune.inspection import Inspection, inspect
 from decayprune.latency.benchmark import benchmark
 from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
-from decayprune.method.selector import Picks, Selector
+from decayprune.method.selector import Selection, Selector
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.surgery.compact import CompactionReport
@@ -48,9 +48,9 @@ __all__ = [
     "DecayPruner",
     "Event",
     "Inspection",
-    "Picks",
     "Rectify",
     "Schedule",
+    "Selection",
     "Selector",
     "__version__",
     "benchmark",

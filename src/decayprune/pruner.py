@@ -127,7 +127,7 @@ class DecayPruner(BesideOptimizer):
             rectify=rectify,
             last_release=schedule.stop,
             pin=pin,
-            reads_gradients=importance == "taylor",
+            reads_gradients=self._selector.reads_gradients,
         )
 
     # ---------------------------------------------------------------- what the session asks

@@ -83,7 +83,7 @@ def pruned_norms(setup: Setup) -> Tensor:
     slices = sums.labelled(structures, setup.zeroed)
     tensors = dict(setup.model.named_parameters())
     squares = sums.sum_products(slices, structures.num_structures, tensors)
-    return squares[setup.lifecycle.phase == 2]
+    return squares[setup.lifecycle.pruned]
 
 
 def run(setup: Setup, step: Callable[[Setup, int], None], first: int = 0) -> int:

@@ -45,7 +45,7 @@ def test_moving_averages_are_cut_along(name: str) -> None:
         ema.update_parameters(setup.model)
     plain, x = copy.deepcopy(setup.model), batch(2000)[0]
     slices = sums.labelled(setup.host.structures, setup.zeroed)
-    gone = setup.lifecycle.phase == 2
+    gone = setup.lifecycle.pruned
     remembered = sums.sum_products(
         slices, setup.host.structures.num_structures, dict(ema.module.named_parameters())
     )

@@ -329,7 +329,7 @@ def test_norms_are_on_schedule_after_every_step(slices: str, decay: str) -> None
                 whole = slow.norm(pruner.structures, s, parameters)
                 assert whole == pytest.approx(every[s] * now / carriers[s], rel=1e-4)
             seen += 1
-    for s in (pruner.lifecycle.phase == 2).nonzero().flatten().tolist():
+    for s in pruner.lifecycle.pruned.nonzero().flatten().tolist():
         assert slow.norm(pruner.structures, s, parameters) == 0
     assert seen >= 3 * len(starts) > 8
 
@@ -354,7 +354,7 @@ def test_pruned_structures_stay_zero_while_training_goes_on() -> None:
     optimizer = OPTIMIZERS["AdamW"](model.parameters())
     pruner = pruner_for(model, optimizer)
     train(model, optimizer, STEPS, pruner)
-    gone = pruner.lifecycle.phase == 2
+    gone = pruner.lifecycle.pruned
     assert int(gone.sum()) > 5
     train(model, optimizer, 10, pruner, first=STEPS)
     slices = sums.labelled(pruner.structures)

@@ -21,7 +21,7 @@ from decayprune.method import rectify as rules
 from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
 from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.method.live_weights import LiveWeights
-from decayprune.method.rectify import Rectify
+from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
@@ -67,6 +67,7 @@ class Decayer:
         slices: ``"carriers"``: only slices whose scaling scales the function shrink (the rest is
             zeroed at the end); ``"all"``: every slice shrinks, by the factor of its carriers.
         rectify: When to release; None never releases and needs no gradients.
+        verdict: Says who is released; None: the rule of ``rectify``.
         last_release: Step before which structures may be released.
         hold: Hold norms to the schedule; False multiplies by its step ratio only.
         pin: Zero every pruned structure again after each step, whether training may revive it or
@@ -90,12 +91,14 @@ class Decayer:
         decay_steps: int,
         slices: Literal["carriers", "all"] = "carriers",
         rectify: Rectify | None = None,
+        verdict: Verdict | None = None,
         last_release: int = 0,
         hold: bool = True,
         pin: bool = False,
         pin_carriers: bool = False,
     ) -> None:
         self.structures, self.rectify = structures, rectify
+        self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
         self._curve, self._all, self._hold = curve, slices == "all", hold
         self._weights = LiveWeights(structures, parameters, optimizers)
@@ -212,21 +215,18 @@ class Decayer:
 
     def _release(self, step: int, selector: Selector) -> list[Event]:
         ids = self._members().ids
-        if self.rectify is None or step >= self.last_release or not ids.numel():
+        if self.rectify is None or self._verdict is None:
+            return []
+        if step >= self.last_release or not ids.numel():
             return []
         age, span = self.state.age[ids], self.state.span[ids]
-        sums = self.state.statistics.at(ids)
-        if self.rectify.rule == "thresholds":
-            leaving = ids[rules.resisting(self.rectify, sums, age / span)]
-        else:
-            order = rules.contenders(
-                self.rectify,
-                sums,
-                age / span,
-                (age - 1) / span,
-                final=step == self.last_release - 1,
-            )
-            leaving = selector.spare(self.state, step, ids[order])
+        final = step == self.last_release - 1
+        order, number = self._verdict.leaving(
+            self.state.statistics.at(ids), age / span, (age - 1) / span, step=step, final=final
+        )
+        leaving = ids[order][:number]
+        if number is None:
+            leaving = selector.releasable(self.state, step, leaving)
         if not leaving.numel():
             return []
         events = self._events("release", step, leaving)
@@ -242,11 +242,12 @@ class Decayer:
         if chosen.scores is not None:
             score = chosen.scores.to(self.state.score)
             self.state = replace(self.state, score=score)
-        if chosen.warmed is not None:
+        ended = chosen.cooldowns_ended
+        if ended is not None and ended.numel():
             logger.info(
                 "step %d: nothing else is left to pick; the cool-downs of %d structures end early",
                 step,
-                chosen.warmed.numel(),
+                ended.numel(),
             )
         ids = chosen.ids.sort().values
         if not ids.numel():
@@ -289,19 +290,17 @@ class Decayer:
             self._note_revived(step)
         if self._pin_carriers:
             if self._pinned is None:
-                pruned = self.state.phase == lifecycle.PRUNED
+                pruned = self.state.pruned
                 self._pinned = self._weights.carriers(pruned.nonzero().flatten())
             edits.zero_(self._pinned, self._weights.parameters)
-        revived = (
-            ((self.state.phase == lifecycle.PRUNED) & self._weights.unpinned).nonzero().flatten()
-        )
+        revived = (self.state.pruned & self._weights.unpinned).nonzero().flatten()
         if revived.numel():
             self._weights.zero_(revived)
 
     def _note_revived(self, step: int) -> None:
         """Find pruned structures that are zero no longer, and zero them from now on."""
         self._look_again = step + _LOOK_EVERY
-        pruned = (self.state.phase == lifecycle.PRUNED) & ~self._weights.unpinned
+        pruned = self.state.pruned & ~self._weights.unpinned
         ids = pruned.nonzero().flatten()
         if self._pin_carriers or not ids.numel():
             return

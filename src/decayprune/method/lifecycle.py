@@ -95,6 +95,11 @@ class LifecycleState:
         return (self.phase == DECAYING).nonzero().flatten()
 
     @property
+    def pruned(self) -> Tensor:
+        """Structures that are zero for good, bool, ``(S,)``."""
+        return self.phase == PRUNED
+
+    @property
     def committed(self) -> Tensor:
         """Structures that decay or are pruned, bool, ``(S,)``: what counts against a budget."""
         return self.phase != ACTIVE

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -70,6 +70,13 @@ class Rectify:
                 raise ValueError(
                     f"Rectify.{name} is a number from {low:g} to {high:g}, found {value!r}."
                 )
+
+    @property
+    def verdict(self) -> Thresholds | Tournament:
+        """The rule as an object that says who leaves."""
+        if self.rule == "thresholds":
+            return Thresholds(self.t_rate, self.t_len, self.warm_up)
+        return Tournament(self.extra, self.judge_at)
 
 
 class Statistics(NamedTuple):
@@ -138,64 +145,124 @@ def c_len(statistics: Statistics) -> Tensor:
     return torch.where(statistics.taken == 0, 0.0, statistics.given / safe)
 
 
-def resisting(rectify: Rectify, statistics: Statistics, progress: Tensor) -> Tensor:
-    """Which decaying structures the thresholds release.
+class Leaving(NamedTuple):
+    """Who leaves the decay by a verdict.
 
-    Args:
-        rectify: The thresholds.
-        statistics: Sums of the decaying structures, each ``(D,)``.
-        progress: Share of the decay that lies behind each, in [0, 1], shape ``(D,)``.
-
-    Returns:
-        Mask of the structures to release, bool, ``(D,)``.
+    Attributes:
+        order: Positions of the structures that may, the first to leave in front, shape ``(n,)``.
+        number: So many of them leave, the first, and are replaced at once; None: as many as the
+            target can spare.
     """
-    ripe = (progress >= rectify.warm_up) & (statistics.observed > 0)
-    return ripe & (c_rate(statistics) > rectify.t_rate) & (c_len(statistics) > rectify.t_len)
+
+    order: Tensor
+    number: int | None
 
 
-def extra_share(rectify: Rectify | None, decay_steps: int) -> float:
-    """How many more structures than needed are enrolled, as a share of those needed.
+class Verdict(Protocol):
+    """A rule that says which decaying structures are released."""
 
-    0 where a decay is over before a tournament can judge it, for nothing would come back.
+    def leaving(
+        self,
+        statistics: Statistics,
+        progress: Tensor,
+        last_progress: Tensor,
+        *,
+        step: int,
+        final: bool,
+    ) -> Leaving:
+        """Who leaves at this step.
 
-    Args:
-        rectify: The rule, if there is one.
-        decay_steps: ``N``.
+        Args:
+            statistics: Sums of the decaying structures, each ``(D,)``.
+            progress: Share of the decay that lies behind each, in [0, 1], shape ``(D,)``.
+            last_progress: The same one step ago.
+            step: The optimizer step just taken.
+            final: Whether nothing will be released after this step.
+        """
+
+    def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
+        """How many more structures than needed are enrolled, as a share of those needed.
+
+        0 where nothing of it would come back.
+
+        Args:
+            decay_steps: ``N``.
+            steps_left: For how many steps structures may still be released; None for enough.
+        """
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Releases what resists consistently and wins back much of its length; see :class:`Rectify`.
+
+    Attributes:
+        t_rate: Threshold on ``c_rate``.
+        t_len: Threshold on ``c_len``.
+        warm_up: Share of a decay during which nothing is released.
     """
-    if rectify is None or rectify.rule != "tournament":
+
+    t_rate: float
+    t_len: float
+    warm_up: float
+
+    def leaving(
+        self,
+        statistics: Statistics,
+        progress: Tensor,
+        last_progress: Tensor,
+        *,
+        step: int,
+        final: bool,
+    ) -> Leaving:
+        """All that pass both thresholds; see :meth:`Verdict.leaving`."""
+        ripe = (progress >= self.warm_up) & (statistics.observed > 0)
+        resists = (c_rate(statistics) > self.t_rate) & (c_len(statistics) > self.t_len)
+        positions = (ripe & resists).nonzero().flatten()
+        return Leaving(positions, positions.numel())
+
+    def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
+        """None: what leaves is replaced."""
         return 0.0
-    return rectify.extra if judged_in_time(rectify.judge_at, decay_steps) else 0.0
 
 
-def judged_in_time(judge_at: float, decay_steps: int) -> bool:
-    """Whether a tournament judges a decay before it is over.
+@dataclass(frozen=True)
+class Tournament:
+    """Releases, of more than are needed, those that cost the most work; see :class:`Rectify`.
 
-    Args:
-        judge_at: Share of a decay after which it does.
-        decay_steps: ``N``.
+    Attributes:
+        extra: Share of those needed that is enrolled on top.
+        judge_at: Share of a decay after which it is decided.
     """
-    return (decay_steps - 1) / decay_steps >= judge_at
 
+    extra: float
+    judge_at: float
 
-def contenders(
-    rectify: Rectify, statistics: Statistics, progress: Tensor, last_step: Tensor, *, final: bool
-) -> Tensor:
-    """Structures that the tournament judges now, the one that cost the most work first.
+    def leaving(
+        self,
+        statistics: Statistics,
+        progress: Tensor,
+        last_progress: Tensor,
+        *,
+        step: int,
+        final: bool,
+    ) -> Leaving:
+        """Those judged now, most work first; see :meth:`Verdict.leaving`.
 
-    Args:
-        rectify: Says at which share of a decay structures are judged.
-        statistics: Sums of the decaying structures, each ``(D,)``.
-        progress: Share of the decay behind each now, ``(D,)``.
-        last_step: The same one step ago; a structure is judged in the one step that crosses
-            ``judge_at``.
-        final: Judge all that were not judged yet (the schedule is about to stop releases).
+        Each is judged once, at the step that crosses ``judge_at``, or at the final one.
+        """
+        waiting = last_progress < self.judge_at
+        now = waiting & (progress >= self.judge_at) | (waiting & final)
+        now &= statistics.observed > 0
+        positions = now.nonzero().flatten()
+        order = torch.sort(statistics.work[positions], descending=True, stable=True).indices
+        return Leaving(positions[order], None)
 
-    Returns:
-        Positions into the ``D`` structures, most work first.
-    """
-    waiting = last_step < rectify.judge_at
-    now = waiting & (progress >= rectify.judge_at) | (waiting & final)
-    now &= statistics.observed > 0
-    positions = now.nonzero().flatten()
-    order = torch.sort(statistics.work[positions], descending=True, stable=True).indices
-    return positions[order]
+    def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
+        """``extra``, unless a decay is over before it is judged; see :meth:`Verdict.extra_share`.
+
+        It is judged at its share, or by the last step that may release, if it lasts so long.
+        """
+        if steps_left is not None and steps_left < 1:
+            return 0.0
+        judged = (decay_steps - 1) / decay_steps >= self.judge_at
+        return self.extra if judged or (steps_left or decay_steps) < decay_steps else 0.0

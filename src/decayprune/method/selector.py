@@ -10,18 +10,19 @@ from torch import Tensor
 from decayprune.method.lifecycle import LifecycleState
 
 
-class Picks(NamedTuple):
+class Selection(NamedTuple):
     """What a selector decided.
 
     Attributes:
         ids: Structures that start to decay now, shape ``(n,)``.
         scores: Raw scores of all structures to remember, shape ``(S,)``, or None.
-        warmed: Structures whose cool-down was cut short, because nothing else was left.
+        cooldowns_ended: Structures whose cool-down was cut short, because nothing else was left;
+            None or empty if there are none.
     """
 
     ids: Tensor
     scores: Tensor | None = None
-    warmed: Tensor | None = None
+    cooldowns_ended: Tensor | None = None
 
 
 class Selector(Protocol):
@@ -34,7 +35,7 @@ class Selector(Protocol):
         parameters: Mapping[str, Tensor],
         *,
         released: bool,
-    ) -> Picks | None:
+    ) -> Selection | None:
         """Structures that start to decay at this step, or None.
 
         Args:
@@ -44,13 +45,13 @@ class Selector(Protocol):
             released: Whether something was released at this step and has to be replaced.
         """
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """Which of these decaying structures may be released.
+    def releasable(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Those of ``ids``, the first preferred, that may be released with the target still met.
 
         Args:
             state: Where every structure stands.
             step: The optimizer step just taken.
-            ids: Candidates, the first to be released in front.
+            ids: Decaying structures, the first to be released in front.
         """
 
     def done(self, state: LifecycleState, step: int) -> bool:

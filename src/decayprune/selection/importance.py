@@ -1,8 +1,10 @@
 """Which structures matter: one raw score per structure, the lowest go first.
 
 An importance is a function of the structure map and the parameters (their ``.grad`` included) that
-returns ``S`` scores; anything with that signature can be passed to the pruner. :func:`normalised`
-makes scores of different layers comparable.
+returns ``S`` scores; anything with that signature can be passed to the pruner. One that reads
+gradients says so, by an attribute ``reads_gradients = True`` (:func:`reading_gradients` sets it):
+then a step without any is refused by name. :func:`normalised` makes scores of different layers
+comparable.
 """
 
 from __future__ import annotations
@@ -34,6 +36,13 @@ def magnitude_l1(structures: StructureMap, parameters: Mapping[str, Tensor]) -> 
     return sum_products(labelled(structures), structures.num_structures, parameters, signs)
 
 
+def reading_gradients(importance: Importance) -> Importance:
+    """Declare that an importance reads ``.grad``; a decorator."""
+    importance.reads_gradients = True  # type: ignore[attr-defined]
+    return importance
+
+
+@reading_gradients
 def taylor(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
     """First-order change of the loss when a structure is scaled away: ``|<g, w>|`` of its carriers.
 

@@ -21,8 +21,8 @@ from torch import nn
 from decayprune.cost import CostModel
 from decayprune.method.decay import Curve, linear
 from decayprune.method.decayer import Decayer
-from decayprune.method.lifecycle import PRUNED, Event, LifecycleState
-from decayprune.method.rectify import Rectify
+from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
 from decayprune.session.gradient_watch import GradientWatch
@@ -130,6 +130,7 @@ class Session:
         decay_steps: int,
         last_release: int,
         rectify: Rectify | None = None,
+        verdict: Verdict | None = None,
         curve: Curve = linear,
         slices: Literal["carriers", "all"] = "carriers",
         hold: bool = True,
@@ -146,6 +147,7 @@ class Session:
             decay_steps: ``N``.
             last_release: Step from which nothing is released.
             rectify: When a decaying structure is released; None never releases.
+            verdict: Says who is released; None: the rule of ``rectify``.
             curve: Norm over the decay.
             slices: Shrink the carriers of a structure or all its slices.
             hold: Hold norms to the schedule.
@@ -164,6 +166,7 @@ class Session:
             decay_steps=decay_steps,
             slices=slices,
             rectify=rectify,
+            verdict=verdict,
             last_release=last_release,
             hold=hold,
             pin=pin,
@@ -384,7 +387,7 @@ class Session:
         return compact(
             self.model,
             self.structures,
-            self.lifecycle.phase == PRUNED,
+            self.lifecycle.pruned,
             example_inputs=self.example_inputs,
             optimizers=self.optimizers,
             copies=copies,

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from decayprune import Rectify
-from decayprune.method.rectify import (
-    Statistics,
-    c_len,
-    c_rate,
-    contenders,
-    extra_share,
-    observe,
-    resisting,
-)
+from decayprune.method.rectify import Statistics, Tournament, c_len, c_rate, observe
 
 FIGURES = st.lists(st.floats(-5, 5).filter(lambda v: abs(v) > 1e-3), min_size=1, max_size=12)
 
@@ -111,26 +103,31 @@ def sums_of(rate: list[float], length: list[float]) -> Statistics:
 class TestThresholds:
     rule = Rectify(rule="thresholds", t_rate=0.5, t_len=0.25, warm_up=0.25)
 
-    def released(self, sums: Statistics, progress: list[float]) -> list[bool]:
-        return resisting(self.rule, sums, torch.tensor(progress)).tolist()
+    def released(
+        self, sums: Statistics, progress: list[float], rule: Rectify | None = None
+    ) -> list[int]:
+        """Positions of all that leave, whatever the target: others take their place."""
+        now = torch.tensor(progress)
+        order, number = (rule or self.rule).verdict.leaving(sums, now, now, step=9, final=False)
+        assert number == order.numel()
+        return order.tolist()
 
     def test_both_have_to_be_passed(self) -> None:
         sums = sums_of([0.6, 0.6, 0.4, 0.4], [0.3, 0.2, 0.3, 0.2])
         assert c_rate(sums).tolist() == pytest.approx([0.6, 0.6, 0.4, 0.4])
-        assert self.released(sums, [0.5] * 4) == [True, False, False, False]
+        assert self.released(sums, [0.5] * 4) == [0]
 
     def test_thresholds_themselves_do_not_release(self) -> None:
         sums = watched([1.0], given=[0.25])  # c_len is the threshold exactly
-        assert self.released(sums, [0.5]) == [False]
+        assert self.released(sums, [0.5]) == []
 
     def test_nothing_is_released_while_warming_up(self) -> None:
         sums = sums_of([0.9, 0.9, 0.9], [1.0, 1.0, 1.0])
-        assert self.released(sums, [0.2, 0.25, 0.3]) == [False, True, True]
+        assert self.released(sums, [0.2, 0.25, 0.3]) == [1, 2]
 
     def test_nothing_is_released_unseen(self) -> None:
         eager = Rectify(rule="thresholds", t_rate=-1, t_len=-1, warm_up=0)
-        found = resisting(eager, Statistics.zeros(1), torch.tensor([0.5]))
-        assert found.tolist() == [False]
+        assert self.released(Statistics.zeros(1), [0.5], eager) == []
 
 
 class TestTournament:
@@ -142,10 +139,12 @@ class TestTournament:
         sums = Statistics.zeros(len(work))._replace(
             work=torch.tensor(work), observed=torch.ones(len(work))
         )
-        positions: Tensor = contenders(
-            self.rule, sums, torch.tensor(now), torch.tensor(before), final=final
-        )
-        return positions.tolist()
+        return self.judged(sums, torch.tensor(now), torch.tensor(before), final=final)
+
+    def judged(self, sums: Statistics, now: Tensor, before: Tensor, *, final: bool) -> list[int]:
+        order, number = self.rule.verdict.leaving(sums, now, before, step=9, final=final)
+        assert number is None  # the target says how many
+        return order.tolist()
 
     def test_most_work_comes_first(self) -> None:
         assert self.order([1.0, 3.0, -2.0, 3.0], [0.5] * 4, [0.4] * 4) == [1, 3, 0, 2]
@@ -158,16 +157,13 @@ class TestTournament:
         assert found == [1, 0]
 
     def test_unseen_are_not_judged(self) -> None:
-        found = contenders(
-            self.rule, Statistics.zeros(1), torch.tensor([0.5]), torch.tensor([0.0]), final=True
-        )
-        assert found.numel() == 0
+        sums = Statistics.zeros(1)
+        assert self.judged(sums, torch.tensor([0.5]), torch.tensor([0.0]), final=True) == []
 
 
 @pytest.mark.parametrize(
     ("rule", "decay_steps", "share"),
     [
-        (None, 10, 0.0),
         (Rectify(rule="thresholds"), 10, 0.0),
         (Rectify(extra=0.2), 2, 0.2),  # judged after one step of two
         (Rectify(extra=0.2), 1, 0.0),  # over before anyone looks
@@ -176,9 +172,24 @@ class TestTournament:
     ],
 )
 def test_more_is_enrolled_only_where_it_can_come_back(
-    rule: Rectify | None, decay_steps: int, share: float
+    rule: Rectify, decay_steps: int, share: float
 ) -> None:
-    assert extra_share(rule, decay_steps) == share
+    assert rule.verdict.extra_share(decay_steps) == share
+
+
+@pytest.mark.parametrize(
+    ("judge_at", "steps_left", "share"),
+    [
+        (0.5, 0, 0.0),  # nothing is released any more
+        (0.5, 1, 0.2),  # in the one step that is left
+        (1.0, 9, 0.2),  # before their decay is over, because releases end
+        (1.0, 10, 0.0),
+    ],
+)
+def test_the_end_of_releases_judges_early_or_never(
+    judge_at: float, steps_left: int, share: float
+) -> None:
+    assert Tournament(extra=0.2, judge_at=judge_at).extra_share(10, steps_left) == share
 
 
 @pytest.mark.parametrize(

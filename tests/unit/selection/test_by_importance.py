@@ -20,6 +20,7 @@ from decayprune.cost import CostModel
 from decayprune.method import lifecycle
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
 from decayprune.selection.by_importance import ImportanceSelector, Scope
+from decayprune.selection.importance import magnitude, reading_gradients, taylor
 from decayprune.structures import StructureMap, trace
 from loops import INPUTS, backward, batches, net, pruner_for
 from reference import ops as slow
@@ -126,9 +127,9 @@ def test_a_budget_is_met_within_one_structure_or_unit(
 ) -> None:
     budget = dp.Budget(**dict.fromkeys(bounds, target))
     chooser = selector(random_scores(seed), budget, round_to=round_to, scope=scope)
-    picks = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
-    assert picks is not None
-    kept = kept_after(picks.ids)
+    chosen = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
+    assert chosen is not None
+    kept = kept_after(chosen.ids)
     assert COST.meets(budget, kept)
     unit = round_to or 1
     one_back = [kept.clone() for _ in MAP.groups]
@@ -142,14 +143,14 @@ def test_a_budget_is_met_within_one_structure_or_unit(
 
 def test_the_least_important_of_the_model_go_first() -> None:
     scores = random_scores(1)
-    picks = selector(scores, dp.Budget(structures=0.6), scope="global").select(
+    chosen = selector(scores, dp.Budget(structures=0.6), scope="global").select(
         LifecycleState.fresh(MAP.num_structures), 1, {}, released=False
     )
     means = [float(scores[g.start : g.stop].mean()) for g in MAP.groups]
     relative = [float(s) / means[int(g)] for s, g in zip(scores, MAP.group_of, strict=True)]
     order = sorted(range(MAP.num_structures), key=relative.__getitem__)
-    assert sorted(picks.ids.tolist()) == sorted(order[: picks.ids.numel()])
-    assert picks.ids.numel() == 13  # 32 structures, 0.6 * 32 = 19.2 may stay
+    assert sorted(chosen.ids.tolist()) == sorted(order[: chosen.ids.numel()])
+    assert chosen.ids.numel() == 13  # 32 structures, 0.6 * 32 = 19.2 may stay
 
 
 def test_the_floor_holds_whatever_the_scores() -> None:
@@ -158,16 +159,16 @@ def test_the_floor_holds_whatever_the_scores() -> None:
     scores[first.start : first.stop] = torch.tensor([1e-3] * 11 + [1e3])
     for floor, least in ((0.0, 1), (0.1, 2), (0.5, 6)):
         chooser = selector(scores, dp.Budget(structures=0.6), floor=floor, scope="global")
-        picks = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
-        assert int(kept_after(picks.ids)[0]) == least
-        assert picks.ids.numel() == 13
+        chosen = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
+        assert int(kept_after(chosen.ids)[0]) == least
+        assert chosen.ids.numel() == 13
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
 def test_local_takes_the_same_share_of_every_group(target: float) -> None:
     chooser = selector(random_scores(3), dp.Budget(macs=target), scope="local")
-    picks = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
-    removed, sizes = (COST.sizes - kept_after(picks.ids)).tolist(), COST.sizes.tolist()
+    chosen = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
+    removed, sizes = (COST.sizes - kept_after(chosen.ids)).tolist(), COST.sizes.tolist()
     low = max((r - 0.5) / s for r, s in zip(removed, sizes, strict=True))
     high = min((r + 0.5) / s for r, s in zip(removed, sizes, strict=True))
     assert low <= high + 1e-9
@@ -206,8 +207,8 @@ def test_isomorphic_compares_groups_of_one_kind() -> None:
     low = torch.tensor([0.1] * 8 + [5.0] * 2) + torch.linspace(0, 0.01, 10)
     scores[MAP.groups[one].start : MAP.groups[one].stop] = low
     chooser = selector(scores, dp.Budget(structures=0.75), scope="isomorphic")
-    picks = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
-    removed = (COST.sizes - kept_after(picks.ids)).tolist()
+    chosen = chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
+    removed = (COST.sizes - kept_after(chosen.ids)).tolist()
     assert removed[two] == 0  # all that the family loses is in the first block
     assert removed[one] / 20 == pytest.approx(removed[stem] / 12, abs=1 / 12)
 
@@ -218,9 +219,9 @@ def test_rounds_add_up_and_never_take_back() -> None:
     chooser = selector(random_scores(4), budget, schedule=schedule)
     state, rounds = LifecycleState.fresh(MAP.num_structures), []
     for step in range(1, 50):
-        picks = chooser.select(state, step, {}, released=False)
-        if picks is not None:
-            state = begin(state, picks.ids)
+        chosen = chooser.select(state, step, {}, released=False)
+        if chosen is not None:
+            state = begin(state, chosen.ids)
             rounds.append(step)
             limit = dp.Budget(macs=1 - 0.7 * len(rounds) / 4)
             assert COST.meets(limit, COST.keep_counts(state.committed))
@@ -249,23 +250,23 @@ def test_what_has_left_does_not_make_what_stays_look_small(scope: Scope) -> None
         scores = random_scores(12)
         chooser = selector(scores, dp.Budget(structures=0.4), schedule=schedule, scope=scope)
         state = LifecycleState.fresh(MAP.num_structures)
-        picks = chooser.select(state, 1, {}, released=False)
-        state = dataclasses.replace(begin(state, picks.ids), score=picks.scores)
+        chosen = chooser.select(state, 1, {}, released=False)
+        state = dataclasses.replace(begin(state, chosen.ids), score=chosen.scores)
         scores[MAP.group_of == 1] *= factor
         picked.append(chooser.select(state, 50, {}, released=False).ids.tolist())
     assert picked[0] == picked[1]
     assert picked[0]
 
 
-def test_spare_names_what_the_budget_can_do_without() -> None:
+def test_releasable_names_what_the_budget_can_do_without() -> None:
     budget = dp.Budget(structures=0.5)
     chooser = selector(random_scores(6), budget, rectify=dp.Rectify(extra=0.25))
     state = LifecycleState.fresh(MAP.num_structures)
     ids = chooser.select(state, 1, {}, released=False).ids
     state = begin(state, ids)
-    assert chooser.spare(state, 2, ids).tolist() == ids[:4].tolist()
-    assert chooser.spare(state, 2, ids[:2]).tolist() == ids[:2].tolist()
-    everything = chooser.spare(state, 1, ids)  # before the first round nothing was needed
+    assert chooser.releasable(state, 2, ids).tolist() == ids[:4].tolist()
+    assert chooser.releasable(state, 2, ids[:2]).tolist() == ids[:2].tolist()
+    everything = chooser.releasable(state, 1, ids)  # before the first round nothing was needed
     assert everything.tolist() == ids.tolist()
 
 
@@ -284,9 +285,9 @@ def test_a_cooling_structure_is_not_picked_and_keeps_its_score() -> None:
     scores = random_scores(7)
     chooser = selector(scores, dp.Budget(structures=0.5), schedule=schedule)
     state = LifecycleState.fresh(MAP.num_structures)
-    picks = chooser.select(state, 1, {}, released=False)
-    lowest = picks.ids[:1]
-    state = begin(lifecycle.replace(state, score=picks.scores), picks.ids)
+    chosen = chooser.select(state, 1, {}, released=False)
+    lowest = chosen.ids[:1]
+    state = begin(lifecycle.replace(state, score=chosen.scores), chosen.ids)
     state = lifecycle.release(state, lowest, cool_until=20)
     again = chooser.select(state, 3, {}, released=True)
     assert again.ids.numel() == 1
@@ -295,7 +296,7 @@ def test_a_cooling_structure_is_not_picked_and_keeps_its_score() -> None:
     before = scores.clone()
     scores.copy_(2 * random_scores(8))
     later = chooser.select(begin(state, again.ids), 11, {}, released=False)
-    decaying = torch.cat([picks.ids, again.ids])  # the one that cools down among them
+    decaying = torch.cat([chosen.ids, again.ids])  # the one that cools down among them
     active = torch.ones(MAP.num_structures, dtype=torch.bool).index_fill(0, decaying, False)
     assert torch.equal(later.scores[decaying], before[decaying])
     for group in range(len(MAP.groups)):
@@ -317,11 +318,11 @@ def test_an_empty_pool_overrides_cool_downs_oldest_first() -> None:
         until = 50 - (number % 7)
         state = lifecycle.release(state, torch.tensor([structure]), cool_until=until)
     assert int((state.phase == ACTIVE).sum()) == 17
-    picks = chooser.select(state, 5, {}, released=True)
+    chosen = chooser.select(state, 5, {}, released=True)
     oldest = int(state.cool_until[state.cool_until > 0].min())
-    assert picks.ids.numel() == 1
-    assert int(state.cool_until[picks.ids]) == oldest
-    assert COST.meets(budget, COST.keep_counts(begin(state, picks.ids).committed))
+    assert chosen.ids.numel() == 1
+    assert int(state.cool_until[chosen.ids]) == oldest
+    assert COST.meets(budget, COST.keep_counts(begin(state, chosen.ids).committed))
 
 
 def test_unreachable_budgets_name_what_can_be_reached() -> None:
@@ -363,6 +364,38 @@ def test_bad_scores(scores: Any, match: str) -> None:
     chooser = selector(scores, dp.Budget(macs=0.5))
     with pytest.raises(ValueError, match=match):
         chooser.select(LifecycleState.fresh(MAP.num_structures), 1, {}, released=False)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_an_importance_declares_that_it_reads_gradients(declared: bool) -> None:
+    def mine(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
+        return random_scores(1)
+
+    importance = reading_gradients(mine) if declared else mine
+    chooser = ImportanceSelector(MAP, COST, dp.Budget(macs=0.5), ONCE, importance)
+    assert chooser.reads_gradients is declared
+    assert getattr(taylor, "reads_gradients", False)
+    assert not getattr(magnitude, "reads_gradients", False)
+
+
+def test_what_was_released_is_replaced_in_its_group_so_that_widths_stay_multiples() -> None:
+    chooser = selector(random_scores(9), dp.Budget(structures=0.7), round_to=4)
+    state = LifecycleState.fresh(MAP.num_structures)
+    chosen = chooser.select(state, 1, {}, released=False)
+    state = begin(dataclasses.replace(state, score=chosen.scores), chosen.ids)
+    widths = COST.keep_counts(state.committed)
+    group = int(MAP.group_of[chosen.ids[0]])
+    mine = (MAP.group_of == group).nonzero().flatten()
+    # All others of this group cool down already.
+    for structure in mine[~state.committed[mine]].tolist():
+        one = torch.tensor([structure])
+        state = lifecycle.release(begin(state, one), one, cool_until=30 + structure)
+    state = lifecycle.release(state, chosen.ids[:1], cool_until=99)
+    again = chooser.select(state, 5, {}, released=True)
+    assert torch.equal(COST.keep_counts(begin(state, again.ids).committed), widths)
+    assert again.ids.tolist() == again.cooldowns_ended.tolist()
+    assert int(MAP.group_of[again.ids]) == group
+    assert int(chosen.ids[0]) not in again.ids.tolist()  # it is out for the shortest time
 
 
 # ---------------------------------------------------------------- crafted resistance

@@ -123,7 +123,7 @@ def test_the_graph_of_the_last_loss_may_be_alive(after: str) -> None:
 
 def test_the_report_says_what_happened() -> None:
     model, _, pruner = pruned("SGD")
-    gone = int((pruner.lifecycle.phase == 2).sum())
+    gone = int(pruner.lifecycle.pruned.sum())
     report = pruner.compact()
     figures = json.loads(report.to_json())
     assert figures["params_after"] == sum(p.numel() for p in model.parameters())
@@ -214,7 +214,7 @@ class TestSabotage:
 
     def test_weights_that_came_alive_again(self) -> None:
         model, _, pruner = pruned("SGD")
-        gone = (pruner.lifecycle.phase == 2).nonzero().flatten()
+        gone = pruner.lifecycle.pruned.nonzero().flatten()
         first = int(
             gone[pruner.structures.group_of[gone] == pruner.structures.group_of[gone[0]]][0]
         )

@@ -38,7 +38,7 @@ def zeroed(pruner: dp.DecayPruner, model: nn.Module) -> nn.Module:
     """A copy with zeros where structures leave, written one by one."""
     twin = copy.deepcopy(model)
     parameters = dict(twin.named_parameters())
-    for structure in (pruner.lifecycle.phase == 2).nonzero().flatten().tolist():
+    for structure in pruner.lifecycle.pruned.nonzero().flatten().tolist():
         for name, dim, index in slow.pieces(pruner.structures, structure):
             parameters[name].data.select(dim, index).zero_()
     return twin

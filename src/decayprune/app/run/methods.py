@@ -18,7 +18,6 @@ from torch import nn
 from decayprune.cost import Budget
 from decayprune.hosts import DHSPG, HESSO, GateDecorator, TorchPruningHost
 from decayprune.method.rectify import Rectify
-from decayprune.method.selector import Selector
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.session.host import BesideOptimizer, Host
@@ -81,11 +80,6 @@ class Pruning:
     def _beside(self) -> BesideOptimizer | None:
         """The host where it stands beside the optimizer: its step and state are the loop's."""
         return self.host if isinstance(self.host, BesideOptimizer) else None
-
-    @property
-    def selector(self) -> Selector:
-        """What chooses in the host."""
-        return self.host._session.selector
 
     def observe(self) -> None:
         """Let the host read the gradients before they are clipped; then add its penalty."""

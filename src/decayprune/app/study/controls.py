@@ -1,40 +1,58 @@
 """Controls that could embarrass us: releases at random, and a small network from scratch.
 
-:func:`release_at_random` changes a selector. The structures that a tournament judges, the moment,
-and the budget stay as they are; only the order in which they are spared is drawn. :func:`cut_to`
+With :class:`RandomRelease` the structures that a tournament judges, the moment, and the budget stay
+as they are; only the order in which they are released is drawn. :func:`cut_to`
 gives an untrained network the widths that a pruned one ended with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from decayprune.method.lifecycle import LifecycleState
-from decayprune.method.selector import Selector
+from decayprune.method.rectify import Leaving, Rectify, Statistics, Tournament
 from decayprune.selection.target import rank_within
 from decayprune.structures import edits, sums
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
 
 
-def release_at_random(selector: Selector, seed: int) -> None:
-    """Make a selector spare random ones of the structures it is asked about.
+@dataclass(frozen=True, kw_only=True)
+class RandomRelease(Rectify):
+    """A tournament that releases random ones of those it judges, as many as it would anyway.
 
-    Args:
-        selector: Goes on selecting, and saying how many the budget can spare.
+    Attributes:
         seed: What the draws follow from.
     """
-    chosen = selector.spare
 
-    def drawn(state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        order = torch.randperm(ids.numel(), generator=generator).to(ids.device)
-        return chosen(state, step, ids[order])
+    seed: int
 
-    selector.spare = drawn  # type: ignore[method-assign]
+    @property
+    def verdict(self) -> Tournament:
+        """The tournament, with its order drawn."""
+        return _Drawn(self.extra, self.judge_at, self.seed)
+
+
+@dataclass(frozen=True)
+class _Drawn(Tournament):
+    seed: int
+
+    def leaving(
+        self,
+        statistics: Statistics,
+        progress: Tensor,
+        last_progress: Tensor,
+        *,
+        step: int,
+        final: bool,
+    ) -> Leaving:
+        judged = super().leaving(statistics, progress, last_progress, step=step, final=final).order
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+        drawn = torch.randperm(judged.numel(), generator=generator).to(judged.device)
+        return Leaving(judged[drawn], None)
 
 
 def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> CompactionReport:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from decayprune.app.run import methods
 from decayprune.app.run.methods import Plan, Pruning
-from decayprune.app.study.controls import release_at_random
+from decayprune.app.study.controls import RandomRelease
 from decayprune.app.study.dense import optimizer_of
 from decayprune.app.study.trial import Trial
 from decayprune.cost import Budget
@@ -38,10 +38,7 @@ def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Prunin
         ValueError: The host has no such control.
     """
     optimizer = optimizer_of(trial.training, model)
-    pruning = methods.build(plan(trial, model, steps), model, example, optimizer)
-    if trial.variant == "random_release":
-        release_at_random(pruning.selector, trial.seed)
-    return pruning
+    return methods.build(plan(trial, model, steps), model, example, optimizer)
 
 
 def plan(trial: Trial, model: nn.Module, steps: int) -> Plan:
@@ -60,11 +57,14 @@ def plan(trial: Trial, model: nn.Module, steps: int) -> Plan:
     smooth = trial.variant not in ("alone", "rounds")
     start = int(trial.start * steps)
     decay_steps = (trial.decay_steps or max(1, steps // 10)) if smooth else 1
+    rectify = Rectify() if smooth and trial.variant != "sp" else None
+    if trial.variant == "random_release":
+        rectify = RandomRelease(seed=trial.seed)
     found = Plan(
         host=trial.host,
         budget=Budget(macs=trial.budget),
         schedule=Schedule(start=start, stop=start, decay_steps=decay_steps),
-        rectify=Rectify() if smooth and trial.variant != "sp" else None,
+        rectify=rectify,
         options=trial.options,
     )
     of_host = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.depgraph.rehearsal import Rehearsal, Root
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
-from decayprune.method.rectify import Rectify, extra_share
-from decayprune.method.selector import Picks
-from decayprune.selection.target import affordable, fitting, refill
+from decayprune.method.rectify import Rectify
+from decayprune.method.selector import Selection
+from decayprune.selection.target import Target
 from decayprune.structures.structure_map import StructureMap
 
 _TRIES = 8  # higher ratios to try for the spare list
@@ -153,13 +153,19 @@ class ChunkSelector:
         reserve: float,
     ) -> None:
         self._pruner, self.structures, self._cost, self._chunks = pruner, structures, cost, chunks
-        self._budget, self._rectify, self._reserve = budget, rectify, reserve
-        self._group_of = structures.group_of
+        self._budget, self._reserve = budget, reserve if rectify else 0.0
+        self._extra = rectify.verdict.extra_share(chunks.decay_steps) if rectify else 0.0
         self._first_step = pruner.current_step
         # With rounded or equal shares, a width has to end where the pruner wants it.
         self._local = bool(pruner.round_to) or not pruner.global_pruning
         least = torch.ceil(cost.sizes * (1 - pruner.max_pruning_ratio) - 1e-9)
-        self._floor = least.to(torch.int64).clamp(min=1)
+        self._target = Target(
+            group_of=structures.group_of,
+            cost=cost,
+            met=self._met,
+            floor=least.to(torch.int64).clamp(min=1),
+            unit=torch.ones_like(cost.sizes),  # the pruner itself has rounded what it plans
+        )
         self.begun = 0
         self.roots: dict[int, Root] = {}
         self._order: list[int] = []
@@ -174,18 +180,17 @@ class ChunkSelector:
         parameters: Mapping[str, Tensor],
         *,
         released: bool,
-    ) -> Picks | None:
+    ) -> Selection | None:
         """The next chunk when it is due, replacements when something was released."""
         if self.begun < self._chunks.count and step >= self._chunks.begins(self.begun):
             return self._begin(state, step)
         if not released:
             return None
-        ids, warmed = self._fill(state, step, torch.zeros(0, dtype=torch.int64))
-        return Picks(ids.to(state.phase.device), warmed=warmed)
+        return self._filled(state, step, torch.zeros(0, dtype=torch.int64))
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """Which of ``ids`` may be released with the chunk's target still met."""
-        return affordable(ids.cpu(), self.kept(state), self._group_of, self._met).to(ids.device)
+    def releasable(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Those of ``ids`` that may be released with the chunk's target still met."""
+        return self._target.releasable(ids.cpu(), self.kept(state)).to(ids.device)
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the last chunk has begun."""
@@ -208,54 +213,32 @@ class ChunkSelector:
             return self._cost.meets(self._limit(self._budget), kept)
         return self._cost.macs(kept) <= self._cost.macs(self._planned)
 
-    def _count(self, ids: Tensor) -> Tensor:
-        return torch.bincount(self._group_of[ids], minlength=self._cost.sizes.numel())
-
     # ---------------------------------------------------------------- choices
 
-    def _begin(self, state: LifecycleState, step: int) -> Picks:
+    def _begin(self, state: LifecycleState, step: int) -> Selection:
         self.begun += 1
-        victims, spares = self._rehearse(self.kept(state))
-        self._planned = self.kept(state) - self._count(victims)
+        kept = self.kept(state)
+        victims, spares = self._rehearse(kept)
+        self._planned = kept - self._target.count(victims)
         self._order = [*victims.tolist(), *spares.tolist()]
         cooling = state.cooling(step).cpu()
-        ids = victims[~cooling[victims]]
-        share = extra_share(self._rectify, self._chunks.decay_steps)
-        wanted = math.ceil(share * victims.numel())
-        extra = refill(
-            spares[~cooling[spares]],
-            self._planned,
-            self._floor,
-            self._group_of,
-            lambda kept: int((self._planned - kept).sum()) >= wanted,
-        )
-        ids = torch.cat([ids, extra])
-        more, warmed = self._fill(state, step, ids)
-        return Picks(torch.cat([ids, more]).to(state.phase.device), warmed=warmed)
+        ids = self._target.enrolled(victims, spares[~cooling[spares]], kept, self._extra)
+        return self._filled(state, step, ids[~cooling[ids]])
 
-    def _fill(
-        self, state: LifecycleState, step: int, picked: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """What else has to go for the target: spares in order, then the longest released."""
+    def _filled(self, state: LifecycleState, step: int, picked: Tensor) -> Selection:
+        """With what else has to go for the target: spares in order, then the longest released."""
         free = (state.phase == ACTIVE).cpu()
         free[picked] = False
-        cool = state.cool_until.cpu()
+        cool, cooling = state.cool_until.cpu(), state.cooling(step).cpu()
         order = torch.tensor([s for s in self._order if free[s]], dtype=torch.int64)
-        waits = cool[order] >= step
-        waiting = order[waits]
-        waiting = waiting[torch.sort(cool[waiting], stable=True).indices]
+        oldest = order[cooling[order]]
+        oldest = oldest[torch.sort(cool[oldest], stable=True).indices]
         floor = self._planned if self._local else torch.ones_like(self._planned)
-        kept = self.kept(state) - self._count(picked)
-        ids = fitting(
-            torch.cat([order[~waits], waiting]),
-            kept,
-            self._group_of,
-            self._met,
-            self._cost.macs,
-            lambda order: refill(order, kept, floor, self._group_of, self._met),
+        more = replace(self._target, floor=floor).fitting(
+            order, self.kept(state) - self._target.count(picked), oldest
         )
-        warmed = ids[cool[ids] >= step]
-        return ids, warmed if warmed.numel() else None
+        ids = torch.cat([picked, more]).to(state.phase.device)
+        return Selection(ids, cooldowns_ended=more[cooling[more]])
 
     def _rehearse(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         """What the pruner takes for this chunk, and what it would take next."""
@@ -264,7 +247,7 @@ class ChunkSelector:
             self._take_steps(rehearsal, kept)
             needed = len(rehearsal.removed)
             after = pruner.current_step, dict(pruner._scope_initial_channels)
-            wanted = math.ceil(needed * (1 + self._reserve)) if self._rectify else 0
+            wanted = math.ceil(needed * (1 + self._reserve))
             for _ in range(_TRIES):
                 if len(rehearsal.removed) >= wanted:
                     break
@@ -294,7 +277,7 @@ class ChunkSelector:
                     "iterative_steps, as Torch-Pruning's own scripts do)."
                 )
             rehearsal.step()
-            left = kept - self._count(torch.tensor(rehearsal.removed, dtype=torch.int64))
+            left = kept - self._target.count(torch.tensor(rehearsal.removed, dtype=torch.int64))
 
     # ---------------------------------------------------------------- save and resume
 

@@ -21,7 +21,6 @@ from decayprune.cost import Budget
 from decayprune.hosts.depgraph import rehearsal, removal
 from decayprune.hosts.depgraph.chunks import Chunks, ChunkSelector
 from decayprune.method.decay import Curve
-from decayprune.method.lifecycle import PRUNED
 from decayprune.method.rectify import Rectify
 from decayprune.session import arguments, resume
 from decayprune.session.host import BesideOptimizer
@@ -203,7 +202,7 @@ class TorchPruningHost(BesideOptimizer):
     def _remove(self, undo: Undo, tolerance: float | None, copies: Copies) -> None:
         """Remove what is pruned and still there; ``undo`` gets the way back, for the host too."""
         others = matching(copies, self.model)
-        gone = (self.lifecycle.phase == PRUNED).cpu() & ~self._removed
+        gone = self.lifecycle.pruned.cpu() & ~self._removed
         if not bool(gone.any()):
             return
         found = removal.remove(

@@ -7,7 +7,6 @@ have reached stays reached.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,9 @@ from torch import Tensor
 from decayprune.cost import Budget, CostModel
 from decayprune.hosts.gate_decorator.ticks import TickTock, closing
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
-from decayprune.method.rectify import Rectify, extra_share
-from decayprune.method.selector import Picks
-from decayprune.selection.target import Met, affordable, fitting, refill
+from decayprune.method.rectify import Rectify
+from decayprune.method.selector import Selection
+from decayprune.selection.target import Target, lowest_first
 from decayprune.structures.structure_map import StructureMap
 
 NEVER = 2**31 - 1
@@ -57,8 +56,15 @@ class GateSelector:
         decay_steps: int,
     ) -> None:
         self._structures, self._cost, self._budget = structures, cost, budget
-        self._schedule, self._rectify = schedule, rectify
-        self._gates, self._least, self._decay_steps = gates, least, decay_steps
+        self._schedule, self._gates, self._decay_steps = schedule, gates, decay_steps
+        self._extra = rectify.verdict.extra_share(decay_steps) if rectify else 0.0
+        self._target = Target(
+            group_of=structures.group_of,
+            cost=cost,
+            met=self._met,
+            floor=least,
+            unit=torch.ones_like(least),
+        )
         self.score = torch.zeros(structures.num_structures)
         self.planned = cost.sizes
         self.last_release = NEVER
@@ -86,24 +92,24 @@ class GateSelector:
         parameters: Mapping[str, Tensor],
         *,
         released: bool,
-    ) -> Picks | None:
+    ) -> Selection | None:
         """What a tick closes at its end; replacements where something was released."""
         phase = self._schedule.phase(step)
         ends = phase.tick and phase.last and not self.reached
         if not (ends or released):
             return None
-        first, warmed = self._refill(state, step)
-        kept = self._kept(state) - self._count(first)
+        first = self._replacements(state, step)
+        kept = self._kept(state) - self._target.count(first)
         if ends and not self._cost.meets(self._budget, kept):
             return self._close(state, step, first)
         if not self._cost.meets(self._budget, self.planned):
             self._plan(kept, step)  # a replacement may happen to save more
-        return Picks(first.to(state.phase.device), warmed=warmed)
+        ended = first[state.cooling(step).cpu()[first]]
+        return Selection(first.to(state.phase.device), cooldowns_ended=ended)
 
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """Which of ``ids`` may be released with what the ticks have reached still reached."""
-        groups = self._structures.group_of
-        return affordable(ids.cpu(), self._kept(state), groups, self._met).to(ids.device)
+    def releasable(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
+        """Those of ``ids`` that may be released with what the ticks have reached still reached."""
+        return self._target.releasable(ids.cpu(), self._kept(state)).to(ids.device)
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the budget holds with all commitments."""
@@ -112,9 +118,6 @@ class GateSelector:
     def _kept(self, state: LifecycleState) -> Tensor:
         return self._cost.keep_counts(state.committed.cpu())
 
-    def _count(self, ids: Tensor) -> Tensor:
-        return torch.bincount(self._structures.group_of[ids], minlength=self._least.numel())
-
     def _met(self, kept: Tensor) -> bool:
         if self._cost.meets(self._budget, kept):
             return True
@@ -122,57 +125,45 @@ class GateSelector:
             self._budget, self.planned
         )
 
-    def _close(self, state: LifecycleState, step: int, first: Tensor) -> Picks:
+    def _close(self, state: LifecycleState, step: int, first: Tensor) -> Selection:
         alive = (state.phase == ACTIVE).cpu().index_fill(0, first, False)
-        cooling = state.cooling(step).cpu().index_fill(0, first, False)
+        asleep = state.cooling(step).cpu()
+        cooling = asleep.index_fill(0, first, False)
         eligible = alive & ~cooling
         score = torch.where(eligible, self.score.to(state.score.dtype), state.score.cpu())
-        now = self._kept(state) - self._count(first)
+        before = self._kept(state)
         chosen = closing(
             score,
             alive,
             eligible,
             self._gates,
             self._structures.group_of,
-            self._least,
+            self._target.floor,
             self._schedule.share,
         )
         if self._schedule.stop is not None:
-            others = _sorted(eligible.index_fill(0, chosen, False), score)
-            others = torch.cat([others, _sorted(cooling, state.cool_until.cpu())])
-            chosen = self._in_time(step, now, chosen, others)
-        self._plan(now - self._count(chosen), step)
+            others = lowest_first(eligible.index_fill(0, chosen, False), score)
+            oldest = lowest_first(cooling, state.cool_until.cpu())
+            now = before - self._target.count(first)
+            order = torch.cat([chosen, others, oldest])
+            chosen = self._in_time(step, now, chosen, order, oldest)
         closed = torch.cat([first, chosen])
-        extra = self._extra(eligible.index_fill(0, chosen, False), score, closed.numel())
-        warmed = closed[state.cooling(step).cpu()[closed]]
-        return Picks(
-            torch.cat([closed, extra]).to(state.phase.device),
-            score,
-            warmed if warmed.numel() else None,
-        )
+        self._plan(before - self._target.count(closed), step)
+        rest = lowest_first(eligible.index_fill(0, chosen, False), score)
+        ids = self._target.enrolled(closed, rest, before, self._extra)
+        return Selection(ids.to(state.phase.device), score, closed[asleep[closed]])
 
-    def _in_time(self, step: int, now: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    def _in_time(
+        self, step: int, now: Tensor, chosen: Tensor, order: Tensor, oldest: Tensor
+    ) -> Tensor:
         """More than a tick's share where the pace needs it, and no more than the budget needs."""
-        order = torch.cat([chosen, others])
-        pace = self._budget.after(self._schedule.progress(step))
-        if not self._cost.meets(pace, now - self._count(chosen)):
-            chosen = self._shortest(order, now, lambda kept: self._cost.meets(pace, kept))
-        if self._cost.meets(self._budget, now - self._count(chosen)):
-            return self._fitting(order, now, lambda kept: self._cost.meets(self._budget, kept))
+        pace = self._target.within(self._budget.after(self._schedule.progress(step)))
+        end = self._target.within(self._budget)
+        if not pace.met(now - pace.count(chosen)):
+            chosen = pace.shortest(order, now, oldest)
+        if end.met(now - end.count(chosen)):
+            return end.fitting(order, now, oldest)
         return chosen
-
-    def _shortest(self, order: Tensor, now: Tensor, met: Met) -> Tensor:
-        return refill(order, now, self._least, self._structures.group_of, met)
-
-    def _fitting(self, order: Tensor, now: Tensor, met: Met) -> Tensor:
-        return fitting(
-            order,
-            now,
-            self._structures.group_of,
-            met,
-            self._cost.macs,
-            lambda order: self._shortest(order, now, met),
-        )
 
     def _plan(self, kept: Tensor, step: int) -> None:
         """Hold these widths from now on; if they meet the budget, this is the end of releases."""
@@ -180,24 +171,12 @@ class GateSelector:
         if self._cost.meets(self._budget, kept):
             self.last_release = step + self._decay_steps
 
-    def _extra(self, eligible: Tensor, score: Tensor, needed: int) -> Tensor:
-        """What a tournament enrols beyond what a tick closes."""
-        wanted = math.ceil(extra_share(self._rectify, self._decay_steps) * needed)
-        left, planned = _sorted(eligible, score), self.planned
-
-        def enough(kept: Tensor) -> bool:
-            return int((planned - kept).sum()) >= wanted
-
-        return self._shortest(left, planned, enough)
-
-    def _refill(self, state: LifecycleState, step: int) -> tuple[Tensor, Tensor | None]:
-        """Replacements for what was released: the lowest scores, then the longest released."""
-        free, cool = (state.phase == ACTIVE).cpu(), state.cool_until.cpu()
-        ready, waiting = free & (cool < step), free & (cool >= step)
-        order = torch.cat([_sorted(ready, state.score.cpu()), _sorted(waiting, cool)])
-        ids = self._fitting(order, self._kept(state), self._met)
-        warmed = ids[cool[ids] >= step]
-        return ids, warmed if warmed.numel() else None
+    def _replacements(self, state: LifecycleState, step: int) -> Tensor:
+        """In place of what was released: the lowest scores, then the longest released."""
+        active, cooling = (state.phase == ACTIVE).cpu(), state.cooling(step).cpu()
+        order = lowest_first(active, state.score.cpu())
+        oldest = lowest_first(cooling, state.cool_until.cpu())
+        return self._target.fitting(order, self._kept(state), oldest)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
@@ -211,9 +190,3 @@ class GateSelector:
         """Continue where :meth:`state_dict` was taken."""
         self.score, self.planned = state["score"].cpu().clone(), state["planned"].cpu().clone()
         self.last_release = int(state["last_release"])
-
-
-def _sorted(mask: Tensor, by: Tensor) -> Tensor:
-    """Where a mask is true, the lowest value in front."""
-    ids = mask.nonzero().flatten()
-    return ids[torch.sort(by[ids], stable=True).indices]

@@ -10,7 +10,6 @@ Source: Chen et al., OTOv2, arXiv 2303.06862; formulas as in its published code.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.cost import Budget
+from decayprune.hosts.otov2.dhspg_selection import DhspgSelector
 from decayprune.hosts.otov2.directions import Variant
-from decayprune.hosts.otov2.penalised import PenalisedSet
 from decayprune.hosts.otov2.penalty import GUARD, PENALTIES, Penalty, saliency, strengths
 from decayprune.hosts.otov2.products import Products
+from decayprune.hosts.otov2.stream import Stream
 from decayprune.hosts.otov2.zero_invariant_optimizer import NEVER, ZeroInvariantOptimizer
-from decayprune.method.lifecycle import ACTIVE, Event, LifecycleState
-from decayprune.method.rectify import Rectify, extra_share
-from decayprune.method.selector import Picks
-from decayprune.selection.target import affordable
+from decayprune.method.lifecycle import ACTIVE, Event
+from decayprune.method.rectify import Rectify, Tournament
 from decayprune.structures.example import ExampleInputs
 
 
@@ -76,6 +74,8 @@ class DHSPG(ZeroInvariantOptimizer):
         ValueError: The target cannot be reached, or a value is out of range.
     """
 
+    _selector: DhspgSelector
+
     def __init__(
         self,
         model: nn.Module,
@@ -104,6 +104,11 @@ class DHSPG(ZeroInvariantOptimizer):
         ignored_layers: Iterable[str | nn.Module] = (),
         params: Iterable[Any] | None = None,
     ) -> None:
+        stop = NEVER if stop_step is None else stop_step
+        rule = None if rectify is None else rectify.verdict
+        self._stream = Stream(rule, stop) if isinstance(rule, Tournament) else None
+        # A tournament still judges what stop_step enrols.
+        judges_on = self._stream is not None and stop_step is not None
         super().__init__(
             model,
             example_inputs,
@@ -123,9 +128,6 @@ class DHSPG(ZeroInvariantOptimizer):
             target=target_group_sparsity,
             decay_steps=decay_steps,
             rectify=rectify,
-            last_release=_last_release(stop_step, decay_steps, rectify),
-            slices=slices,
-            hold=True,
         )
         _check(epsilon, tolerance_group_sparsity, start_step, stop_step)
         usual = PENALTIES[variant]
@@ -136,36 +138,33 @@ class DHSPG(ZeroInvariantOptimizer):
         )
         self.epsilon, self.tolerance = epsilon, tolerance_group_sparsity
         self.start_step, self.warm_up_steps, self.stop_step = start_step, warm_up_steps, stop_step
-        size = self.structures.num_structures
-        # The target is met when at least this share is zero, so it rounds up.
-        self._quota = math.ceil(target_group_sparsity * size - 1e-9)
-        self._set = PenalisedSet(
+        self._selector = DhspgSelector(
             self.structures.group_of,
             self.cost,
-            budget,
-            self._enough,
-            target=target_group_sparsity,
+            budget=budget,
+            sparsity=target_group_sparsity,
             tolerance=tolerance_group_sparsity,
             divisible=group_divisible,
-            device=self.lifecycle.phase.device,
+            stop_step=stop,
+            extra=0.0 if rule is None else rule.extra_share(decay_steps),
+            device=next(iter(self._parameters.values())).device,
         )
-        self._check_reachable(self._set.floor)
         self._met = False
-        self._judged: list[float] = []
-        self._hits: Tensor | None = None
-        self._nearness: Tensor | None = None
-
-    def _enough(self, kept: Tensor) -> bool:
-        if self.budget is not None:
-            return self.cost.meets(self.budget, kept)
-        return int((self.cost.sizes - kept).sum()) >= self._quota
+        self._begin(
+            self._selector,
+            self._selector.target,
+            verdict=self._stream,
+            last_release=stop + decay_steps if judges_on else stop,
+            slices=slices,
+        )
 
     # ---------------------------------------------------------------- before the weights move
 
     def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
-        self._hits = self._nearness = None
-        due = not self._set.drawn and step > self.start_step
-        if not due and (self._met or not self._set.drawn):
+        drawn = self._selector.drawn
+        self._selector.note(None, None)
+        due = not drawn and step > self.start_step
+        if not due and (self._met or not drawn):
             return
         rates = self._rates()
         products = self._sums.products(self._parameters, direction, rates)
@@ -174,13 +173,13 @@ class DHSPG(ZeroInvariantOptimizer):
             # Scores of a lifecycle are lowest for what goes first.
             state = self._session.decayer.state
             self._session.decayer.state = replace(state, score=-score.to(state.score))
-            self._set.draw(score, self.lifecycle)
+            self._selector.draw(score, self.lifecycle)
         self._penalise(products, step, rates)
 
     def _penalise(
         self, products: Products, step: int, rates: Mapping[str, tuple[float, float]]
     ) -> None:
-        active = self._set.members & (self.lifecycle.phase == ACTIVE)
+        active = self._selector.members & (self.lifecycle.phase == ACTIVE)
         norm = products.xx.sqrt()
         warm = step >= self.warm_up_steps
         strength = strengths(products, self.penalty) if warm else self.penalty.lmbda
@@ -191,63 +190,13 @@ class DHSPG(ZeroInvariantOptimizer):
         # <x_new, x> needs no pass over the weights: x_new is a combination of x and d.
         along = products.xx - products.moved_xd - products.decayed_xx - share * products.moved_xx
         caught = active & ((along < self.epsilon * products.xx) | (products.xx == 0))
-        self._hits = caught.nonzero().flatten()
-        self._nearness = along / products.xx.clamp(min=torch.finfo(norm.dtype).tiny)
-
-    # ---------------------------------------------------------------- who decays, who returns
-
-    def select(
-        self,
-        state: LifecycleState,
-        step: int,
-        parameters: Mapping[str, Tensor],
-        *,
-        released: bool,
-    ) -> Picks | None:
-        """What the half-space test caught; at ``stop_step`` also what is still missing."""
-        stop = NEVER if self.stop_step is None else self.stop_step
-        replacing = released and step <= stop
-        warmed = self._set.replace_released(state, step) if replacing else None
-        ids = self._hits
-        if ids is None:
-            return None if warmed is None else Picks(state.decaying[:0], warmed=warmed)
-        ids = self._set.needed(ids, state)
-        if step >= stop:
-            nearness = state.score if self._nearness is None else self._nearness
-            ids = self._set.with_missing(ids, state, nearness)
-        if step == stop:
-            share = extra_share(self.rectify, self.decay_steps)
-            ids = self._set.with_extra(ids, state, step, share)
-        return Picks(ids, warmed=warmed)
-
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """The tournament, as a stream: those among the costliest of all judged so far.
-
-        Structures are caught one by one, not in rounds, so each is compared with every structure
-        judged before it and released, and replaced, if it is among the costliest
-        ``extra / (1 + extra)`` so far. That is more than this share of all where those caught late
-        resist more. After ``stop_step`` nothing is replaced, and what the target can spare is
-        released.
-        """
-        if self.rectify is None or not ids.numel():
-            return ids[:0]
-        if self.stop_step is not None and step > self.stop_step:
-            groups = self.structures.group_of
-            return affordable(ids.cpu(), self._session.kept(), groups, self._enough).to(ids.device)
-        works = state.statistics.work[ids].tolist()
-        self._judged += works
-        share = self.rectify.extra / (1 + self.rectify.extra)
-        best = sorted(self._judged, reverse=True)[: int(len(self._judged) * share)]
-        return ids[: sum(work >= best[-1] for work in works) if best else 0]
-
-    def done(self, state: LifecycleState, step: int) -> bool:
-        """Whether the structures that decay or are pruned meet the target."""
-        return self._set.drawn and self._enough(self.cost.keep_counts(state.committed.cpu()))
+        nearness = along / products.xx.clamp(min=torch.finfo(norm.dtype).tiny)
+        self._selector.note(caught.nonzero().flatten(), nearness)
 
     # ---------------------------------------------------------------- bookkeeping
 
     def _moved(self, events: list[Event]) -> None:
-        self._met = self.done(self.lifecycle, self.steps)
+        self._met = self._selector.done(self.lifecycle, self.steps)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {
@@ -259,24 +208,14 @@ class DHSPG(ZeroInvariantOptimizer):
         }
 
     def _selection_state(self) -> dict[str, Any]:
-        return {
-            "penalised": self._set.members.clone(),
-            "partitioned": self._set.drawn,
-            "judged": list(self._judged),
-        }
+        judged = [] if self._stream is None else list(self._stream.judged)
+        return {**self._selector.state_dict(), "judged": judged}
 
     def _load_selection(self, own: Mapping[str, Any]) -> None:
-        self._set.members = own["penalised"].to(self._set.members.device).clone()
-        self._set.drawn, self._judged = bool(own["partitioned"]), list(own["judged"])
-        self._met = self.done(self.lifecycle, self.steps)
-
-
-def _last_release(stop_step: int | None, decay_steps: int, rectify: Rectify | None) -> int:
-    """Step from which nothing is released: a tournament still judges what ``stop_step`` enrols."""
-    if stop_step is None:
-        return NEVER
-    judged = rectify is not None and rectify.rule == "tournament"
-    return stop_step + decay_steps if judged else stop_step
+        self._selector.load_state_dict(own)
+        if self._stream is not None:
+            self._stream.judged = list(own["judged"])
+        self._met = self._selector.done(self.lifecycle, self.steps)
 
 
 def _check(epsilon: float, tolerance: float, start: int, stop: int | None) -> None:

@@ -20,9 +20,10 @@ from decayprune.cost import Budget
 from decayprune.hosts.otov2.directions import Variant, defaults_of, directions
 from decayprune.hosts.otov2.products import StructureSums
 from decayprune.hosts.otov2.zero_invariant import ROLES, check_numbers, left_alone
-from decayprune.method.lifecycle import Event, LifecycleState
-from decayprune.method.rectify import Rectify
-from decayprune.method.selector import Picks
+from decayprune.method.lifecycle import Event
+from decayprune.method.rectify import Rectify, Verdict
+from decayprune.method.selector import Selector
+from decayprune.selection.target import Target
 from decayprune.session import arguments, resume
 from decayprune.session.host import Host
 from decayprune.session.integrity import check_free
@@ -50,9 +51,6 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
         target: Share of the structures to prune.
         decay_steps: ``N`` of smooth pruning.
         rectify: When a decaying structure is released.
-        last_release: Step from which nothing is released.
-        slices: Which slices shrink while a structure decays.
-        hold: Hold norms to the schedule.
     """
 
     def __init__(
@@ -71,12 +69,8 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
         target: float,
         decay_steps: int,
         rectify: Rectify | None,
-        last_release: int,
-        slices: Literal["carriers", "all"],
-        hold: bool,
     ) -> None:
         check_numbers(lr, group_divisible, decay_steps, target)
-        arguments.check_slices(slices)
         check_free(model)
         if budget is not None:
             arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
@@ -99,12 +93,38 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
         self._parameters = self._session.parameters
         self._sums = StructureSums(self._session.held(), self._parameters)
         self._observed = False
+
+    def _begin(
+        self,
+        selector: Selector,
+        target: Target,
+        *,
+        last_release: int,
+        slices: Literal["carriers", "all"],
+        hold: bool = True,
+        verdict: Verdict | None = None,
+    ) -> None:
+        """Take hold of the model, once the host has its selector.
+
+        Args:
+            selector: Who decays.
+            target: What has to be reached at the end.
+            last_release: Step from which nothing is released.
+            slices: Which slices shrink while a structure decays.
+            hold: Hold norms to the schedule.
+            verdict: Says who is released; None: the rule of ``rectify``.
+
+        Raises:
+            ValueError: The target cannot be reached.
+        """
+        self._check_reachable(target)
         self._session.begin(
             self,
-            self,
-            decay_steps=decay_steps,
+            selector,
+            decay_steps=self.decay_steps,
             slices=slices,
-            rectify=rectify,
+            rectify=self.rectify,
+            verdict=verdict,
             last_release=last_release,
             hold=hold,
             pin_carriers=True,
@@ -117,25 +137,6 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
     def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
         """See weights and directions before the update; penalise."""
 
-    @abstractmethod
-    def select(
-        self,
-        state: LifecycleState,
-        step: int,
-        parameters: Mapping[str, Tensor],
-        *,
-        released: bool,
-    ) -> Picks | None:
-        """Structures that start to decay at this step (see :class:`Selector`)."""
-
-    @abstractmethod
-    def spare(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
-        """Which of ``ids`` may be released (see :class:`Selector`)."""
-
-    @abstractmethod
-    def done(self, state: LifecycleState, step: int) -> bool:
-        """Whether nothing more is to be selected (see :class:`Selector`)."""
-
     def _rates(self) -> dict[str, tuple[float, float]]:
         """Learning rate and decoupled weight decay of every parameter, by name."""
         rates = {}
@@ -144,16 +145,12 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
             rates.update({id(p): (float(group["lr"]), float(decay)) for p in group["params"]})
         return {name: rates[id(p)] for name, p in self._parameters.items()}
 
-    @abstractmethod
-    def _enough(self, kept: Tensor) -> bool:
-        """Whether the final target holds with so many structures kept in each group."""
-
-    def _check_reachable(self, floor: Tensor) -> None:
-        if self._enough(floor):
+    def _check_reachable(self, final: Target) -> None:
+        if final.met(final.floor):
             return
         target = f"target_group_sparsity={self.target}"
         wanted = target if self.budget is None else f"budget {self.budget}"
-        left = self.cost.fractions(floor, ["macs", "params", "structures"])
+        left = self.cost.fractions(final.floor, ["macs", "params", "structures"])
         reachable = ", ".join(f"{name} {share:.3g}" for name, share in left.items())
         raise ValueError(
             f"The {wanted} cannot be reached. With every width at its floor (group_divisible="

@@ -7,7 +7,7 @@ from torch import nn
 
 import decayprune as dp
 from decayprune.app.run import models
-from decayprune.app.study.controls import cut_to, release_at_random
+from decayprune.app.study.controls import RandomRelease, cut_to
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -21,12 +21,11 @@ def varied(seed: int) -> nn.Module:
     return model
 
 
-def pruned(change: Any, seed: int, budget: float, steps: int = 9, **options: Any) -> dp.DecayPruner:
-    """A pruner that has finished, with its selector changed."""
+def pruned(seed: int, budget: float, steps: int = 9, **options: Any) -> dp.DecayPruner:
+    """A pruner that has finished."""
     model = varied(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     pruner = dp.DecayPruner(model, optimizer, EXAMPLE, budget=dp.Budget(macs=budget), **options)
-    change(pruner._selector)
     for _ in range(steps):
         loss = F.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.arange(4))
         loss.backward()
@@ -46,9 +45,10 @@ JUDGED: dict[str, Any] = {
 
 def test_random_release_spares_others_at_the_same_step_and_budget() -> None:
     torch.manual_seed(0)
-    ours = pruned(lambda s: None, 0, 0.3, **JUDGED)
+    ours = pruned(0, 0.3, **JUDGED)
     torch.manual_seed(0)
-    random = pruned(lambda s: release_at_random(s, 0), 0, 0.3, **JUDGED)
+    rectify = RandomRelease(seed=0, extra=0.4, judge_at=0.5)
+    random = pruned(0, 0.3, **(JUDGED | {"rectify": rectify}))
 
     def released(pruner: dp.DecayPruner) -> dict[int, int]:
         return {e.structure: e.step for e in pruner.events if e.kind == "release"}
@@ -60,7 +60,7 @@ def test_random_release_spares_others_at_the_same_step_and_budget() -> None:
 
 def test_a_small_network_has_the_widths_asked_for_and_trains() -> None:
     model = varied(0)
-    pruner = pruned(lambda s: None, 0, 0.3, **ABRUPT)
+    pruner = pruned(0, 0.3, **ABRUPT)
     kept = pruner.cost.keep_counts(pruner.lifecycle.committed).tolist()
     report = cut_to(model, EXAMPLE, kept)
     assert report.macs_after == pruner.cost.macs(torch.tensor(kept))

@@ -6,6 +6,7 @@ from torch import nn
 
 from decayprune.app.run import models
 from decayprune.app.run.methods import HOSTS, Plan, Pruning
+from decayprune.app.study.controls import RandomRelease
 from decayprune.app.study.plan import build, plan
 from decayprune.app.study.trial import Training, Trial
 from decayprune.method.rectify import Rectify
@@ -90,7 +91,7 @@ def test_selection_at_random_is_a_control_of_our_own_pruner() -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_releases_at_random_reach_what_selects_in_every_host(host: str) -> None:
-    usual, random = built(host, "sp_sr").selector, built(host, "random_release").selector
-    assert usual.spare.__name__ == "spare"
-    assert random.spare.__name__ == "drawn"
+def test_releases_at_random_reach_every_host(host: str) -> None:
+    usual, random = (built(host, variant).host for variant in ("sp_sr", "random_release"))
+    assert type(usual.rectify) is Rectify
+    assert random.rectify == RandomRelease(seed=0)

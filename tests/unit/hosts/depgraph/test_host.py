@@ -249,7 +249,7 @@ def test_structures_decay_are_zero_then_leave_and_the_optimizer_stays_bound() ->
     lengths = []
     for seed in range(10):
         train(model, optimizer, host, 1, seed)
-        lengths.append(float(host.lifecycle.length[host.lifecycle.phase != 0].sum()))
+        lengths.append(float(host.lifecycle.length[host.lifecycle.committed].sum()))
         if seed == 8:
             width = model[0][0].out_channels
     assert lengths[0] > lengths[1] > lengths[2] > lengths[3] == 0
@@ -259,7 +259,7 @@ def test_structures_decay_are_zero_then_leave_and_the_optimizer_stays_bound() ->
         host.structures.num_structures,
         dict(model.named_parameters()),
     )
-    assert not kept[host.lifecycle.phase == 2].any()
+    assert not kept[host.lifecycle.pruned].any()
     assert host.finished
     moments = {id(p): optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()}
     report = host.compact()

@@ -253,7 +253,7 @@ def test_one_step_decays_equal_the_published_procedure() -> None:
         if len(host.events) == before:
             continue
         expected = next(closed)
-        pruned = (host.lifecycle.phase == 2).nonzero().flatten().tolist()
+        pruned = host.lifecycle.pruned.nonzero().flatten().tolist()
         start = {0: groups["stem"].start, 1: groups["a"].start}
         assert pruned == sorted(start[g] + i for g, ids in expected.items() for i in ids)
         for name, gate in zip(("n0", "na", "nb"), gates, strict=True):

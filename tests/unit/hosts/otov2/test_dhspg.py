@@ -162,7 +162,7 @@ def test_nothing_that_fits_the_budget_is_left_out(lmbda: float, tolerance: float
         kept = optimizer._session.kept()
         for group in (kept < optimizer.cost.sizes).nonzero().flatten().tolist():
             kept[group] += 1
-            assert not optimizer._enough(kept)
+            assert not optimizer._selector.target.met(kept)
             kept[group] -= 1
 
 
@@ -176,27 +176,13 @@ def test_released_structures_leave_the_penalised_set_and_are_replaced() -> None:
         optimizer.zero_grad()
         new = {e.structure for e in optimizer.events if e.step == step + 1 and e.kind == "release"}
         if new and penalised is None:
-            penalised = optimizer._set.members
+            penalised = optimizer._selector.members
             assert not bool(penalised[list(new)].any())
             assert int(penalised.sum()) >= 15  # as many moved in
     assert penalised is not None, "nothing was ever released"
     assert optimizer.finished
     assert optimizer.remaining()["structures"] == 0.5
     assert max(e.step for e in optimizer.events if e.kind == "release") < 40
-
-
-def test_the_stream_tournament_releases_the_costliest() -> None:
-    rectify = dp.Rectify(extra=0.5)
-    optimizer = host(rectify=rectify, decay_steps=4)
-    works = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
-    state = optimizer.lifecycle
-    state.statistics.work[:6] = works
-    assert optimizer.spare(state, 5, torch.arange(6)).tolist() == [0, 1]  # a third
-    state.statistics.work[6:9] = torch.tensor([0.5, 0.4, 0.3])
-    cheap = optimizer.spare(state, 6, torch.arange(6, 9))  # beside those before
-    assert cheap.tolist() == []
-    state.statistics.work[9:12] = torch.tensor([9.0, 8.0, 0.1])
-    assert optimizer.spare(state, 7, torch.arange(9, 12)).tolist() == [9, 10]
 
 
 def test_resumes_bit_for_bit_in_mid_decay() -> None:

@@ -139,7 +139,7 @@ def test_rows_behind_a_concat_shrink_with_their_producer_only() -> None:
         model(inputs).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    gone = int((optimizer.lifecycle.phase == 2).sum())
+    gone = int(optimizer.lifecycle.pruned.sum())
     assert gone == int(optimizer.structures.num_structures * 0.3)
     assert int((model.n3.weight == 0).sum()) == gone
     assert optimizer.compact().max_rel_error <= 1e-9
