@@ -2,7 +2,7 @@
 
 :func:`sum_products` reads every slice of every structure once, in blocks that fit a CPU cache, and
 gives one value per structure; nothing here loops over structures or changes a parameter. What
-touches the slices of a few structures at every step is in ``picks``.
+touches the slices of a few structures at every step is in ``edits``.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def _raw(tape: Tape, x: Any) -> Mark | None:
         return None
     known = tape.known(x, dims[-1])
     labels = tape.partition.fresh(x.shape[dims[-1]]) if known is None else known
-    key = tape.cut(x, dims[-1], "affine", labels)
+    key = tape.label_dim(x, dims[-1], "affine", labels)
     return Mark(along(labels, dims[-1], x.shape), tape.scaled_by(key))
 
 
@@ -172,7 +172,7 @@ def glu(call: Call) -> Any:
     return out
 
 
-def pick(call: Call) -> Any:
+def take(call: Call) -> Any:
     """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
     tape, out, (_, found) = call.tape, call.run(), moved(call)
     if found is None:
@@ -211,7 +211,7 @@ def index_labels(tape: Tape, labels: Tensor, index: Any) -> Tensor:
     return labels
 
 
-def pick_dim(call: Call) -> Any:
+def take_along(call: Call) -> Any:
     """narrow, select, index_select: as x[...], with the dimension as an argument."""
     tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
@@ -292,9 +292,9 @@ MOVEMENT = {
     **dict.fromkeys(FREE.split(), free),
     **dict.fromkeys(["cat", "stack"], join),
     **dict.fromkeys(["chunk", "split", "tensor_split", "unbind", "split_with_sizes"], divide),
-    **dict.fromkeys(["narrow", "select", "index_select"], pick_dim),
+    **dict.fromkeys(["narrow", "select", "index_select"], take_along),
     **dict.fromkeys(["roll", "flip"], turn),
-    "getitem": pick,
+    "getitem": take,
     "setitem": assign,
     "copy": assign,
     "glu": glu,
