@@ -287,6 +287,30 @@ def assign(call: Call) -> Any:
     return target if call.name == "copy" else None
 
 
+def index_add(call: Call) -> Any:
+    """index_add: parts of the source are added to those parts of the target that an index names."""
+    tape, target = call.tape, call.arg(0, "input")
+    dim, source = call.arg(1, "dim") % target.dim(), call.arg(3, "source")
+    operands = [(target, tape.mark(target)), (source, tape.mark(source))]
+    out = call.run()
+    marks = [mark for _, mark in operands if mark is not None]
+    if not marks:
+        return out
+    if not source.shape[dim]:
+        tape.fix((target, source), "added to nothing by the example inputs")
+        return out
+    met = []
+    for value, mark in operands:
+        labels = tape.labels(value) if mark is None else mark.labels
+        labels = tape.partition.collapse(labels, dim, "index_add along the width")
+        met.append(labels.narrow(dim, 0, 1))
+    joined = tape.partition.unify(*met, "met a tensor of fixed width in index_add")
+    sources = frozenset[int]().union(*(mark.sources for mark in marks))
+    zero = len(marks) == 2 and all(mark.zero for mark in marks)
+    tape.put(out, joined.expand(out.shape), sources, zero)
+    return out
+
+
 MOVEMENT = {
     **dict.fromkeys(RESHAPES.split(), reshape),
     **dict.fromkeys(FREE.split(), free),
@@ -297,6 +321,7 @@ MOVEMENT = {
     "getitem": take,
     "setitem": assign,
     "copy": assign,
+    "index_add": index_add,
     "glu": glu,
     "pad": pad,
 }
