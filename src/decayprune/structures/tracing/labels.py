@@ -119,6 +119,7 @@ class Partition:
         Returns:
             Labels standing for both.
         """
+        # Along every other dimension both repeat themselves: comparing one index there is enough.
         dims = sorted(set(varying(a)) | set(varying(b)))
         left, right = core(a, dims), core(b, dims)
         differs = left != right
@@ -144,6 +145,8 @@ class Partition:
         if dims == [dim]:
             self.fix(labels, reason)
             return torch.zeros((), dtype=torch.int64).expand(labels.shape)
+        # Two dimensions vary: what is tied along one can still differ along the other, so that a
+        # whole row may leave, and the first of each row stands for it.
         first = labels.narrow(dim, 0, 1).expand(labels.shape)
         self.unify(labels, first, reason)
         return compress(first)
@@ -163,7 +166,7 @@ class Partition:
         component = self.components()
         reasons = list(dict.fromkeys(reason for _, reason in self._fixed))
         why = np.full(int(component.max()) + 1, -1)
-        for labels, reason in reversed(self._fixed):
+        for labels, reason in reversed(self._fixed):  # written over by those given earlier
             why[component[labels.numpy()]] = reasons.index(reason)
         why[component[0]] = -2  # the component of "no label"
         return component, why, reasons

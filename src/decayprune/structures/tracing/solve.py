@@ -140,6 +140,8 @@ def _make_rectangular(tape: Tape) -> None:
     is an outer one only where whole heads of an attention leave; any other number of groups is
     taken for a constant of the model's code.
     """
+    # Fixing one width may leave another one ragged, so this goes on until nothing new is said. It
+    # ends, because each change ties or fixes labels that were free and apart.
     distinct = {(tuple(m.shape), m.numpy().tobytes()): m for m in tape.matrices}
     changed = bool(distinct)
     while changed:
@@ -181,6 +183,7 @@ def _incidence(tape: Tape, component: Array) -> Incidence:
     sizes = [item.labels.numel() for item in dims]
     along = [component[item.labels.numpy()] for item in dims] or [np.zeros(0, np.int64)]
     owner = np.repeat(np.arange(len(dims)), sizes)
+    # One integer per (dimension, component), so that unique() sorts by the former, then the latter.
     pairs = owner * (int(component.max()) + 1) + np.concatenate(along)
     _, first, count = np.unique(pairs, return_index=True, return_counts=True)
     starts = np.cumsum([0, *sizes])[:-1]
@@ -237,6 +240,8 @@ def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
             else:
                 scaled |= hit
                 carried[key] = carried.get(key, False) | hit
+        # The columns scale what they read linearly; they carry where nothing before them does, and
+        # beside it where one of several paths into the activation has no scale of its own.
         own = bare | (consumed & ~scaled)
         if consumption.column is not None and own.any():
             carried[consumption.column] = carried.get(consumption.column, False) | own
@@ -246,7 +251,7 @@ def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
 def _mask(labels: Tensor, component: Array, count: int) -> Array:
     mask = np.zeros(count, bool)
     mask[component[labels.numpy()]] = True
-    mask[component[0]] = False  # of "no label"
+    mask[component[0]] = False  # 0 is "no label", and no structure even where it met one
     return mask
 
 
@@ -263,6 +268,8 @@ def _number(incidence: Incidence, free: Array) -> tuple[Array, Array, Array, Arr
     Returns:
         Structure of each component; group, index along the first row and width of each structure.
     """
+    # A random number per dimension, summed with multiplicity modulo 2**64: sets that differ have
+    # equal sums once in 2**64, and no set has to be built or compared in Python.
     weights = np.random.default_rng(0).integers(1, 2**63, len(incidence.dims), dtype=np.uint64)
     signature = np.zeros(len(free), np.uint64)
     np.add.at(

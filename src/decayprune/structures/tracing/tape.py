@@ -113,6 +113,8 @@ class Tape:
 
     def mark(self, value: Any) -> Mark | None:
         """What is known of a tensor; None if it is no tensor or carries no labels."""
+        # Marks hang on identities, as tensors compare by value. Python reuses the identity of a
+        # tensor that died, so the reference tells whether it is still the same one.
         found = self._marks.get(id(value))
         return found[1] if found is not None and found[0]() is value else None
 
@@ -133,6 +135,8 @@ class Tape:
             return
         labels = compress(labels)
         if not varying(labels):
+            # A call that picks one channel by its number has no dimension left to shrink along,
+            # and would read a neighbour after a cut.
             self.partition.fix(labels, "one index of the width was picked out")
             self._marks.pop(id(out), None)
             return

@@ -304,7 +304,7 @@ def index_add(call: Call) -> Any:
         labels = tape.labels(value) if mark is None else mark.labels
         labels = tape.partition.collapse(labels, dim, "index_add along the width")
         met.append(labels.narrow(dim, 0, 1))
-    joined = tape.partition.unify(*met, "met a tensor of fixed width in index_add")
+    joined = tape.partition.unify(met[0], met[1], "met a tensor of fixed width in index_add")
     sources = frozenset[int]().union(*(mark.sources for mark in marks))
     zero = len(marks) == 2 and all(mark.zero for mark in marks)
     tape.put(out, joined.expand(out.shape), sources, zero)
