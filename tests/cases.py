@@ -711,6 +711,21 @@ def bag() -> tuple[nn.Module, Any]:
 
 
 @case
+def message_passing() -> tuple[nn.Module, Any]:
+    """A graph: every node adds what its neighbours send, by index_add."""
+    sender, receiver = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1, 2, 3, 0, 2])
+
+    def forward(m: Any, nodes: Tensor) -> Tensor:
+        x = m.own(nodes)
+        sent = m.send(nodes)[sender]
+        return m.head(F.relu(x.index_add(0, receiver, sent, alpha=0.5)))
+
+    return Lambda(
+        forward, own=nn.Linear(5, 6), send=nn.Linear(5, 6), head=nn.Linear(6, 3)
+    ), torch.randn(4, 5, dtype=torch.float64)
+
+
+@case
 def gated_mlp() -> tuple[nn.Module, Any]:
     """SwiGLU: the ungated branch carries."""
 

@@ -37,6 +37,11 @@ class Host:
         return self._session.model
 
     @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that really step."""
+        return self._session.optimizers
+
+    @property
     def structures(self) -> StructureMap:
         """What is pruned, and what is left alone and why."""
         return self._session.structures

@@ -98,6 +98,7 @@ class Locator:
         Args:
             ids: Structure numbers, shape ``(D,)``.
         """
+        # One slot more than structures: the label -1 of what belongs to none reads the last, a -1.
         local = torch.full((self._size + 1,), -1, dtype=torch.int64, device=self._labels.device)
         local[ids] = torch.arange(ids.numel(), device=local.device)
         owners = local[self._labels]
@@ -257,7 +258,7 @@ def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
         if any(vector.dtype != factors.dtype for vector in vectors):
             parts = tuple(p.to(v.dtype) for p, v in zip(parts, vectors, strict=True))
         torch._foreach_mul_(vectors, parts)
-    for block in pick.blocks:
+    for block in pick.blocks:  # one after the other: where two cross, both factors are taken
         tensor = tensors[block.name]
         factor = factors[block.owner].to(tensor.dtype)
         if _better_whole(tensor, block):

@@ -2,7 +2,7 @@
 
 :func:`sum_products` reads every slice of every structure once, in blocks that fit a CPU cache, and
 gives one value per structure; nothing here loops over structures or changes a parameter. What
-touches the slices of a few structures at every step is in ``picks``.
+touches the slices of a few structures at every step is in ``edits``.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def _sums_by_dim(a: Tensor, b: Tensor, dims: Sequence[int]) -> list[Tensor]:
     of_row, of_column = [], a.new_zeros(columns, dtype=wide)
     for start in range(0, rows, step):
         block = a[start : start + step].to(wide) * b[start : start + step].to(wide)
+        # Both sums are taken while the block is in the cache: the weights are read once.
         flat = block.sum(2) if block.shape[2] > 1 else block.view(-1, columns)
         if 0 in dims:
             of_row.append(flat.sum(1))

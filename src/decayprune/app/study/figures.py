@@ -13,8 +13,6 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from scipy import stats
-
 Run = Mapping[str, Any]
 K = TypeVar("K", bound=Hashable)
 
@@ -52,6 +50,7 @@ def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
 
     Raises:
         ValueError: There is no pair, or one lacks its other half.
+        ModuleNotFoundError: scipy is not installed.
 
     Example:
         >>> found = gain([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])
@@ -64,8 +63,20 @@ def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
     n, mean = len(differences), statistics.fmean(differences)
     half = math.nan
     if n > 1:
-        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+        half = _students_t(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
     return Gain(mean, mean - half, mean + half, sum(d > 0 for d in differences), n)
+
+
+def _students_t(share: float, freedom: int) -> float:
+    """The quantile of Student's t distribution."""
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "intervals over several seeds need scipy, which is not installed: "
+            "pip install 'decayprune[study]'"
+        ) from error
+    return float(stats.t.ppf(share, freedom))
 
 
 def start(run: Run) -> tuple[int, str]:

@@ -135,7 +135,8 @@ class CountingRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the last dimension."""
-        # x / sqrt(sum(x ** 2) / counted + eps), through the fused kernel that divides by n
+        # Wanted: x / sqrt(sum(x ** 2) / counted + eps). The fused kernel divides by the n that are
+        # there: sum / counted + eps = (sum / n + eps * counted / n) * n / counted.
         times = self.counted / x.shape[-1]
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         y = F.rms_norm(x, self.normalized_shape, self.weight, eps * times)

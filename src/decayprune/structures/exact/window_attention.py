@@ -2,7 +2,7 @@
 
 torchvision's Swin computes the width of a head from the width of the input, so that neither can
 shrink alone. The module here remembers it. It computes the same, on the same parameters: the
-modules that it stands in for become it when something leaves (see standins.py).
+modules that it stands in for become it when something leaves (see swap.py).
 """
 
 from __future__ import annotations

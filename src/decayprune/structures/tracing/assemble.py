@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decayprune.structures.structure_map import Group, Operator, Refusal, Slice, StructureMap
 from decayprune.structures.tracing.solve import Solution, solve
-from decayprune.structures.tracing.tape import Cut, Tape
+from decayprune.structures.tracing.tape import LabelledDim, Tape
 
 
 def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
@@ -38,19 +38,19 @@ def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
 
 def _slices(solution: Solution) -> tuple[Slice, ...]:
     found = []
-    for cut in solution.incidence.cuts:
-        labels = cut.labels.numpy()
+    for item in solution.incidence.dims:
+        labels = item.labels.numpy()
         structure = solution.of_label[labels]
         prunable = structure >= 0
         if not prunable.any():
             continue
-        carried = solution.carried.get((cut.name, cut.dim))
+        carried = solution.carried.get((item.name, item.dim))
         if carried is None:
             carrier = np.zeros_like(prunable)
         else:
             carrier = carried[solution.component[labels]] & prunable
         tensors = torch.from_numpy(structure), torch.from_numpy(carrier)
-        found.append(Slice(cut.name, cut.dim, cut.role, *tensors))
+        found.append(Slice(item.name, item.dim, item.role, *tensors))
     return tuple(found)
 
 
@@ -77,45 +77,47 @@ def _groups(tape: Tape, solution: Solution) -> tuple[Group, ...]:
     incidence = solution.incidence
     number = solution.number[incidence.component]
     on = number >= 0
-    pairs = np.unique(solution.group[number[on]] * len(incidence.cuts) + incidence.cut[on])
-    members: list[list[Cut]] = [[] for _ in range(count)]
+    pairs = np.unique(solution.group[number[on]] * len(incidence.dims) + incidence.on[on])
+    members: list[list[LabelledDim]] = [[] for _ in range(count)]
     for pair in pairs.tolist():
-        members[pair // len(incidence.cuts)].append(incidence.cuts[pair % len(incidence.cuts)])
+        members[pair // len(incidence.dims)].append(incidence.dims[pair % len(incidence.dims)])
     starts = np.searchsorted(solution.group, np.arange(count)).tolist()
     stops = np.searchsorted(solution.group, np.arange(count), side="right").tolist()
-    kinds = {id(cut): _kind(tape, cut) for cut in incidence.cuts}
+    kinds = {id(item): _kind(tape, item) for item in incidence.dims}
     groups = []
-    for cuts, start, stop in zip(members, starts, stops, strict=True):
-        rows = [cut for cut in cuts if cut.role == "row"]
-        others = [cut for cut in cuts if cut.role != "row"]
+    for own, start, stop in zip(members, starts, stops, strict=True):
+        rows = [item for item in own if item.role == "row"]
+        others = [item for item in own if item.role != "row"]
         layers = tuple(dict.fromkeys(c.name.rpartition(".")[0] for c in [*rows, *others]))
-        family = "; ".join(sorted(kinds[id(cut)] for cut in cuts))
+        family = "; ".join(sorted(kinds[id(item)] for item in own))
         groups.append(Group(layers[0], start, stop, layers, family, int(solution.width[start])))
     return tuple(groups)
 
 
-def _kind(tape: Tape, cut: Cut) -> str:
+def _kind(tape: Tape, item: LabelledDim) -> str:
     """What a slice is, without its name: equal at isomorphic places of a model."""
-    layer, _, leaf = cut.name.rpartition(".")
-    tensor = tape.parameters.get(cut.name)
+    layer, _, leaf = item.name.rpartition(".")
+    tensor = tape.parameters.get(item.name)
     shape = () if tensor is None else tuple(tensor.shape)
-    others = tuple(n for d, n in enumerate(shape) if d != cut.dim)
+    others = tuple(n for d, n in enumerate(shape) if d != item.dim)
     groups = getattr(tape.modules[layer], "groups", 1)
-    return f"{type(tape.modules[layer]).__name__}.{leaf}[{cut.dim}] {cut.role} {others} / {groups}"
+    return (
+        f"{type(tape.modules[layer]).__name__}.{leaf}[{item.dim}] {item.role} {others} / {groups}"
+    )
 
 
 def _refusals(tape: Tape, solution: Solution) -> tuple[Refusal, ...]:
     """Every produced width that stays, and every layer that nothing is known of."""
     refused = []
-    for cut in solution.incidence.cuts:
-        parameter = tape.parameters.get(cut.name)
-        if cut.role != "row" or parameter is None or parameter.dim() < 2:
+    for item in solution.incidence.dims:
+        parameter = tape.parameters.get(item.name)
+        if item.role != "row" or parameter is None or parameter.dim() < 2:
             continue
-        why = solution.why[solution.component[cut.labels.numpy()]]
+        why = solution.why[solution.component[item.labels.numpy()]]
         if not (why >= 0).any():
             continue
         for reason, width in zip(*np.unique(why[why >= 0], return_counts=True), strict=True):
-            layer = cut.name.rpartition(".")[0]
+            layer = item.name.rpartition(".")[0]
             refused.append(Refusal(layer, int(width), solution.reasons[reason]))
     refused += [Refusal(*item) for item in dict.fromkeys(tape.refused)]
     for name in tape.unseen():

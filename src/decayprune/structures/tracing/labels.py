@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 
@@ -53,6 +51,38 @@ def along(labels: Tensor, dim: int, shape: torch.Size) -> Tensor:
     return labels.view(view).expand(shape)
 
 
+def connected(size: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Connected components of a graph, numbered in the order of their smallest nodes.
+
+    Every root hooks below a smaller one that it is linked to, then every path is jumped until it
+    is flat; links whose ends have met are dropped, and so on until none is left. After a round
+    only local minima are left as roots, so rounds are few. Pointers go down and never up: there
+    is no cycle, the smallest node of a component ends as its root, and it does not matter which of
+    several links to a root wins.
+
+    Args:
+        size: Number of nodes.
+        left: One end of each link, shape ``(links,)``.
+        right: The other end.
+
+    Returns:
+        The component of each node, shape ``(size,)``.
+
+    Reference: Liu and Tarjan, Simple Concurrent Labeling Algorithms for Connected Components,
+    arXiv 1812.06177.
+    """
+    root = np.arange(size)
+    while left.size:
+        root[np.maximum(left, right)] = np.minimum(left, right)
+        while not np.array_equal(above := root[root], root):
+            root = above
+        left, right = root[left], root[right]
+        apart = left != right
+        left, right = left[apart], right[apart]
+    is_root = root == np.arange(size)
+    return np.asarray((is_root.cumsum() - 1)[root])
+
+
 class Partition:
     """A union-find that is filled first and solved once."""
 
@@ -89,6 +119,7 @@ class Partition:
         Returns:
             Labels standing for both.
         """
+        # Along every other dimension both repeat themselves: comparing one index there is enough.
         dims = sorted(set(varying(a)) | set(varying(b)))
         left, right = core(a, dims), core(b, dims)
         differs = left != right
@@ -114,16 +145,16 @@ class Partition:
         if dims == [dim]:
             self.fix(labels, reason)
             return torch.zeros((), dtype=torch.int64).expand(labels.shape)
+        # Two dimensions vary: what is tied along one can still differ along the other, so that a
+        # whole row may leave, and the first of each row stands for it.
         first = labels.narrow(dim, 0, 1).expand(labels.shape)
         self.unify(labels, first, reason)
         return compress(first)
 
     def components(self) -> np.ndarray:
         """The component of each label handed out so far, shape ``(size,)``."""
-        pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.zeros((2, 0), np.int64)
-        links = np.ones(pairs.shape[1], np.int8)
-        graph = coo_matrix((links, (pairs[0], pairs[1])), shape=(self.size, self.size))
-        return np.asarray(connected_components(graph, directed=False)[1])
+        pairs = torch.cat(self._pairs, 1) if self._pairs else torch.zeros((2, 0), dtype=torch.int64)
+        return connected(self.size, *pairs.numpy())
 
     def solve(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Components, and why each fixed one is fixed.
@@ -135,7 +166,7 @@ class Partition:
         component = self.components()
         reasons = list(dict.fromkeys(reason for _, reason in self._fixed))
         why = np.full(int(component.max()) + 1, -1)
-        for labels, reason in reversed(self._fixed):
+        for labels, reason in reversed(self._fixed):  # written over by those given earlier
             why[component[labels.numpy()]] = reasons.index(reason)
         why[component[0]] = -2  # the component of "no label"
         return component, why, reasons

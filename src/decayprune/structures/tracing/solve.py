@@ -17,7 +17,7 @@ from torch import Tensor
 from decayprune.structures.exact.swap import stand_in
 from decayprune.structures.structure_map import FIXED
 from decayprune.structures.tracing.labels import compress, varying
-from decayprune.structures.tracing.tape import Cut, Key, Tape
+from decayprune.structures.tracing.tape import Key, LabelledDim, Tape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,27 +27,27 @@ _LAST = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, eq=False)
 class Incidence:
-    """Which components lie on which cut, as pairs.
+    """Which components lie on which labelled dimensions of parameters, as pairs.
 
     Attributes:
-        cuts: The cuts, in the order met.
+        dims: The labelled dimensions, in the order met.
         component: Component of each pair.
-        cut: Cut of each pair, ascending.
-        count: Indices of the cut that belong to the component.
-        first: The first of them, counted along all cuts laid end to end.
-        starts: Where each cut starts in that count.
+        on: Position in ``dims`` of the dimension of each pair, ascending.
+        count: Indices of the dimension that belong to the component.
+        first: The first of them, counted along all labelled dimensions laid end to end.
+        starts: Where each labelled dimension starts in that count.
     """
 
-    cuts: list[Cut]
+    dims: list[LabelledDim]
     component: Array
-    cut: Array
+    on: Array
     count: Array
     first: Array
     starts: Array
 
     def rows(self) -> Array:
         """Which pairs lie on a producer's row."""
-        return np.array([cut.role == "row" for cut in self.cuts], bool)[self.cut]
+        return np.array([item.role == "row" for item in self.dims], bool)[self.on]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +55,11 @@ class Solution:
     """What is prunable, numbered.
 
     Attributes:
-        incidence: Components and cuts.
+        incidence: Components and labelled dimensions.
         component: Component of each label.
         why: Per component: position of its reason in ``reasons``, negative where it has none.
         reasons: Why components stay, in words.
-        carried: Per cut: mask of the components that its scaling scales.
+        carried: Per labelled dimension: mask of the components that its scaling scales.
         number: Structure of each component, :data:`FIXED` where it stays.
         group: Group of each structure.
         index: Position of each structure along its first row.
@@ -115,13 +115,13 @@ def solve(tape: Tape, ignored: set[str]) -> Solution:
 
 def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
     """Widths the user asked to leave alone, and those with a frozen parameter."""
-    for cut in tape.cuts.values():
-        if cut.role == "row" and cut.name.rpartition(".")[0] in ignored:
-            tape.partition.fix(cut.labels, "ignored", first=True)
-    for cut in tape.cuts.values():
-        parameter = tape.parameters.get(cut.name)
+    for item in tape.labelled_dims.values():
+        if item.role == "row" and item.name.rpartition(".")[0] in ignored:
+            tape.partition.fix(item.labels, "ignored", first=True)
+    for item in tape.labelled_dims.values():
+        parameter = tape.parameters.get(item.name)
         if parameter is not None and not parameter.requires_grad:
-            tape.partition.fix(cut.labels, f"frozen: `{cut.name}` has requires_grad=False")
+            tape.partition.fix(item.labels, f"frozen: `{item.name}` has requires_grad=False")
 
 
 def _fix_mixed(tape: Tape) -> None:
@@ -140,6 +140,8 @@ def _make_rectangular(tape: Tape) -> None:
     is an outer one only where whole heads of an attention leave; any other number of groups is
     taken for a constant of the model's code.
     """
+    # Fixing one width may leave another one ragged, so this goes on until nothing new is said. It
+    # ends, because each change ties or fixes labels that were free and apart.
     distinct = {(tuple(m.shape), m.numpy().tobytes()): m for m in tape.matrices}
     changed = bool(distinct)
     while changed:
@@ -177,21 +179,22 @@ def _straighten(tape: Tape, matrix: Tensor, component: Array, heads: Array) -> b
 
 
 def _incidence(tape: Tape, component: Array) -> Incidence:
-    cuts = list(tape.cuts.values())
-    sizes = [cut.labels.numel() for cut in cuts]
-    along = [component[cut.labels.numpy()] for cut in cuts] or [np.zeros(0, np.int64)]
-    owner = np.repeat(np.arange(len(cuts)), sizes)
+    dims = list(tape.labelled_dims.values())
+    sizes = [item.labels.numel() for item in dims]
+    along = [component[item.labels.numpy()] for item in dims] or [np.zeros(0, np.int64)]
+    owner = np.repeat(np.arange(len(dims)), sizes)
+    # One integer per (dimension, component), so that unique() sorts by the former, then the latter.
     pairs = owner * (int(component.max()) + 1) + np.concatenate(along)
     _, first, count = np.unique(pairs, return_index=True, return_counts=True)
     starts = np.cumsum([0, *sizes])[:-1]
-    return Incidence(cuts, np.concatenate(along)[first], owner[first], count, first, starts)
+    return Incidence(dims, np.concatenate(along)[first], owner[first], count, first, starts)
 
 
 def _alone(incidence: Incidence, count: int) -> Array:
     """Components that are all of some width: cutting them would leave nothing."""
-    per_cut = np.bincount(incidence.cut, minlength=len(incidence.cuts))
+    components_on = np.bincount(incidence.on, minlength=len(incidence.dims))
     mask = np.zeros(count, bool)
-    mask[incidence.component[per_cut[incidence.cut] == 1]] = True
+    mask[incidence.component[components_on[incidence.on] == 1]] = True
     return mask
 
 
@@ -205,9 +208,9 @@ def _unproduced(incidence: Incidence, count: int) -> Array:
 def _unread(incidence: Incidence, carried: dict[Key, Array], count: int) -> Array:
     """Components that nothing carries: scaling none of their slices scales the function."""
     mask = np.ones(count, bool)
-    ends = np.searchsorted(incidence.cut, np.arange(len(incidence.cuts) + 1))
-    for number, cut in enumerate(incidence.cuts):
-        found = carried.get((cut.name, cut.dim))
+    ends = np.searchsorted(incidence.on, np.arange(len(incidence.dims) + 1))
+    for number, item in enumerate(incidence.dims):
+        found = carried.get((item.name, item.dim))
         if found is not None:
             own = incidence.component[ends[number] : ends[number + 1]]
             mask[own[found[own]]] = False
@@ -218,7 +221,7 @@ def _unread(incidence: Incidence, carried: dict[Key, Array], count: int) -> Arra
 
 
 def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
-    """Per cut: the components that its scaling scales, as a mask over components.
+    """Per labelled dimension: the components that its scaling scales, as a mask over components.
 
     Where channels are consumed, whatever scales the consumed activation carries; channels that
     nothing scales are carried by the consumer's own columns.
@@ -226,10 +229,10 @@ def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
     count = int(component.max()) + 1
     carried: dict[Key, Array] = {}
     members = [_mask(labels, component, count) for _, labels in tape.sources]
-    for event in tape.consumptions:
-        consumed = _mask(event.labels, component, count)
+    for consumption in tape.consumptions:
+        consumed = _mask(consumption.labels, component, count)
         scaled, bare = np.zeros(count, bool), np.zeros(count, bool)
-        for source in event.sources:
+        for source in consumption.sources:
             key = tape.sources[source][0]
             hit = members[source] & consumed
             if key is None:
@@ -237,16 +240,18 @@ def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
             else:
                 scaled |= hit
                 carried[key] = carried.get(key, False) | hit
+        # The columns scale what they read linearly; they carry where nothing before them does, and
+        # beside it where one of several paths into the activation has no scale of its own.
         own = bare | (consumed & ~scaled)
-        if event.column is not None and own.any():
-            carried[event.column] = carried.get(event.column, False) | own
+        if consumption.column is not None and own.any():
+            carried[consumption.column] = carried.get(consumption.column, False) | own
     return carried
 
 
 def _mask(labels: Tensor, component: Array, count: int) -> Array:
     mask = np.zeros(count, bool)
     mask[component[labels.numpy()]] = True
-    mask[component[0]] = False  # of "no label"
+    mask[component[0]] = False  # 0 is "no label", and no structure even where it met one
     return mask
 
 
@@ -256,16 +261,19 @@ def _mask(labels: Tensor, component: Array, count: int) -> Array:
 def _number(incidence: Incidence, free: Array) -> tuple[Array, Array, Array, Array]:
     """Number the free components: by group, inside a group along its first row.
 
-    Two components belong to one group when they lie on the same cuts, with as many indices each:
+    Two components belong to one group when they lie on the same dimensions of the same
+    parameters, with as many indices each:
     their random signatures are equal.
 
     Returns:
         Structure of each component; group, index along the first row and width of each structure.
     """
-    weights = np.random.default_rng(0).integers(1, 2**63, len(incidence.cuts), dtype=np.uint64)
+    # A random number per dimension, summed with multiplicity modulo 2**64: sets that differ have
+    # equal sums once in 2**64, and no set has to be built or compared in Python.
+    weights = np.random.default_rng(0).integers(1, 2**63, len(incidence.dims), dtype=np.uint64)
     signature = np.zeros(len(free), np.uint64)
     np.add.at(
-        signature, incidence.component, weights[incidence.cut] * incidence.count.astype(np.uint64)
+        signature, incidence.component, weights[incidence.on] * incidence.count.astype(np.uint64)
     )
     position = np.full(len(free), _LAST)
     rows = np.flatnonzero(incidence.rows())[::-1]  # assigned in reverse: the first one stays
@@ -284,5 +292,5 @@ def _number(incidence: Incidence, free: Array) -> tuple[Array, Array, Array, Arr
     number[chosen] = np.arange(len(chosen))
     group = np.cumsum(np.diff(group, prepend=group[:1]) != 0)
     first = pair[chosen]
-    index = position[chosen] - incidence.starts[incidence.cut[first]]
+    index = position[chosen] - incidence.starts[incidence.on[first]]
     return number, group, index, incidence.count[first]

@@ -44,7 +44,7 @@ class Mark:
 
 
 @dataclass(eq=False)
-class Cut:
+class LabelledDim:
     """A dimension of a parameter that carries labels."""
 
     name: str
@@ -69,7 +69,7 @@ class Tape:
     Attributes:
         model: The model that runs.
         partition: The labels and what is known about them.
-        cuts: Every (parameter, dimension) that carries labels, in the order met.
+        labelled_dims: Every (parameter, dimension) that carries labels, in the order met.
         sources: What can scale an activation: a dimension of a parameter, or None (nothing
             scales it) with the labels of which that is true.
         consumptions: Where labelled channels are summed over.
@@ -86,7 +86,7 @@ class Tape:
 
     model: nn.Module
     partition: Partition = field(default_factory=Partition)
-    cuts: dict[Key, Cut] = field(default_factory=dict)
+    labelled_dims: dict[Key, LabelledDim] = field(default_factory=dict)
     sources: list[tuple[Key | None, Tensor]] = field(default_factory=list)
     consumptions: list[Consumption] = field(default_factory=list)
     mixed: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -113,6 +113,8 @@ class Tape:
 
     def mark(self, value: Any) -> Mark | None:
         """What is known of a tensor; None if it is no tensor or carries no labels."""
+        # Marks hang on identities, as tensors compare by value. Python reuses the identity of a
+        # tensor that died, so the reference tells whether it is still the same one.
         found = self._marks.get(id(value))
         return found[1] if found is not None and found[0]() is value else None
 
@@ -133,6 +135,8 @@ class Tape:
             return
         labels = compress(labels)
         if not varying(labels):
+            # A call that picks one channel by its number has no dimension left to shrink along,
+            # and would read a neighbour after a cut.
             self.partition.fix(labels, "one index of the width was picked out")
             self._marks.pop(id(out), None)
             return
@@ -178,10 +182,10 @@ class Tape:
 
     def known(self, value: Tensor, dim: int) -> Tensor | None:
         """Labels that a dimension of a parameter already carries."""
-        found = self.cuts.get((self.name(value) or "", dim))
+        found = self.labelled_dims.get((self.name(value) or "", dim))
         return None if found is None else found.labels
 
-    def cut(self, value: Tensor | None, dim: int, role: Role, labels: Tensor) -> Key | None:
+    def label_dim(self, value: Tensor | None, dim: int, role: Role, labels: Tensor) -> Key | None:
         """Say that a dimension of a parameter carries these labels.
 
         Where it is met a second time (a shared or tied parameter) the labels are unified. A
@@ -194,12 +198,12 @@ class Tape:
             self.partition.fix(labels, "used with a weight that is computed, not a parameter")
             return None
         key = (name, dim)
-        if key in self.cuts:
-            self.cuts[key].labels = self.partition.unify(
-                self.cuts[key].labels, labels, f"shares `{name}` with a fixed width"
+        if key in self.labelled_dims:
+            self.labelled_dims[key].labels = self.partition.unify(
+                self.labelled_dims[key].labels, labels, f"shares `{name}` with a fixed width"
             ).contiguous()
         else:
-            self.cuts[key] = Cut(name, dim, role, labels.contiguous())
+            self.labelled_dims[key] = LabelledDim(name, dim, role, labels.contiguous())
         return key
 
     def attribute(self, module: str, name: str, labels: Tensor, divisor: int = 1) -> None:
@@ -229,7 +233,7 @@ class Tape:
                 continue
             if key not in self._source_of:
                 self._source_of[key] = len(self.sources)
-                self.sources.append((key, self.cuts[key].labels))
+                self.sources.append((key, self.labelled_dims[key].labels))
             found.add(self._source_of[key])
         return frozenset(found)
 

@@ -1,4 +1,5 @@
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -87,3 +88,10 @@ def test_the_table_has_a_line_for_every_row() -> None:
     assert len(lines) == 4 + len(rows)
     assert "| host alone | 24.0% | 30.0% | 3.00x | 80.00 ± 0.00 |" in lines[4]
     assert lines[5].endswith("| 90.00 | +10.00 | 1 of 1 | 4 |")
+
+
+def test_without_scipy_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert math.isnan(figures.gain([2.0], [1.0]).low)  # a single pair has no interval
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'decayprune\[study\]'"):
+        figures.gain([2.0, 3.0], [1.0, 1.0])

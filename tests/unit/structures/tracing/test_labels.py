@@ -2,9 +2,58 @@
 
 from __future__ import annotations
 
-import torch
+import itertools
 
-from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decayprune.structures.tracing.labels import (
+    Partition,
+    along,
+    compress,
+    connected,
+    core,
+    varying,
+)
+from reference import components as slow
+
+
+def ends(links: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    both = np.array(links, np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
+    size = draw(st.integers(1, 30))
+    nodes = st.integers(0, size - 1)
+    return size, draw(st.lists(st.tuples(nodes, nodes), max_size=40))
+
+
+@settings(max_examples=300, deadline=None)
+@given(graphs())
+def test_components_are_those_of_a_walk(graph: tuple[int, list[tuple[int, int]]]) -> None:
+    size, links = graph
+    assert connected(size, *ends(links)).tolist() == slow.connected(size, links)
+
+
+@pytest.mark.parametrize("shape", ["chain", "shuffled chain", "star", "two stars", "comb"])
+def test_components_of_shapes_that_are_hard_on_hooking(shape: str) -> None:
+    n = 1000
+    order = np.random.default_rng(0).permutation(n).tolist()
+    links = {
+        "chain": [(i, i + 1) for i in range(n - 1)],
+        "shuffled chain": list(itertools.pairwise(order)),
+        "star": [(n - 1, i) for i in range(n - 1)],
+        "two stars": [(n - 1 - i % 2, i) for i in range(n - 2)],
+        "comb": [(i, n - 1 - i) for i in range(n // 2)] + [(i, i + 1) for i in range(n // 2)],
+    }[shape]
+    found = connected(n, *ends(links))
+    assert found.tolist() == slow.connected(n, links)
+    assert found.max() == (shape == "two stars")
 
 
 def test_compress_finds_what_really_varies() -> None:

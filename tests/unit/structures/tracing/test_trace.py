@@ -65,6 +65,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "split_by_attribute": ([("stem", 4, 2), ("a", 4, 1)], ["head"]),
     "stacked": ([("a", 6, 1)], ["head"]),
     "bag": ([("bag", 6, 1), ("", 5, 1)], ["head"]),
+    "message_passing": ([("own", 6, 1)], ["head"]),
     "gated_mlp": ([("gate", 6, 1)], ["down"]),
     "tokens": ([("patch", 6, 1)], ["head"]),
     "recurrent": ([("b", 7, 1)], ["a", "head", "lstm"]),
@@ -143,6 +144,7 @@ CARRIERS: dict[str, list[set[tuple[str, int]]]] = {
     "sigmoid": [{("2.weight", 1)}, {("2.weight", 0), ("2.bias", 0)}],
     "no_affine": [{("3.weight", 1)}, {("3.weight", 0), ("3.bias", 0)}],
     "layer_scale": [{("stem.weight", 0), ("stem.bias", 0), ("gamma", 0)}],
+    "message_passing": [{("own.weight", 0), ("own.bias", 0), ("send.weight", 0), ("send.bias", 0)}],
     "gated_mlp": [{("up.weight", 0), ("up.bias", 0)}],
     "attention_sdpa": [
         {("attention.v.weight", 0), ("attention.v.bias", 0)},

@@ -42,9 +42,9 @@ def multi_head(call: Call) -> Any:
     heads = _heads(tape, weights, count, out_weight.shape[1])
     rows = heads.repeat_interleave(out_weight.shape[1] // count)
     for weight in weights:
-        tape.cut(weight, 0, "row", rows if packed is None else rows.repeat(3))
+        tape.label_dim(weight, 0, "row", rows if packed is None else rows.repeat(3))
     for bias in biases:
-        tape.cut(bias, 0, "row", rows.repeat(3))
+        tape.label_dim(bias, 0, "row", rows.repeat(3))
     _read(tape, layer, inputs, weights, rows)
     positions = inputs[0].numel() // inputs[0].shape[-1]
     products = 2 * positions * inputs[1].shape[0] * out_weight.shape[1] // count
@@ -71,7 +71,7 @@ def _read(
     reads = weights * 3 if len(weights) == 1 else weights
     for x, weight, size in zip(inputs, reads, ("embed_dim", "kdim", "vdim"), strict=True):
         into = tape.channels(x, -1, _ALONG)
-        key = tape.cut(weight, 1, "column", into)
+        key = tape.label_dim(weight, 1, "column", into)
         tape.consume(tape.mark(x), into, key)
         tape.operator(layer, x.numel() // x.shape[-1], rows, into)
         tape.attribute(layer, size, into)
@@ -81,9 +81,9 @@ def _project(tape: Tape, call: Call, out: Tensor, rows: Tensor, positions: int) 
     """The output projection reads the heads and hands out a width of its own."""
     weight, bias = call.arg(11, "out_proj_weight"), call.arg(12, "out_proj_bias")
     labels = handed_out(tape, weight, 0)
-    tape.cut(weight, 0, "row", labels)
-    tape.cut(bias, 0, "row", labels)
-    column = tape.cut(weight, 1, "column", rows)
+    tape.label_dim(weight, 0, "row", labels)
+    tape.label_dim(bias, 0, "row", labels)
+    column = tape.label_dim(weight, 1, "column", rows)
     tape.consumptions.append(Consumption(rows, tape.unscaled(rows), column))
     layer = tape.owner(weight)
     tape.operator(layer, positions, labels, rows)

@@ -228,7 +228,7 @@ def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
     if own < 0 or value.shape[own] == 1:
         return None
     vector = core(labels, dims).reshape(-1)
-    key = tape.cut(value, own, "affine", vector)
+    key = tape.label_dim(value, own, "affine", vector)
     return Mark(along(vector, own, value.shape), tape.scaled_by(key))
 
 

@@ -75,17 +75,17 @@ def _producer(
     x: Tensor,
 ) -> None:
     """Record rows, bias and columns of a layer and that it consumes its input."""
-    tape.cut(weight, row[0], "row", row[1])
+    tape.label_dim(weight, row[0], "row", row[1])
     if bias is not None:
-        tape.cut(bias, 0, "row", row[1])
-    key = tape.cut(weight, column[0], "column", column[1])
+        tape.label_dim(bias, 0, "row", row[1])
+    key = tape.label_dim(weight, column[0], "column", column[1])
     tape.consume(tape.mark(x), column[1], key)
 
 
 def sources_of(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
     """What scales a producer's output: its rows and its bias."""
     keys: list[Key] = [(tape.name(weight) or "", dim), (tape.name(bias) or "", 0)]
-    return tape.scaled_by(*(key for key in keys if key in tape.cuts))
+    return tape.scaled_by(*(key for key in keys if key in tape.labelled_dims))
 
 
 def _depthwise(
@@ -95,7 +95,7 @@ def _depthwise(
     dim = x.dim() - weight.dim() + 1
     into = tape.channels(x, dim, _ALONG_CHANNELS)
     labels = into.repeat_interleave(weight.shape[0] // groups)
-    keys = [tape.cut(weight, 0, "affine", labels), tape.cut(bias, 0, "affine", labels)]
+    keys = [tape.label_dim(weight, 0, "affine", labels), tape.label_dim(bias, 0, "affine", labels)]
     layer, found = tape.owner(weight), tape.mark(x)
     for name, counted in (("out_channels", labels), ("in_channels", into), ("groups", into)):
         tape.attribute(layer, name, counted)
@@ -119,7 +119,7 @@ def transposed_convolution(call: Call) -> Any:
     if groups > 1:
         into = _tie_groups(tape, into, groups)
     _producer(tape, call, out, weight, None, (1, row), (0, into), x)
-    tape.cut(bias, 0, "row", labels)
+    tape.label_dim(bias, 0, "row", labels)
     layer = tape.owner(weight)
     tape.attribute(layer, "out_channels", labels)
     tape.attribute(layer, "in_channels", into)
@@ -175,7 +175,7 @@ def embedding(call: Call) -> Any:
     weight = call.arg(1, "weight")
     tape.fix([call.arg(0, "input")], "used as an index")
     labels = handed_out(tape, weight, 1)
-    key = tape.cut(weight, 1, "row", labels)
+    key = tape.label_dim(weight, 1, "row", labels)
     tape.attribute(tape.owner(weight), "embedding_dim", labels)
     tape.produce(out, -1, labels, tape.scaled_by(key))
     return out
@@ -207,8 +207,8 @@ def _per_channel(
     labels = tape.channels(x, dim, _ALONG_CHANNELS)
     for value in buffers:
         if value is not None and tape.name(value) is not None:
-            tape.cut(value, 0, "buffer", labels)
-    keys = [tape.cut(value, 0, "affine", labels) for value in affine]
+            tape.label_dim(value, 0, "buffer", labels)
+    keys = [tape.label_dim(value, 0, "affine", labels) for value in affine]
     known = [value for value in (*affine, *buffers) if value is not None]
     layer = tape.owner(known[0] if known else None)
     tape.attribute(layer, "num_features", labels)
@@ -296,7 +296,7 @@ def _mixing(
     found, labels = tape.mark(x), tape.channels(x, dim, _ALONG_CHANNELS)
     layer = tape.owner(affine[0])
     tape.mixed.append((labels, layer))
-    keys = [tape.cut(value, 0, "affine", labels) for value in affine]
+    keys = [tape.label_dim(value, 0, "affine", labels) for value in affine]
     tape.attribute(layer, attribute, labels)
     before = frozenset[int]() if found is None else found.sources
     scaled = frozenset(source for source in before if tape.has_scale(frozenset([source])))
@@ -318,7 +318,7 @@ def prelu(call: Call) -> Any:
     labels = found.labels
     if weight.numel() > 1:
         slopes = tape.channels(x, 1, _ALONG_CHANNELS)
-        tape.cut(weight, 0, "affine", slopes)
+        tape.label_dim(weight, 0, "affine", slopes)
         tape.attribute(tape.owner(weight), "num_parameters", slopes)
         labels = along(slopes, 1, x.shape)
     tape.put(out, labels, found.sources, found.zero)
@@ -333,7 +333,7 @@ def bag(call: Call) -> Any:
     if weight.dim() != 2 or not weight.is_floating_point():  # torch.embedding_bag swaps the two
         weight = call.arg(0, "input")
     labels = handed_out(tape, weight, 1)
-    key = tape.cut(weight, 1, "row", labels)
+    key = tape.label_dim(weight, 1, "row", labels)
     tape.attribute(tape.owner(weight), "embedding_dim", labels)
     tape.produce(value, -1, labels, tape.scaled_by(key))
     return out

@@ -40,7 +40,7 @@ def _raw(tape: Tape, x: Any) -> Mark | None:
         return None
     known = tape.known(x, dims[-1])
     labels = tape.partition.fresh(x.shape[dims[-1]]) if known is None else known
-    key = tape.cut(x, dims[-1], "affine", labels)
+    key = tape.label_dim(x, dims[-1], "affine", labels)
     return Mark(along(labels, dims[-1], x.shape), tape.scaled_by(key))
 
 
@@ -172,7 +172,7 @@ def glu(call: Call) -> Any:
     return out
 
 
-def pick(call: Call) -> Any:
+def take(call: Call) -> Any:
     """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
     tape, out, (_, found) = call.tape, call.run(), moved(call)
     if found is None:
@@ -211,7 +211,7 @@ def index_labels(tape: Tape, labels: Tensor, index: Any) -> Tensor:
     return labels
 
 
-def pick_dim(call: Call) -> Any:
+def take_along(call: Call) -> Any:
     """narrow, select, index_select: as x[...], with the dimension as an argument."""
     tape, out, (x, found) = call.tape, call.run(), moved(call)
     if found is None:
@@ -287,16 +287,41 @@ def assign(call: Call) -> Any:
     return target if call.name == "copy" else None
 
 
+def index_add(call: Call) -> Any:
+    """index_add: parts of the source are added to those parts of the target that an index names."""
+    tape, target = call.tape, call.arg(0, "input")
+    dim, source = call.arg(1, "dim") % target.dim(), call.arg(3, "source")
+    operands = [(target, tape.mark(target)), (source, tape.mark(source))]
+    out = call.run()
+    marks = [mark for _, mark in operands if mark is not None]
+    if not marks:
+        return out
+    if not source.shape[dim]:
+        tape.fix((target, source), "added to nothing by the example inputs")
+        return out
+    met = []
+    for value, mark in operands:
+        labels = tape.labels(value) if mark is None else mark.labels
+        labels = tape.partition.collapse(labels, dim, "index_add along the width")
+        met.append(labels.narrow(dim, 0, 1))
+    joined = tape.partition.unify(met[0], met[1], "met a tensor of fixed width in index_add")
+    sources = frozenset[int]().union(*(mark.sources for mark in marks))
+    zero = len(marks) == 2 and all(mark.zero for mark in marks)
+    tape.put(out, joined.expand(out.shape), sources, zero)
+    return out
+
+
 MOVEMENT = {
     **dict.fromkeys(RESHAPES.split(), reshape),
     **dict.fromkeys(FREE.split(), free),
     **dict.fromkeys(["cat", "stack"], join),
     **dict.fromkeys(["chunk", "split", "tensor_split", "unbind", "split_with_sizes"], divide),
-    **dict.fromkeys(["narrow", "select", "index_select"], pick_dim),
+    **dict.fromkeys(["narrow", "select", "index_select"], take_along),
     **dict.fromkeys(["roll", "flip"], turn),
-    "getitem": pick,
+    "getitem": take,
     "setitem": assign,
     "copy": assign,
+    "index_add": index_add,
     "glu": glu,
     "pad": pad,
 }

@@ -68,6 +68,8 @@ def _by_head(
         joined = tape.partition.unify(joined, value, _MET)
     if mask is not None:
         joined = _meet_mask(tape, joined, mask)
+    # A product is linear in each operand: one of them carries, or it would shrink twice. In an
+    # attention the last one holds the values: to scale queries or keys would flatten the softmax.
     scaled = [mark for mark in marks if mark is not None and tape.has_scale(mark.sources)]
     sources = scaled[-1].sources if scaled else tape.unscaled(joined)
     zero = any(mark is not None and mark.zero for mark in marks)
@@ -179,6 +181,8 @@ def attention(call: Call) -> Any:
     if any(d < t.dim() - 2 for t in labels for d in varying(t)):
         _by_head(tape, out, labels, marks, macs, operands, mask)
         return out
+    # One head over the whole width: the scores are divided by the root of the width of queries,
+    # so that none of it may leave; columns of the values are summed by themselves.
     tape.fix((*operands[:2], mask), "attention scales by the width of its only head")
     columns = _vector(tape, labels[2], -1)
     tape.operator(tape.owner(None), macs[0])

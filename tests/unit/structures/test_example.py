@@ -1,0 +1,61 @@
+"""Running a model on its example inputs leaves no trace on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cases import Lambda
+from decayprune.structures.example import arguments, outputs, quiet
+
+
+def test_inputs_are_one_tensor_positions_or_keywords() -> None:
+    x = torch.ones(1)
+    assert arguments(x) == ((x,), {})
+    assert arguments([x, 2]) == ((x, 2), {})
+    assert arguments({"a": x}) == ((), {"a": x})
+    with pytest.raises(TypeError, match=r"tuple of positional.*found int.*Pass one batch"):
+        arguments(3)
+
+
+def test_quiet_puts_flags_and_random_numbers_back() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2))
+    model[1].eval()
+    state = torch.get_rng_state()
+
+    def interrupted() -> None:
+        with quiet(model):
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+            torch.rand(3)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+class Out:
+    """An output object that torch's own tree utilities do not know."""
+
+    def __init__(self, **values: object) -> None:
+        vars(self).update(values)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda x: x,
+        lambda x: {"a": [x], "count": x.long()},
+        lambda x: Out(a=x, b=None),
+    ],
+    ids=["tensor", "nested", "object"],
+)
+def test_outputs_are_copies_of_every_floating_point_tensor(result) -> None:
+    x = torch.rand(3)
+    (found,) = outputs(Lambda(lambda m, x: result(x)), x)
+    assert torch.equal(found, x)
+    assert found.data_ptr() != x.data_ptr()

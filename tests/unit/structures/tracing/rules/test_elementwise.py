@@ -1,0 +1,94 @@
+"""What lies between the layers: who keeps labels, zeros and scales."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cases import Lambda
+from decayprune.structures import trace
+from ruled import groups, reason, traced
+
+
+def carriers(between) -> set[str]:
+    structures = traced(between)[2]
+    return {item.name for item in structures.slices if item.carrier.any()}
+
+
+@pytest.mark.parametrize(
+    ("between", "unpinned", "carrier"),
+    [
+        (torch.relu, False, {"a.weight", "a.bias"}),
+        (lambda x: x.clamp(-1, 1), False, {"a.weight", "a.bias"}),
+        (lambda x: x.clamp(0.5, 1), True, {"b.weight"}),  # 0 becomes 0.5
+        (torch.sigmoid, True, {"b.weight"}),
+        (lambda x: x + 1, True, {"a.weight", "a.bias"}),
+        (lambda x: x**2, False, {"a.weight", "a.bias"}),
+        (lambda x: (x + 2) ** -1, True, {"a.weight", "a.bias"}),
+        (lambda x: 2 / (x.abs() + 3), True, {"b.weight"}),
+        (lambda x: torch.zeros_like(x) + x, False, {"a.weight", "a.bias", "b.weight"}),
+    ],
+)
+def test_zeros_and_scales(between, unpinned: bool, carrier: set[str]) -> None:
+    structures = traced(between)[2]
+    assert structures.num_structures == 6
+    assert structures.unpinned.tolist() == [unpinned] * 6
+    assert carriers(between) == carrier
+
+
+def test_a_factor_of_two_inputs_is_scaled_by_the_last() -> None:
+    model = Lambda(
+        lambda m, x: m.b(m.gate(x).sigmoid() * m.a(x)),
+        a=nn.Linear(4, 6),
+        gate=nn.Linear(4, 6),
+        b=nn.Linear(6, 3),
+    )
+    structures = trace(model, torch.randn(2, 4))
+    assert structures.num_structures == 6
+    found = {item.name for item in structures.slices if item.carrier.any()}
+    assert found == {"a.weight", "a.bias"}
+
+
+def test_a_raw_parameter_takes_the_labels_that_it_meets() -> None:
+    model = Lambda(
+        lambda m, x: m.b(m.a(x) * m.gamma),
+        a=nn.Linear(4, 6),
+        gamma=nn.Parameter(torch.ones(6)),
+        b=nn.Linear(6, 3),
+    )
+    roles = {item.name: item.role for item in trace(model, torch.randn(2, 4)).slices}
+    assert roles["gamma"] == "affine"
+
+
+@pytest.mark.parametrize(
+    ("between", "why"),
+    [
+        (lambda x: x + torch.ones(6), "met a tensor of fixed width in add"),
+        (lambda x: (x[:, :, None] + x[:, None]).sum(1), "met another width across in add"),
+        (lambda x: x.softmax(-1), "softmax over the labelled dimension"),
+        (lambda x: x / x.sum(1, keepdim=True), "sum over the labelled dimension"),
+        (lambda x: x * x.amax(), "amax over the labelled dimension"),
+        (lambda x: x.cumsum(1), "cumsum over the labelled dimension"),
+        (lambda x: F.avg_pool1d(x, 1), "avg_pool1d over the labelled dimension"),
+    ],
+)
+def test_what_reads_all_of_a_width_fixes_it(between, why: str) -> None:
+    assert reason(between) == why
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: x + torch.ones(2, 1),
+        lambda x: x * x.mean(0),
+        lambda x: x.softmax(0),
+        lambda x: torch.maximum(x, -x),
+        lambda x: torch.where(x > 0, x, 0.1 * x),
+        lambda x: x.std(0, keepdim=True) * x,
+        lambda x: F.interpolate(x[..., None], scale_factor=2).mean(-1),
+    ],
+)
+def test_what_treats_channels_one_by_one_leaves_them_free(between) -> None:
+    assert groups(between) == [(6, 1)]

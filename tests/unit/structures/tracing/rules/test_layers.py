@@ -1,0 +1,105 @@
+"""Who hands out a width, who reads it, who only scales it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cases import Lambda
+from decayprune.structures import StructureMap, trace
+
+
+def keys(structures: StructureMap) -> dict[tuple[str, int], str]:
+    return {(item.name, item.dim): item.role for item in structures.slices}
+
+
+def test_rows_and_columns_of_a_transposed_convolution_change_places() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 6, 2), nn.Conv2d(6, 2, 1))
+    found = keys(trace(model, torch.randn(1, 2, 4, 4)))
+    assert found["1.weight", 0] == "column"
+    assert found["1.weight", 1] == found["1.bias", 0] == "row"
+
+
+def test_every_group_of_a_convolution_loses_the_same_offsets() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 6, 1), nn.Conv1d(6, 4, 1, groups=2), nn.Conv1d(4, 2, 1))
+    structures = trace(model, torch.randn(1, 2, 5))
+    assert [(g.layer, g.size, g.width) for g in structures.groups] == [("0", 3, 2), ("1", 2, 2)]
+    first = next(s for s in structures.slices if s.name == "0.weight")
+    assert first.structure.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_depthwise_convolution_hands_nothing_out() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 8, 3, groups=4), nn.Conv1d(8, 2, 1))
+    structures = trace(model, torch.randn(1, 2, 5))
+    assert keys(structures)["1.weight", 0] == "affine"
+    labels = next(s for s in structures.slices if s.name == "1.weight").structure
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    counted = {attribute for module, attribute, *_ in structures.attributes if module == "1"}
+    assert counted == {"in_channels", "out_channels", "groups"}
+
+
+def test_a_layer_called_twice_hands_out_its_first_labels() -> None:
+    model = Lambda(lambda m, x: m.b(m.a(x) + m.a(x.flip(0))), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    assert trace(model, torch.randn(2, 4)).num_structures == 6
+
+
+@pytest.mark.parametrize(
+    ("affine", "carrier"), [(True, {"1.weight", "1.bias"}), (False, {"3.weight"})]
+)
+def test_behind_a_norm_its_affine_carries_or_who_reads_it(affine: bool, carrier: set[str]) -> None:
+    norm = nn.BatchNorm1d(6, affine=affine)
+    model = nn.Sequential(nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, 3))
+    structures = trace(model, torch.randn(2, 4))
+    assert {item.name for item in structures.slices if item.carrier.any()} == carrier
+    assert keys(structures)["1.running_mean", 0] == "buffer"
+    assert bool(structures.unpinned.all()) is not affine  # its running mean moves zeros
+
+
+def test_a_group_norm_of_single_channels_mixes_none() -> None:
+    def net(groups: int) -> nn.Module:
+        return nn.Sequential(nn.Conv1d(2, 6, 1), nn.GroupNorm(groups, 6), nn.Conv1d(6, 2, 1))
+
+    alone, mixing = (trace(net(groups), torch.randn(1, 2, 5)) for groups in (6, 2))
+    assert [(g.size, g.width) for g in alone.groups] == [(6, 1)]
+    assert [(g.size, g.width) for g in mixing.groups] == [(3, 2)]
+    counted = [[a for m, a, *_ in s.attributes if m == "1"] for s in (alone, mixing)]
+    assert counted == [["num_groups", "num_channels"], ["num_channels"]]
+
+
+def test_a_layer_norm_over_places_too_cannot_be_counted() -> None:
+    model = Lambda(
+        lambda m, x: m.b(F.layer_norm(m.a(x), (3, 6))), a=nn.Linear(4, 6), b=nn.Linear(6, 2)
+    )
+    structures = trace(model, torch.randn(2, 3, 4))
+    assert structures.refusals[0].reason == "mixed by LayerNorm"
+
+
+def test_addmm_is_a_linear_layer_only_as_a_plain_one() -> None:
+    def net(beta: float) -> nn.Module:
+        return Lambda(
+            lambda m, x: m.b(torch.addmm(m.bias, x, m.weight, beta=beta)),
+            weight=nn.Parameter(torch.randn(4, 6)),
+            bias=nn.Parameter(torch.randn(6)),
+            b=nn.Linear(6, 3),
+        )
+
+    found = trace(net(1), torch.randn(2, 4))
+    assert keys(found) == {("weight", 1): "row", ("bias", 0): "row", ("b.weight", 1): "column"}
+    assert trace(net(0.5), torch.randn(2, 4)).num_structures == 0
+
+
+def test_tokens_that_index_a_table_are_fixed() -> None:
+    model = Lambda(
+        lambda m, x: m.b(m.table(m.a(x).argmax(1))),
+        a=nn.Linear(4, 6),
+        table=nn.Embedding(6, 5),
+        b=nn.Linear(5, 3),
+    )
+    assert [g.layer for g in trace(model, torch.randn(2, 4)).groups] == ["table"]
+
+
+def test_slopes_of_a_prelu_leave_with_their_channels() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 3))
+    assert keys(trace(model, torch.randn(2, 4)))["1.weight", 0] == "affine"

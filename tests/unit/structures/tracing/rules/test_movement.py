@@ -1,0 +1,106 @@
+"""Data movement, executed on labels; places that are named by number cannot follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cases import Lambda
+from decayprune.structures import StructureMap, trace
+from ruled import groups, reason
+
+INDEX = torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (lambda x: x.t().t(), [(6, 1)]),
+        (lambda x: x.view(2, 2, -1).permute(0, 2, 1).flatten(1), [(3, 2)]),  # columns of 2 x 3
+        (lambda x: x[::1, None].squeeze(1), [(6, 1)]),
+        (lambda x: x[torch.tensor([1, 0])], [(6, 1)]),
+        (lambda x: x.roll(1, 0).flip(0), [(6, 1)]),
+        (lambda x: sum(x.chunk(2, 1)).repeat(1, 2), [(3, 2)]),
+        (lambda x: torch.cat([x, -x], 0)[:2], [(6, 1)]),
+        (lambda x: torch.stack([x, x + x]).sum(0), [(6, 1)]),
+        (lambda x: x.index_select(0, INDEX)[:2], [(6, 1)]),
+    ],
+)
+def test_labels_move_along(between, expected: list[tuple[int, int]]) -> None:
+    assert groups(between) == expected
+
+
+def test_padding_and_gates_change_the_width() -> None:
+    assert groups(lambda x: F.pad(x, (1, 2)), read=9) == [(6, 1)]
+    assert groups(lambda x: F.glu(x, 1), read=3) == [(3, 2)]
+    assert groups(lambda x: torch.cat([x, x], 1), read=12) == [(6, 1)]
+
+
+@pytest.mark.parametrize(
+    ("between", "why"),
+    [
+        (lambda x: x[:, [1, 0, 2, 3, 4, 5]], "sliced at fixed places"),
+        (lambda x: x.narrow(1, 0, 6).index_select(1, torch.arange(6)), "sliced at fixed places"),
+        (lambda x: x.flip(1), "flip along the width"),
+        (lambda x: torch.cat(x.split([2, 4], 1), 1), "split at fixed places of the width"),
+        (lambda x: torch.stack(x.unbind(1), 1), "unbind at fixed places of the width"),
+        (lambda x: x.view(torch.float32).view(torch.float64), "reinterpreted as another dtype"),
+        (lambda x: x.new_zeros(2, 6).copy_(x), "written in place into a tensor of fixed width"),
+    ],
+)
+def test_what_names_places_of_a_width_fixes_it(between, why: str) -> None:
+    assert reason(between) == why
+
+
+# ---- index_add -------------------------------------------------------------------------------
+
+
+def added(dim: int, index: torch.Tensor, target, source) -> StructureMap:
+    """``a`` and ``s`` meet in an index_add, ``b`` reads the sum."""
+    model = Lambda(
+        lambda m, x: m.b(target(m.a(x)).index_add(dim, index, source(m.s(x)))),
+        a=nn.Linear(4, 6),
+        s=nn.Linear(4, 6),
+        b=nn.Linear(6, 3),
+    )
+    return trace(model, torch.randn(3, 4))
+
+
+def same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def test_what_is_added_leaves_with_what_it_is_added_to() -> None:
+    structures = added(0, INDEX, same, same)
+    assert [(g.layers, g.size) for g in structures.groups] == [(("a", "s", "b"), 6)]
+    assert not structures.unpinned.any()
+    assert {item.name for item in structures.slices if item.carrier.any()} == {
+        *("a.weight", "a.bias", "s.weight", "s.bias")
+    }
+
+
+def test_in_place_and_by_keywords_it_is_the_same() -> None:
+    def between(x: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros_like(x)
+        sums.index_add_(dim=0, index=torch.tensor([1, 1]), source=x)
+        return torch.index_add(sums, 0, torch.tensor([0, 1]), x, alpha=2)
+
+    assert groups(between) == [(6, 1)]
+
+
+@pytest.mark.parametrize(
+    ("dim", "index", "target", "source", "why"),
+    [
+        (1, torch.arange(6), same, same, "index_add along the width"),
+        (0, INDEX, torch.ones_like, lambda s: torch.ones(3, 6), "index_add"),
+        (0, INDEX, lambda a: torch.zeros(3, 6), same, "met a tensor of fixed width in index_add"),
+        (0, INDEX[:0], same, lambda s: s[:0], "added to nothing by the example inputs"),
+    ],
+    ids=["along the width", "fixed source", "fixed target", "empty"],
+)
+def test_what_cannot_follow_stays(dim: int, index, target, source, why: str) -> None:
+    structures = added(dim, index, target, source)
+    assert structures.num_structures == 0
+    assert any(why in item.reason for item in structures.refusals)
