@@ -22,8 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot  # noqa: F401  (loaded once, for all processes)
-import sklearn.datasets  # noqa: F401
+import sklearn.datasets  # noqa: F401  (loaded once, for all processes)
 import torch
 import torch._dynamo
 from record import begun, keep, options
