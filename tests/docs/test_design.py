@@ -24,3 +24,84 @@ def test_the_layers_are_those_that_are_held() -> None:
     held = re.findall(r'^  "([^"]+)",$', config.partition("layers = [")[2].partition("]")[0], re.M)
     shown = PAGE.partition("## Who may import whom")[2].partition("```text\n")[2].partition("```")
     assert shown[0].splitlines() == held
+
+
+# ---------------------------------------------------------------- tests mirror src
+
+SOURCE, UNIT = ROOT / "src" / "decayprune", ROOT / "tests" / "unit"
+
+TESTED_ELSEWHERE = {
+    # No behaviour of its own.
+    "method/selector": "a protocol; every host fulfils it in tests/contract",
+    "structures/tracing/call": "a record of one call; test_operators makes and reads thousands",
+    # One page of tests for a family, case by case, rather than one for each file.
+    "structures/tracing/rules/attention": "unit/structures/tracing/test_operators.py",
+    "structures/tracing/rules/elementwise": "unit/structures/tracing/test_operators.py",
+    "structures/tracing/rules/layers": "unit/structures/tracing/test_operators.py",
+    "structures/tracing/rules/movement": "unit/structures/tracing/test_operators.py",
+    "structures/tracing/rules/products": "unit/structures/tracing/test_operators.py",
+    "structures/tracing/rules/shuffles": "unit/structures/tracing/test_operators.py",
+    # A published method is compared as a whole with its slow twin in tests/reference.
+    "hosts/depgraph/chunks": "unit/hosts/depgraph/test_host.py",
+    "hosts/depgraph/rehearsal": "unit/hosts/depgraph/test_host.py",
+    "hosts/depgraph/removal": "unit/hosts/depgraph/test_host.py",
+    "hosts/gate_decorator/gate_selection": "unit/hosts/gate_decorator/test_host.py",
+    "hosts/gate_decorator/gates": "unit/hosts/gate_decorator/test_host.py",
+    "hosts/gate_decorator/tick_rates": "unit/hosts/gate_decorator/test_host.py",
+    "hosts/gate_decorator/ticks": "unit/hosts/gate_decorator/test_host.py",
+    "hosts/otov2/directions": "unit/hosts/otov2/test_parts.py, against torch's own optimizers",
+    "hosts/otov2/penalised": "unit/hosts/otov2/test_dhspg.py and test_hesso.py",
+    "hosts/otov2/penalty": "unit/hosts/otov2/test_dhspg.py",
+    "hosts/otov2/products": "unit/hosts/otov2/test_parts.py, against loops",
+    "hosts/otov2/zero_invariant": "unit/hosts/otov2/test_dhspg.py",
+    "hosts/otov2/zero_invariant_optimizer": "unit/hosts/otov2/test_dhspg.py and test_hesso.py",
+    # Not yet: these want a file of their own. This part only ever gets shorter.
+    "app/cli/errors": "unit/app/cli/test_app.py",
+    "app/cli/progress": "unit/app/cli/test_app.py",
+    "app/cli/prune": "unit/app/cli/test_app.py and test_prune_hosts.py",
+    "app/report/axes": "unit/app/report/test_page.py",
+    "app/report/plots": "unit/app/report/test_page.py",
+    "app/report/records": "unit/app/report/test_run.py",
+    "app/report/text": "unit/app/report/test_page.py",
+    "app/report/timeline": "unit/app/report/test_page.py",
+    "app/run/decaylog": "unit/app/run/test_run.py",
+    "app/run/hosts": "unit/app/cli/test_prune_hosts.py",
+    "app/run/subject": "unit/app/run/test_own.py",
+    "app/run/summary": "unit/app/run/test_run.py",
+    "app/study/dense": "unit/app/study/test_trial.py",
+    "app/study/job": "unit/app/study/test_trial.py",
+    "app/study/paper": "unit/app/cli/test_reproduce.py",
+    "structures/edits": "unit/structures/test_sums.py, against loops",
+    "structures/exact/attention": "unit/structures/exact/test_norms.py",
+    "structures/exact/swap": "unit/structures/exact/test_norms.py",
+    "structures/example": "unit/session/test_arguments.py",
+    "structures/structure_map": "unit/structures/tracing/test_trace.py",
+    "structures/tracing/assemble": "unit/structures/tracing/test_trace.py",
+    "structures/tracing/solve": "unit/structures/tracing/test_trace.py",
+    "structures/tracing/tape": "unit/structures/tracing/test_trace.py",
+    "surgery/cut": "unit/surgery/test_compact.py",
+}
+"""Modules without a test of their own name, and where they are tested (in tests/)."""
+
+
+def test_every_module_has_a_test_of_its_name_in_the_same_place() -> None:
+    modules = {
+        path.relative_to(SOURCE).with_suffix("").as_posix()
+        for path in SOURCE.rglob("*.py")
+        if not path.name.startswith("__")  # rooms re-export; test_public_names.py holds them
+    }
+    tested = {
+        path.relative_to(UNIT).with_name(path.stem.removeprefix("test_")).as_posix()
+        for path in UNIT.rglob("test_*.py")
+    }
+    without = modules - tested
+    missing = sorted(without - TESTED_ELSEWHERE.keys())
+    assert not missing, "add tests/unit/<room>/test_<module>.py"
+    stale = sorted(TESTED_ELSEWHERE.keys() - without)
+    assert not stale, "these are gone or have a test of their own: take them off the list"
+
+
+def test_the_places_that_are_named_exist() -> None:
+    for where in TESTED_ELSEWHERE.values():
+        for page in re.findall(r"unit/\S+\.py", where):
+            assert (ROOT / "tests" / page).is_file(), page
