@@ -590,6 +590,14 @@ def attention_bias() -> tuple[nn.Module, Any]:
     return model, torch.randn(2, 5, 8, dtype=torch.float64)
 
 
+def _grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two query heads share a key and a value; torch repeats those by itself from 2.5 on."""
+    if torch.__version__ >= (2, 5):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
 @case
 def attention_rotary() -> tuple[nn.Module, Any]:
     """Rotary positions and a norm inside each head: its width stays, heads leave."""
@@ -603,7 +611,7 @@ def attention_rotary() -> tuple[nn.Module, Any]:
         q, k, v = (f(x).view(b, n, -1, 4).transpose(1, 2) for f in (m.q, m.k, m.v))
         angle = torch.arange(n, dtype=x.dtype)[:, None] * torch.ones(4, dtype=x.dtype)
         q, k = turn(m.norm(q), angle), turn(k, angle)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        y = _grouped_attention(q, k, v)
         return m.head(y.transpose(1, 2).flatten(2))
 
     return Lambda(

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets  # noqa: F401
+import sklearn.datasets  # noqa: F401  (loaded once, for all processes)
 import torch
 import torch._dynamo
 from record import begun, keep, options

@@ -16,7 +16,7 @@ NAMED = sorted(set(re.findall(rf"`((?:{ROOMS})\.[\w.]+)`", PAGE)))
 
 
 def test_the_page_names_functions() -> None:
-    assert "surgery.cut.Cut" in NAMED
+    assert "surgery.cut.cut" in NAMED
 
 
 @pytest.mark.parametrize("name", NAMED)

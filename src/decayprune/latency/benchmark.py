@@ -136,7 +136,8 @@ def _caller(model: nn.Module, inputs: Any) -> Callable[[], object]:
 
 
 def _macs(call: Callable[[], object], name: str) -> int:
-    with FlopCounterMode(display=False) as counter:
+    # In inference mode torch 2.4 does not split linear layers into the products that are counted.
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             call()
         except Exception as error:  # whatever a forward() raises
