@@ -12,12 +12,10 @@ from living import Living
 
 def model() -> nn.Sequential:
     torch.manual_seed(0)
-    found = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.Linear(4, 2)
-    )
+    head = nn.Conv2d(8, 4, 1)
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias, 1e-6)
-    return found
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), head, nn.Linear(4, 2))
 
 
 def test_zeros_constants_and_near_zeros_are_drawn_anew() -> None:
