@@ -55,6 +55,7 @@ class Method:
         steps: Whether ``step()`` is the loop's to call.
         penalty: Adds a sparsity term to the gradients.
         penalty_steps: Optimizer steps that have it.
+        penalty_decay: Weight decay while they last; None: the optimizer's own.
     """
 
     def __init__(
@@ -65,11 +66,16 @@ class Method:
         steps: bool = True,
         penalty: Callable[[], Any] = lambda: None,
         penalty_steps: int = 0,
+        penalty_decay: float | None = None,
     ) -> None:
         self.host: Host = host
         self.optimizer = optimizer
         self._step = host.step if steps else None
         self._penalty, self._left = penalty, penalty_steps
+        self._decay = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+        if penalty_steps and penalty_decay is not None:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = penalty_decay
 
     def observe(self) -> None:
         """Let the host read the gradients, then add its penalty."""
@@ -80,6 +86,9 @@ class Method:
 
     def step(self) -> None:
         """Let the host act."""
+        if self._left == 0:
+            for group, decay in zip(self.optimizer.param_groups, self._decay, strict=True):
+                group["weight_decay"] = decay
         if self._step is not None:
             self._step()
 
@@ -175,6 +184,7 @@ def _depgraph(
         optimizer,
         penalty=lambda: pruner.regularize(model),
         penalty_steps=start if sparse else 0,
+        penalty_decay=options.get("sparse_weight_decay"),
     )
 
 

@@ -52,3 +52,18 @@ def test_a_decay_of_gates_fits_into_a_tick_unless_told() -> None:
     host = built("gate", "sp")
     assert host.decay_steps == host.schedule.tick_steps == 5
     assert built("gate", "sp", decay_steps=43).decay_steps == 43
+
+
+def test_sparse_learning_has_a_weight_decay_of_its_own() -> None:
+    options = {"reg": 5e-4, "sparse": 0.01, "sparse_weight_decay": 0.0}
+    made = method("depgraph-sl", "alone", options=options)
+    group, seen = made.optimizer.param_groups[0], []
+    made.host.model.train()
+    for _ in range(6):
+        made.host.model(torch.randn(4, 1, 8, 8)).sum().backward()
+        made.observe()
+        seen.append(group["weight_decay"])
+        made.optimizer.step()
+        made.step()
+        made.optimizer.zero_grad()
+    assert seen == [0.0] * 4 + [5e-4] * 2
