@@ -170,9 +170,9 @@ def tune(arms: list[str], data: dict[str, Glosses]) -> None:
             best = max(scores, key=lambda lr: scores[lr])
             step = rates[1] / rates[0]
             if best == rates[-1] and best < 1e-2:
-                rates.append(best * step)
+                rates.append(float(f"{best * step:.1g}"))
             elif best == rates[0] and best > 1e-5:
-                rates.insert(0, best / step)
+                rates.insert(0, float(f"{best / step:.1g}"))
             else:
                 break
         file = RESULTS / "rates.json"
@@ -237,12 +237,13 @@ def main() -> None:
     elif given.what == "one":
         if given.arm is None:
             sys.exit(f"run.py one needs --arm, one of: {', '.join(ARMS)}")
-        lr = rate(given.arm) if given.lr is None else given.lr
-        trial = Trial(arm=given.arm, seed=given.seed, steps=given.steps, budget=given.budget, lr=lr)
-        go(trial, data, given.out, trial.name, "test")
+        one(given.arm, given.seed, given.steps, given.budget, data, lr=given.lr, out=given.out)
     else:
-        for trial in queue():
-            go(trial, data, RUNS, trial.name, "test")
+        for run in queue():
+            try:
+                one(*run, data)
+            except (RuntimeError, ValueError, OSError) as error:  # the next one may do
+                print(f"FAILED {run}: {error}", flush=True)
 
 
 if __name__ == "__main__":
