@@ -216,6 +216,14 @@ def one(
     go(trial, data, out, trial.name, "test")
 
 
+def attempt(run: tuple[str, int, int, float], data: dict[str, Glosses]) -> None:
+    """One run of the queue; if it fails the next one may do."""
+    try:
+        one(*run, data)
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"FAILED {run}: {error}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("queue", "tune", "one", "dense"))
@@ -240,10 +248,7 @@ def main() -> None:
         one(given.arm, given.seed, given.steps, given.budget, data, lr=given.lr, out=given.out)
     else:
         for run in queue():
-            try:
-                one(*run, data)
-            except (RuntimeError, ValueError, OSError) as error:  # the next one may do
-                print(f"FAILED {run}: {error}", flush=True)
+            attempt(run, data)
 
 
 if __name__ == "__main__":
