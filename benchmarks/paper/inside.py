@@ -104,7 +104,7 @@ class Witness:
     def _loss(self, ids: torch.Tensor) -> float:
         """Loss on held-out images without some structures, BatchNorm by the batch itself."""
         model = copy.deepcopy(self._run.model)
-        carriers = self._run.pruner._decayer._carriers.pick(ids)
+        carriers = self._run.pruner._session.decayer._weights.carriers(ids)
         edits.zero_(carriers, dict(model.named_parameters()))
         images, targets = self._batch
         with torch.autocast("cpu", torch.bfloat16):

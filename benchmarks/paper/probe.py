@@ -155,6 +155,7 @@ class Run:
     def go(self, curve: int = 0) -> dict[str, Any]:
         """Prune and train for all steps; figures."""
         p, points, report, begun = self.probe, [], None, time.process_time()
+        self.model.train()  # Torch-Pruning's constructor leaves evaluation mode behind
         for step in range(p.steps):
             epoch, position = divmod(step, len(self.train))
             if position == 0:

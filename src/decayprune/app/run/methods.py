@@ -68,6 +68,7 @@ class Pruning:
         schedule: ``N``, and when selection ends.
         rounds: Steps at which the host selects, as far as it knows them before.
         penalty: Adds a sparsity term to the gradients, up to the first round.
+        penalty_decay: Weight decay up to then; None: the optimizer's own.
     """
 
     host: Host
@@ -75,6 +76,7 @@ class Pruning:
     schedule: Schedule
     rounds: tuple[int, ...]
     penalty: Callable[[], Any] | None = None
+    penalty_decay: float | None = None
 
     @property
     def _beside(self) -> BesideOptimizer | None:
@@ -84,7 +86,12 @@ class Pruning:
     def observe(self) -> None:
         """Let the host read the gradients before they are clipped; then add its penalty."""
         self.host.observe()
-        if self.penalty is not None and self.host.steps < self.schedule.start:
+        penalised = self.penalty is not None and self.host.steps < self.schedule.start
+        if self.penalty_decay is not None:
+            own = self.optimizer.defaults["weight_decay"]
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = self.penalty_decay if penalised else own
+        if penalised and self.penalty is not None:
             self.penalty()
 
     def step(self) -> None:
@@ -184,6 +191,8 @@ def _depgraph(
         ) from error
     sparse = plan.host == "depgraph-sl"
     kind = tp.pruner.GroupNormPruner if sparse else tp.pruner.MetaPruner
+    options = {"iterative_steps": _ITERATIVE_STEPS, **plan.options}
+    penalty_decay = options.pop("sparse_weight_decay", None)
     pruner = kind(
         model,
         example,
@@ -192,7 +201,7 @@ def _depgraph(
         ),
         global_pruning=True,
         pruning_ratio=1.0,
-        **{"iterative_steps": _ITERATIVE_STEPS, **plan.options},
+        **options,
     )
     schedule = plan.schedule
     interval = max(plan.round_steps, (schedule.stop - schedule.start) // schedule.rounds)
@@ -208,7 +217,7 @@ def _depgraph(
     )
     rounds = tuple(max(1, schedule.start) + i * interval for i in range(schedule.rounds))
     penalty = (lambda: pruner.regularize(model)) if sparse else None
-    return Pruning(host, optimizer, schedule, rounds, penalty)
+    return Pruning(host, optimizer, schedule, rounds, penalty, penalty_decay)
 
 
 def _gate_decorator(

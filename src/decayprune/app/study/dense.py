@@ -7,6 +7,7 @@ says that two trials began with the same weights.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -138,11 +139,22 @@ def steps_of(trial: Trial, how: Training, data: Data) -> int:
 
 
 def rate(how: Training, steps: int) -> Callable[[int], float]:
-    """Learning rate by step: half a cosine, or falls to a tenth at the milestones."""
-    if not how.milestones:
-        return lambda step: cosine(step, 0, steps, how.lr)
+    """Learning rate by step: half a cosine, or falls to a tenth at the milestones.
+
+    Args:
+        how: Says which, and where it begins anew.
+        steps: Of the whole phase.
+    """
+    begins = [0, *(int(share * steps) for share in how.restarts), steps]
     falls = [int(share * steps) for share in how.milestones]
-    return lambda step: how.lr * 0.1 ** sum(step >= fall for fall in falls)
+
+    def of(step: int) -> float:
+        part = max(0, min(bisect_right(begins, step), len(begins) - 1) - 1)
+        if not falls:
+            return cosine(step, begins[part], begins[part + 1], how.lr)
+        return how.lr * 0.1 ** sum(begins[part] < fall <= step for fall in falls)
+
+    return of
 
 
 def digest_of(model: nn.Module) -> str:

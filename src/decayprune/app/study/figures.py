@@ -2,7 +2,8 @@
 
 Runs are paired by :func:`start`: both of a pair began with the same weights and saw the same
 batches, so the difference is free of what these do. Intervals are t intervals of the mean
-difference.
+difference; a few seeds that a host ruins can carry a mean, so the median, the Hodges-Lehmann
+estimate and the exact signed-rank test stand beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class Gain(NamedTuple):
         high: Upper end.
         won: Pairs with a positive difference.
         pairs: How many.
+        median: Of the differences.
+        shift: Their Hodges-Lehmann estimate, see :func:`hodges_lehmann`.
+        p: Of the exact Wilcoxon test, two-sided, see :func:`signed_rank_p`.
     """
 
     mean: float
@@ -33,6 +37,9 @@ class Gain(NamedTuple):
     high: float
     won: int
     pairs: int
+    median: float = math.nan
+    shift: float = math.nan
+    p: float = math.nan
 
     @property
     def words(self) -> str:
@@ -63,20 +70,93 @@ def gain(values: Sequence[float], others: Sequence[float]) -> Gain:
     n, mean = len(differences), statistics.fmean(differences)
     half = math.nan
     if n > 1:
-        half = _students_t(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return Gain(mean, mean - half, mean + half, sum(d > 0 for d in differences), n)
+        half = float(_stats().t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return Gain(
+        mean,
+        mean - half,
+        mean + half,
+        sum(d > 0 for d in differences),
+        n,
+        statistics.median(differences),
+        hodges_lehmann(differences),
+        signed_rank_p(differences) if n > 1 else 1.0,
+    )
 
 
-def _students_t(share: float, freedom: int) -> float:
-    """The quantile of Student's t distribution."""
+def hodges_lehmann(differences: Sequence[float]) -> float:
+    """Median of the means of all pairs of differences, each with itself too.
+
+    Source: Hodges and Lehmann, Annals of Mathematical Statistics 34 (1963).
+
+    Example:
+        >>> hodges_lehmann([1.0, 2.0, 30.0])
+        8.75
+    """
+    pairs = itertools.combinations_with_replacement(differences, 2)
+    return statistics.median((a + b) / 2 for a, b in pairs)
+
+
+def signed_rank_p(differences: Sequence[float]) -> float:
+    """Exact two-sided p of Wilcoxon's signed-rank test: is the median difference zero?
+
+    Zeros are left out, ties share their mean rank. Every sign pattern of those ranks counts as
+    equally likely, so eight seeds that all agree give 2 / 256.
+
+    Source: Wilcoxon, Biometrics Bulletin 1 (1945).
+
+    Example:
+        >>> signed_rank_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+        0.0078125
+    """
+    kept = [d for d in differences if d]
+    if not kept:
+        return 1.0
+    # Twice the ranks are whole numbers, ties included, so sums of them can be counted.
+    ranks = [round(2 * rank) for rank in _stats().rankdata([abs(d) for d in kept])]
+    ways = {0: 1}
+    for rank in ranks:
+        after = dict(ways)
+        for total, count in ways.items():
+            after[total + rank] = after.get(total + rank, 0) + count
+        ways = after
+    positive = sum(rank for rank, d in zip(ranks, kept, strict=True) if d > 0)
+    smaller = min(positive, sum(ranks) - positive)
+    tail = sum(count for total, count in ways.items() if total <= smaller)
+    return min(1.0, float(2 * tail / 2 ** len(kept)))
+
+
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
+    """Adjusted p of each member of a declared family (Holm's step-down method).
+
+    Args:
+        p_values: Of every member; the family is declared before they are known.
+
+    Returns:
+        The same keys in the same order; a member is significant at 5 % where its value is below.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+
+    Example:
+        >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+        {'a': 0.03, 'b': 0.06, 'c': 0.06}
+    """
+    adjusted, largest = {}, 0.0
+    for place, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[key]))
+        adjusted[key] = largest
+    return {key: adjusted[key] for key in p_values}
+
+
+def _stats() -> Any:
+    """Scipy's statistics."""
     try:
         from scipy import stats
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "intervals over several seeds need scipy, which is not installed: "
+            "statistics over several seeds need scipy, which is not installed: "
             "pip install 'decayprune[study]'"
         ) from error
-    return float(stats.t.ppf(share, freedom))
+    return stats
 
 
 def start(run: Run) -> tuple[int, str]:
@@ -165,6 +245,9 @@ def _row(runs: Sequence[Run], base: Sequence[Run], against: str, score: str) -> 
         "gain_mean": found.mean if found else None,
         "gain_ci95_low": found.low if found and known else None,
         "gain_ci95_high": found.high if found and known else None,
+        "gain_median": found.median if found else None,
+        "gain_shift": found.shift if found else None,
+        "gain_p": found.p if found and known else None,
         "seeds_won": found.won if found else None,
     }
 
@@ -193,8 +276,9 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
         task, model, host = key
         lines += [f"**{model} on {task}, {host}**", ""]
         lines += [
-            "| budget | variant | MACs | params | time | accuracy | gain (95 %) | won | released |",
-            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| budget | variant | MACs | params | time | accuracy | gain (95 %) | median, HL "
+            "| won, p | released |",
+            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         lines += [*map(_line, group), ""]
     return "\n".join(lines)
@@ -205,11 +289,16 @@ _TABLE = ("task", "model", "host")
 
 def _line(row: Mapping[str, Any]) -> str:
     spread = "" if row["acc_std"] is None else f" ± {row['acc_std']:.2f}"
-    won = "" if row["seeds_won"] is None else f"{row['seeds_won']} of {row['pairs']}"
+    won = middle = ""
+    if row["gain_mean"] is not None:
+        p = "" if row["gain_p"] is None else f", {row['gain_p']:.3f}"
+        won = f"{row['seeds_won']} of {row['pairs']}{p}"
+        middle = f"{row['gain_median']:+.2f}, {row['gain_shift']:+.2f}"
     return (
         f"| {row['budget']:.1%} | {_NAMES[row['variant']]} "
         f"| {row['macs_ratio']:.1%} | {row['params_ratio']:.1%} | {row['speedup']:.2f}x "
-        f"| {row['acc_mean']:.2f}{spread} | {gained(row)} | {won} | {row['released_mean']:.0f} |"
+        f"| {row['acc_mean']:.2f}{spread} | {gained(row)} | {middle} | {won} "
+        f"| {row['released_mean']:.0f} |"
     )
 
 

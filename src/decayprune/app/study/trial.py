@@ -36,6 +36,8 @@ class Training:
         momentum: Of SGD.
         weight_decay: Of the optimizer.
         milestones: Shares of the phase at which the rate falls to a tenth; none: half a cosine.
+        restarts: Shares of the phase at which the rate is ``lr`` again: falls count from there,
+            and a cosine reaches zero there.
         optimizer: ``"sgd"`` or ``"adamw"``.
 
     Raises:
@@ -47,6 +49,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[float, ...] = ()
+    restarts: tuple[float, ...] = ()
     optimizer: Optimizer = "sgd"
 
     def __post_init__(self) -> None:
@@ -127,8 +130,9 @@ class Trial:
         """
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for how in (plain["dense"], plain["training"]):
-            if how is not None and how["optimizer"] == "sgd":
-                del how["optimizer"]
+            for name, unused in (("optimizer", "sgd"), ("restarts", [])):
+                if how is not None and how[name] == unused:
+                    del how[name]
         return plain
 
     def with_(self, **changes: Any) -> Trial:
@@ -159,7 +163,8 @@ class Trial:
         for name in ("dense", "training"):
             if values.get(name) is not None:
                 inner = dict(values[name])
-                values[name] = Training(**inner | {"milestones": tuple(inner["milestones"])})
+                shares = {n: tuple(inner[n]) for n in ("milestones", "restarts") if n in inner}
+                values[name] = Training(**inner | shares)
         return cls(**values)
 
 

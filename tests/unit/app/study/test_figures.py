@@ -1,8 +1,11 @@
+import itertools
 import math
+import random
 import sys
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from decayprune.app.study import figures
 
@@ -87,7 +90,67 @@ def test_the_table_has_a_line_for_every_row() -> None:
     assert lines[0] == "**m on t, default**"
     assert len(lines) == 4 + len(rows)
     assert "| host alone | 24.0% | 30.0% | 3.00x | 80.00 ± 0.00 |" in lines[4]
-    assert lines[5].endswith("| 90.00 | +10.00 | 1 of 1 | 4 |")
+    assert lines[5].endswith("| 90.00 | +10.00 | +10.00, +10.00 | 1 of 1 | 4 |")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_signed_rank_p_counts_the_patterns_of_signs(seed: int) -> None:
+    draw = random.Random(seed)
+    differences = [draw.choice([-1, 1]) * draw.randint(0, 5) / 4 for _ in range(9)]  # ties, zeros
+    kept = [d for d in differences if d]
+    ranks = stats.rankdata([abs(d) for d in kept])
+    centre = sum(ranks) / 2
+    seen = abs(sum(r for r, d in zip(ranks, kept, strict=True) if d > 0) - centre)
+    patterns = list(itertools.product((0, 1), repeat=len(kept)))
+    far = sum(
+        abs(sum(r * on for r, on in zip(ranks, pattern, strict=True)) - centre) >= seen - 1e-9
+        for pattern in patterns
+    )
+    assert figures.signed_rank_p(differences) == pytest.approx(far / len(patterns))
+
+
+def test_signed_rank_p_is_scipys_where_nothing_ties() -> None:
+    differences = [0.3, -0.1, 1.2, 0.7, 2.2, -0.45, 0.9, 0.05, 1.7, 3.0, -0.2, 0.61]
+    wanted = stats.wilcoxon(differences, method="exact").pvalue
+    assert figures.signed_rank_p(differences) == pytest.approx(wanted)
+    assert figures.signed_rank_p([0.0, 0.0]) == 1.0
+
+
+def test_hodges_lehmann_is_where_the_signed_ranks_balance() -> None:
+    differences = [0.3, -0.1, 14.2, 0.7, 2.2, 9.0, 0.05]
+    shift = figures.hodges_lehmann(differences)
+    moved = [d - shift for d in differences]
+    ranks = stats.rankdata([abs(d) for d in moved])
+    positive = sum(r for r, d in zip(ranks, moved, strict=True) if d > 0)
+    # Its own pair sits at zero, so half a rank may stand on either side.
+    assert positive == pytest.approx(sum(ranks) / 2, abs=1)
+
+
+def test_holm_refuses_what_the_closed_test_of_bonferronis_refuses() -> None:
+    found = figures.holm({"a": 0.04, "b": 0.001, "c": 0.02, "d": 0.9})
+    # By hand: every subset that holds a member is tested at its size, the worst of them counts.
+    given = {"a": 0.04, "b": 0.001, "c": 0.02, "d": 0.9}
+    for name in given:
+        subsets = [
+            set(group)
+            for size in range(1, 5)
+            for group in itertools.combinations(given, size)
+            if name in group
+        ]
+        worst = max(min(1.0, len(group) * min(given[n] for n in group)) for group in subsets)
+        assert found[name] == pytest.approx(worst)
+    assert list(found) == ["a", "b", "c", "d"]
+
+
+def test_a_mean_that_one_seed_carries_is_shown_for_what_it_is() -> None:
+    found = figures.gain([40.0, 1.0, 2.0, 1.5], [0.0, 0.0, 0.0, 0.0])
+    assert (found.mean, found.median, found.p) == (11.125, 1.75, 0.125)
+    rows = figures.summary(
+        [run("alone", s, 0.5) for s in range(3)]
+        + [run("sp_sr", s, 0.6 + s / 100) for s in range(3)]
+    )
+    line = figures.markdown(rows).splitlines()[5]
+    assert "| +11.00, +11.00 | 3 of 3, 0.250 |" in line
 
 
 def test_without_scipy_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,3 +95,18 @@ def test_releases_at_random_reach_every_host(host: str) -> None:
     usual, random = (built(host, variant).host for variant in ("sp_sr", "random_release"))
     assert type(usual.rectify) is Rectify
     assert random.rectify == RandomRelease(seed=0)
+
+
+def test_sparse_learning_has_a_weight_decay_of_its_own() -> None:
+    options = {"reg": 5e-4, "sparse": 0.01, "sparse_weight_decay": 0.0}
+    made = built("depgraph-sl", "alone", options=options)
+    group, seen = made.optimizer.param_groups[0], []
+    made.host.model.train()
+    for _ in range(6):
+        made.host.model(torch.randn(4, 1, 8, 8)).sum().backward()
+        made.observe()
+        seen.append(group["weight_decay"])
+        made.optimizer.step()
+        made.step()
+        made.optimizer.zero_grad()
+    assert seen == [0.0] * 4 + [5e-4] * 2

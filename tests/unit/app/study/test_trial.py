@@ -51,3 +51,10 @@ def test_unknown_names_are_refused() -> None:
         BASE.with_(variant="sr")
     with pytest.raises(ValueError, match=r"Training\.optimizer is one of sgd, adamw; found 'adam'"):
         Training(epochs=1, lr=0.1, optimizer="adam")  # type: ignore[arg-type]
+
+
+def test_restarts_leave_old_names_alone_and_come_back_from_dict() -> None:
+    assert "restarts" not in BASE.to_dict()["training"]
+    again = BASE.with_(training=Training(epochs=2, lr=0.1, restarts=(0.5,)))
+    assert again.name != BASE.name
+    assert Trial.from_dict(again.to_dict()) == again

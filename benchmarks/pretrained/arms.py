@@ -1,0 +1,213 @@
+"""What is compared: each arm makes, of a dense network, something to be trained for some steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from compensate import Compensated, calibrate, consumers, variance_importance
+from loop import Batch
+from minilm import KEEPS_RESIDUAL, Classifier, dense, example, fresh
+from plan import DENSE_STEPS, Trial
+from rivals import dropped, torch_pruned
+from torch import nn
+from wordnet import Glosses
+
+import decayprune as dp
+from decayprune.app.study.controls import RandomRelease
+
+CALIBRATION = 15  # batches, without their labels
+
+
+@dataclass
+class Start:
+    """What every arm of a seed begins with."""
+
+    trial: Trial
+    data: dict[str, Glosses]
+
+    @cached_property
+    def dense(self) -> Classifier:
+        """The fine-tuned dense network, to be pruned in place."""
+        return dense(self.trial.seed, self.data)
+
+    def teacher(self) -> Classifier:
+        """Another copy of it, for its answers."""
+        return dense(self.trial.seed, self.data).eval().requires_grad_(False)
+
+    def calibration(self) -> Iterator[Batch]:
+        """Training glosses in an order of their own; their labels are not read."""
+        return itertools.islice(self.data["train"].forever(30_000 + self.trial.seed), CALIBRATION)
+
+
+@dataclass
+class Subject:
+    """What an arm made.
+
+    Attributes:
+        model: To be trained.
+        steps: For so many steps.
+        pruner_on: Builds what prunes it meanwhile.
+        teacher: Whom it learns from.
+    """
+
+    model: Classifier
+    steps: int
+    pruner_on: Callable[[torch.optim.Optimizer], Any] | None = None
+    teacher: nn.Module | None = None
+
+
+Arm = Callable[["Start"], "Subject"]
+
+
+RECTIFY = dp.Rectify()
+
+
+def prune(
+    model: Classifier,
+    trial: Trial,
+    optimizer: torch.optim.Optimizer,
+    *,
+    smooth: bool = True,
+    releases: bool = True,
+    rectify: dp.Rectify = RECTIFY,
+    **options: Any,
+) -> dp.DecayPruner:
+    """The library's pruner; without ``smooth`` all is cut at the first step."""
+    decay_steps = trial.steps // 10 if smooth else 1
+    return dp.DecayPruner(
+        model,
+        optimizer,
+        example(),
+        budget=dp.Budget(macs=trial.budget),
+        schedule=dp.Schedule(stop=decay_steps, decay_steps=decay_steps),
+        rectify=rectify if smooth and releases else None,
+        ignored_layers=KEEPS_RESIDUAL,
+        **options,
+    )
+
+
+def pruned(**options: Any) -> Arm:
+    """The library with some options of :func:`prune`."""
+
+    def arm(start: Start) -> Subject:
+        model, trial = start.dense, start.trial
+        return Subject(model, trial.steps, lambda opt: prune(model, trial, opt, **options))
+
+    return arm
+
+
+def by_variance(*, ridge: bool, hand_over: bool = False, **options: Any) -> Arm:
+    """Ranked by activation variance; with ``ridge`` the consumers take over what leaves."""
+
+    def arm(start: Start) -> Subject:
+        model, trial = start.dense, start.trial
+        structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
+        readers = consumers(model, structures)
+        moments = calibrate(model, readers, start.calibration())
+
+        def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
+            scores = variance_importance(moments, readers)
+            pruner = prune(model, trial, optimizer, importance=scores, **options)
+            return Compensated(pruner, readers, moments, hand_over=hand_over) if ridge else pruner
+
+        return Subject(model, trial.steps, pruner_on)
+
+    return arm
+
+
+def distilled(arm: Arm) -> Arm:
+    """The same arm, taught by the dense network."""
+
+    def taught(start: Start) -> Subject:
+        subject = arm(start)
+        subject.teacher = start.teacher()
+        return subject
+
+    return taught
+
+
+def random_release(start: Start) -> Subject:
+    """As many structures released as the tournament would, drawn at random."""
+    model, trial = start.dense, start.trial
+
+    def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
+        return prune(model, trial, optimizer, rectify=RandomRelease(seed=trial.seed))
+
+    return Subject(model, trial.steps, pruner_on)
+
+
+def torch_pruning(importance: str) -> Arm:
+    """Torch-Pruning by itself, before the first step."""
+
+    def arm(start: Start) -> Subject:
+        model = torch_pruned(start.dense, start.trial.budget, importance, list(start.calibration()))
+        return Subject(model, start.trial.steps)
+
+    return arm
+
+
+def last_layers(start: Start) -> Subject:
+    """The last layers dropped; at a quarter of the MACs two of six stay, a third of them."""
+    stay = math.ceil(len(start.dense.bert.encoder.layer) * start.trial.budget)
+    return Subject(dropped(start.dense, stay), start.trial.steps)
+
+
+def dense_on(start: Start) -> Subject:
+    """Not pruned: what the same steps are worth to the dense network."""
+    return Subject(start.dense, start.trial.steps)
+
+
+def scratch(*, total: bool) -> Arm:
+    """A network of the shape that pruning finds, all its weights drawn anew.
+
+    With ``total`` it is trained for the compute of the dense fine-tuning as well, at its own price
+    per step; the pretraining of MiniLM is counted for nobody.
+    """
+
+    def arm(start: Start) -> Subject:
+        trial = start.trial
+        torch.manual_seed(trial.seed)
+        model = fresh()
+        # Its weights do not depend on widths, so a random part of it is a random small network.
+        parameters = torch.optim.SGD(model.parameters(), lr=0.0)
+        pruner = prune(model, trial, parameters, smooth=False, importance="random")
+        ids, mask = example()
+        model(ids, mask).sum().backward()
+        parameters.step()
+        pruner.step()
+        report = pruner.compact()
+        model.zero_grad()
+        price = report.macs_after / report.macs_before
+        steps = trial.steps + (round(DENSE_STEPS / price) if total else 0)
+        return Subject(model, steps)
+
+    return arm
+
+
+ARMS: dict[str, Arm] = {
+    "abrupt": pruned(smooth=False),
+    "sp": pruned(releases=False),
+    "sp_sr": pruned(),
+    "variance_abrupt": by_variance(ridge=False, smooth=False),
+    "variance_sp_sr": by_variance(ridge=False),
+    "ridge_abrupt": by_variance(ridge=True, smooth=False),
+    "ridge_sp_sr": by_variance(ridge=True),
+    "ridge_handover": by_variance(ridge=True, hand_over=True),
+    "ridge_abrupt_distil": distilled(by_variance(ridge=True, smooth=False)),
+    "ridge_sp_sr_distil": distilled(by_variance(ridge=True)),
+    "torch_pruning": torch_pruning("magnitude"),
+    "torch_pruning_taylor": torch_pruning("taylor"),
+    "last_layers": last_layers,
+    "random_selection": pruned(importance="random"),
+    "random_release": random_release,
+    "dense_on": dense_on,
+    "scratch_extra": scratch(total=False),
+    "scratch_total": scratch(total=True),
+    "scratch_total_distil": distilled(scratch(total=True)),
+}

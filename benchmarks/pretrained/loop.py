@@ -1,0 +1,113 @@
+"""The training loop that every arm shares: AdamW, a short warm-up, a cosine to zero, bfloat16."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+from wordnet import Glosses
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+WEIGHT_DECAY = 0.01
+CLIP = 1.0
+WARM_UP = 0.05  # share of the steps
+TEMPERATURE, TEACHING = 2.0, 0.5  # of distillation; TEACHING is the teacher's share of the loss
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def loss_of(model: nn.Module, batch: Batch, teacher: nn.Module | None) -> Tensor:
+    """Cross-entropy, half of it against a teacher's softened answers if there is one."""
+    ids, mask, labels = batch
+    logits = model(ids, mask).float()
+    hard = F.cross_entropy(logits, labels)
+    if teacher is None:
+        return hard
+    with torch.no_grad():
+        answer = (teacher(ids, mask).float() / TEMPERATURE).log_softmax(1)
+    mine = (logits / TEMPERATURE).log_softmax(1)
+    soft = F.kl_div(mine, answer, log_target=True, reduction="batchmean") * TEMPERATURE**2
+    return (1 - TEACHING) * hard + TEACHING * soft
+
+
+def train(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    steps: int,
+    lr: float,
+    *,
+    title: str,
+    pruner_on: Callable[[torch.optim.Optimizer], Any] | None = None,
+    teacher: nn.Module | None = None,
+    glance: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Train; prune on the way, and cut as soon as the pruner has finished.
+
+    Args:
+        model: Trained in place.
+        batches: Ids, mask and classes.
+        steps: Optimizer steps.
+        lr: Peak learning rate.
+        title: Beside the progress bar.
+        pruner_on: Builds a pruner on the optimizer: ``observe, step, finished, compact``.
+        teacher: Dense model to distil from.
+        glance: Called with the number of steps taken, after each.
+
+    Returns:
+        The pruner, the report of its cut, and seconds of this process.
+
+    Raises:
+        RuntimeError: The pruner has not finished within the steps.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=WEIGHT_DECAY)
+    pruner = None if pruner_on is None else pruner_on(optimizer)
+    report, begun = None, time.process_time()
+    model.train()
+    for step in track(range(steps), title):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, next(batches), teacher)
+        loss.backward()
+        active = pruner is not None and report is None
+        if active:
+            pruner.observe()
+        nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        if active:
+            pruner.step()
+            if pruner.finished:
+                report = pruner.compact()
+        optimizer.zero_grad()
+        glance(step + 1)
+    if pruner is not None and report is None:
+        raise RuntimeError(f"{title}: the pruner has not finished within {steps} steps.")
+    return {"pruner": pruner, "report": report, "seconds": time.process_time() - begun}
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, part: Glosses, limit: int | None = None) -> float:
+    """Share of the glosses (the first ``limit`` of them) whose class is found."""
+    training = model.training
+    model.eval()
+    right = total = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        for ids, mask, labels in part.once(limit):
+            right += int((model(ids, mask).argmax(1) == labels).sum())
+            total += len(labels)
+    model.train(training)
+    return right / total

@@ -1,0 +1,92 @@
+"""What is run, fixed before the first run: arms, seeds, budgets, lengths. endpoints.md says why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+BATCH = 32  # glosses per step
+MAX_TOKENS = 32
+DENSE_STEPS = 800
+DENSE_LR = 3e-4
+
+BUDGETS = (0.25, 0.5)  # shares of the MACs that stay
+STEPS = (300, 1200)  # after the dense fine-tuning, pruning included
+
+PRIMARY = ("abrupt", "sp_sr", "ridge_abrupt", "ridge_sp_sr", "ridge_handover")
+DISTILLED = ("ridge_abrupt_distil", "ridge_sp_sr_distil")
+RIVALS = ("torch_pruning", "torch_pruning_taylor", "last_layers")
+CONTROLS = (
+    "sp",
+    "variance_abrupt",
+    "variance_sp_sr",
+    "random_selection",
+    "random_release",
+    "dense_on",
+    "scratch_extra",
+)
+LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
+ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + LONG_CONTROLS
+
+OTHER_SEEDS = 8
+SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(PRIMARY, 12)  # at 25 % of the MACs
+TUNING_SEEDS = (100, 101)
+RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
+
+
+TUNED_AS = {  # arms that take the rate of another, from which they differ in one thing
+    "ridge_abrupt_distil": "ridge_abrupt",
+    "ridge_sp_sr_distil": "ridge_sp_sr",
+    "random_selection": "sp_sr",
+    "random_release": "sp_sr",
+    "scratch_total": "scratch_extra",
+    "scratch_total_distil": "scratch_extra",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run: an arm on a seed, with a budget of MACs and a number of optimizer steps."""
+
+    arm: str
+    seed: int
+    steps: int
+    budget: float
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """Of its file; the learning rate is not part of it, for there is one per arm."""
+        return f"{self.arm}-{self.budget:g}-{self.steps}-s{self.seed}"
+
+
+def rate(arm: str) -> float | None:
+    """The tuned learning rate of an arm; None as long as it is not tuned."""
+    file = RESULTS / "rates.json"
+    rates = json.loads(file.read_text()) if file.is_file() else {}
+    return rates.get(TUNED_AS.get(arm, arm))
+
+
+def queue() -> list[tuple[str, int, int, float]]:
+    """Arm, seed, steps and budget of every run, the important first, seeds round robin."""
+    cells = [(0.25, 300), (0.25, 1200), (0.5, 300), (0.5, 1200)]
+    parts = [
+        *((PRIMARY, cell) for cell in cells[:2]),
+        *((RIVALS + DISTILLED, cell) for cell in cells[:2]),
+        (("scratch_total",), (0.25, 1200)),
+        *((CONTROLS, cell) for cell in cells[:2]),
+        *((PRIMARY + RIVALS + ("dense_on",), cell) for cell in cells[2:]),
+        (("scratch_total_distil",), (0.25, 1200)),
+        (("scratch_total",), (0.25, 300)),
+    ]
+    return [
+        (arm, seed, steps, budget)
+        for arms, (budget, steps) in parts
+        for seed, arm in itertools.product(range(max(SEEDS.values())), arms)
+        if seed < (SEEDS[arm] if budget == BUDGETS[0] else OTHER_SEEDS)
+    ]

@@ -1,0 +1,180 @@
+"""Tables and pictures of the experiment on a pretrained model, from the JSON of finished runs.
+
+    python benchmarks/pretrained/tables.py
+
+Writes ``results/tables.md`` and the pictures beside it. Runs of changed code are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plan import ARMS, BUDGETS, RESULTS, STEPS, TUNING_SEEDS, rate
+
+from decayprune.app.study.figures import Gain, holm, paired
+
+Run = dict[str, Any]
+Cell = tuple[float, int]  # budget, steps
+
+DECIDING: Cell = (0.25, 1200)
+CANDIDATES = ("ridge_abrupt", "ridge_sp_sr", "ridge_handover")
+GOALS = {(0.25, 1200): 0.97, (0.25, 300): 0.95}  # shares of the dense accuracy
+
+
+def read(folder: Path) -> tuple[list[Run], int]:
+    """Finished runs of committed code, and how many of changed code there are."""
+    runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    clean = [run for run in runs if not run["changed"]]
+    return clean, len(runs) - len(clean)
+
+
+class Scores:
+    """Runs by cell and arm; accuracies in percent, by seed.
+
+    Args:
+        runs: Finished ones.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._of: dict[tuple[Cell, str], list[Run]] = {}
+        for run in runs:
+            trial = run["trial"]
+            self._of.setdefault(((trial["budget"], trial["steps"]), trial["arm"]), []).append(run)
+
+    def runs(self, cell: Cell, arm: str) -> list[Run]:
+        """Of an arm in a cell."""
+        return self._of.get((cell, arm), [])
+
+    def accuracies(self, cell: Cell, arm: str) -> dict[int, float]:
+        """By seed."""
+        return {run["trial"]["seed"]: 100 * run["accuracy"] for run in self.runs(cell, arm)}
+
+    def gain(self, cell: Cell, ours: str, theirs: str) -> Gain | None:
+        """Of one arm over another, paired by seed."""
+        return paired(self.accuracies(cell, ours), self.accuracies(cell, theirs))
+
+
+def cell_table(scores: Scores, cell: Cell) -> list[str]:
+    """A line per arm: what stays, how fast, how accurate, and the gain over cutting at once."""
+    lines = [
+        "| arm | MACs | params | time | accuracy | of dense | over abrupt (95 %) | median, HL "
+        "| won, p | released |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for arm in ARMS:
+        runs = scores.runs(cell, arm)
+        if not runs:
+            continue
+        mean = {
+            key: statistics.fmean(run[key] for run in runs)
+            for key in ("macs", "params", "accuracy", "dense_accuracy", "released")
+        }
+        spread = statistics.stdev(100 * r["accuracy"] for r in runs) if len(runs) > 1 else math.nan
+        found = None if arm == "abrupt" else scores.gain(cell, arm, "abrupt")
+        lines.append(
+            f"| {arm} | {mean['macs']:.1%} | {mean['params']:.1%} "
+            f"| {statistics.median(run['speedup'] for run in runs):.2f}x "
+            f"| {100 * mean['accuracy']:.2f} ± {spread:.2f} "
+            f"| {mean['accuracy'] / mean['dense_accuracy']:.1%} | {_gain_cells(found)} "
+            f"| {mean['released']:.0f} |"
+        )
+    return lines
+
+
+def _gain_cells(found: Gain | None) -> str:
+    if found is None:
+        return " |  | "
+    return (
+        f"{found.words} | {found.median:+.2f}, {found.shift:+.2f} "
+        f"| {found.won} of {found.pairs}, {found.p:.4f}"
+    )
+
+
+def chosen(arms: Sequence[str]) -> str | None:
+    """The best of some arms on held-out glosses, seeds of tuning; None if one was not run."""
+    found = {}
+    for arm in arms:
+        lr = rate(arm)
+        if lr is None:
+            return None
+        files = [
+            RESULTS / "tuning" / f"{arm}-{BUDGETS[0]:g}-{STEPS[0]}-s{seed}-lr{lr:g}.json"
+            for seed in TUNING_SEEDS
+        ]
+        if not all(file.is_file() for file in files):
+            return None
+        found[arm] = statistics.fmean(json.loads(f.read_text())["accuracy"] for f in files)
+    return max(found, key=lambda arm: found[arm])
+
+
+def endpoints(scores: Scores) -> list[str]:
+    """The five primary endpoints, as endpoints.md declares them."""
+    candidate = chosen(CANDIDATES)
+    rival = chosen(("torch_pruning", "torch_pruning_taylor"))
+    smooth = chosen(("ridge_sp_sr", "ridge_handover"))
+    pairs = [
+        (candidate, rival),
+        (candidate, "last_layers"),
+        (candidate, "scratch_total"),
+        (candidate, "abrupt"),
+        (smooth, "ridge_abrupt"),
+    ]
+    gains = {
+        f"{number}. {ours or 'not chosen yet'} over {theirs or 'not chosen yet'}": (
+            scores.gain(DECIDING, ours, theirs) if ours and theirs else None
+        )
+        for number, (ours, theirs) in enumerate(pairs, 1)
+    }
+    # Holm's family is all five; what is missing counts as p = 1 and makes nothing easier.
+    adjusted = holm({name: 1.0 if g is None else g.p for name, g in gains.items()})
+    lines = [
+        "| endpoint | gain (95 %) | median, HL | won, p | p after Holm |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in gains.items():
+        after = "" if found is None else f"{adjusted[name]:.4f}"
+        lines.append(f"| {name} | {_gain_cells(found)} | {after} |")
+    for cell, share in GOALS.items():
+        runs = scores.runs(cell, candidate) if candidate else []
+        reached = "not run"
+        if runs:
+            parts = [run["accuracy"] / run["dense_accuracy"] for run in runs]
+            seeds = f"{sum(part >= share for part in parts)} of {len(parts)} seeds"
+            reached = f"{statistics.fmean(parts):.1%}, {seeds}"
+        lines += ["", f"Goal: {share:.0%} of the dense accuracy after {cell[1]} steps: {reached}."]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=Path, default=RESULTS / "runs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    runs, left_out = read(given.runs)
+    if not runs:
+        raise SystemExit(f"No finished run in {given.runs}; run first: run.py queue")
+    from pictures import draw
+
+    scores = Scores(runs)
+    lines = ["# A pretrained model, a task, and little compute", ""]
+    lines += [f"{len(runs)} runs; {left_out} of changed code left out. What decides: endpoints.md."]
+    lines += ["", "## Primary endpoints", "", *endpoints(scores)]
+    for budget in BUDGETS:
+        for steps in STEPS:
+            lines += ["", f"## {budget:.0%} of the MACs, {steps:,} steps", ""]
+            lines += cell_table(scores, (budget, steps))
+    lines += ["", "## Pictures", ""]
+    lines += [f"![{title}]({name})" for title, name in draw(runs, given.out)]
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "tables.md").write_text("\n".join(lines) + "\n")
+    print(given.out / "tables.md")
+
+
+if __name__ == "__main__":
+    main()
