@@ -90,11 +90,11 @@ def test_a_released_structure_takes_its_share_back(compensate: ModuleType) -> No
     model, x, mask, optimizer, pruner = prepared(compensate, decay_steps=10, hand_over=False)
     weight, bias = model.down.weight.detach().clone(), model.down.bias.detach().clone()
     advance(model, x, mask, optimizer, pruner)
-    stays = (pruner.pruner.state.phase == 0).nonzero().flatten()
+    stays = (~pruner.pruner.lifecycle.committed).nonzero().flatten()
     assert not torch.allclose(model.down.weight[:, stays], weight[:, stays])
     inner = pruner.pruner
-    ids = inner.state.decaying
-    inner._decayer.load(lifecycle.release(inner.state, ids, cool_until=100))
+    ids = inner.lifecycle.decaying
+    inner._session.decayer.load(lifecycle.release(inner.lifecycle, ids, cool_until=100))
     with torch.no_grad():
         pruner._settle()
     torch.testing.assert_close(model.down.weight[:, stays], weight[:, stays])

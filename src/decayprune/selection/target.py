@@ -46,6 +46,24 @@ class Target:
     floor: Tensor
     unit: Tensor
 
+    @classmethod
+    def plain(cls, group_of: Tensor, cost: CostModel, budget: Budget) -> Target:
+        """A budget, with one structure of each group staying in any case, and any width allowed.
+
+        Args:
+            group_of: Group of each structure, shape ``(S,)``.
+            cost: Of the widths.
+            budget: What remains at most.
+        """
+        one = torch.ones_like(cost.sizes)
+        return cls(
+            group_of=group_of,
+            cost=cost,
+            met=lambda kept: cost.meets(budget, kept),
+            floor=one,
+            unit=one,
+        )
+
     def until(self, met: Met) -> Target:
         """The same widths with another test."""
         return replace(self, met=met)
