@@ -101,7 +101,7 @@ def train(
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, part: Glosses, limit: int | None = None) -> float:
-    """Share of the glosses (the first ``limit`` of them) whose class is found."""
+    """Share of the glosses (always the same ``limit`` of them) whose class is found."""
     training = model.training
     model.eval()
     right = total = 0
