@@ -29,6 +29,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The same for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def loss_of(model: nn.Module, batch: Batch, teacher: nn.Module | None) -> Tensor:
     """Cross-entropy, half of it against a teacher's softened answers if there is one."""
     ids, mask, labels = batch
@@ -78,8 +84,7 @@ def train(
     report, begun = None, time.process_time()
     model.train()
     for step in track(range(steps), title):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr)
+        set_rate(optimizer, learning_rate(step, steps, lr))
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model, next(batches), teacher)
         loss.backward()
@@ -101,7 +106,7 @@ def train(
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, part: Glosses, limit: int | None = None) -> float:
-    """Share of the glosses (the first ``limit`` of them) whose class is found."""
+    """Share of the glosses (always the same ``limit`` of them) whose class is found."""
     training = model.training
     model.eval()
     right = total = 0

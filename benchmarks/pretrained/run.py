@@ -76,24 +76,32 @@ def execute(trial: Trial, data: dict[str, Glosses], *, judged_on: str) -> dict[s
         glance=glance,
     )
     kinds = Counter(event.kind for event in getattr(trained["pruner"], "events", []))
-    latency = dp.benchmark(reference, subject.model, example(8), runs=15)
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (reference, subject.model)]
     return {
         "trial": asdict(trial),
         "judged_on": judged_on,
         "steps_trained": subject.steps,
         "accuracy": evaluate(subject.model, data[judged_on]),
         "dense_accuracy": dense_accuracy(trial.seed, reference, data, judged_on),
-        "macs": macs(subject.model) / macs(reference),
-        "params": sizes[1] / sizes[0],
-        "speedup": latency.speedup,
-        "milliseconds": [latency.before_ms, latency.after_ms],
-        "heads": [m.attention.self.query.out_features for m in subject.model.bert.encoder.layer],
-        "ffns": [m.intermediate.dense.out_features for m in subject.model.bert.encoder.layer],
+        **size(reference, subject.model),
         "released": kinds["release"],
         "curve": curve,
         "cpu_seconds": trained["seconds"],
         **surroundings(),
+    }
+
+
+def size(reference: Classifier, model: Classifier) -> dict[str, Any]:
+    """What a model has left of the dense one, in numbers and in measured time."""
+    latency = dp.benchmark(reference, model, example(8), runs=15)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (reference, model)]
+    layers = model.bert.encoder.layer
+    return {
+        "macs": macs(model) / macs(reference),
+        "params": sizes[1] / sizes[0],
+        "speedup": latency.speedup,
+        "milliseconds": [latency.before_ms, latency.after_ms],
+        "heads": [layer.attention.self.query.out_features for layer in layers],
+        "ffns": [layer.intermediate.dense.out_features for layer in layers],
     }
 
 

@@ -65,8 +65,9 @@ class Glosses:
                     yield self.batch(batches[i])
 
     def once(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The first glosses, each once, by length."""
-        which = torch.arange(min(limit or len(self.labels), len(self.labels)))
+        """All glosses, or always the same ``limit`` of them, each once, by length."""
+        generator = torch.Generator().manual_seed(0)  # the files are in order of their classes
+        which = torch.randperm(len(self.labels), generator=generator)[:limit]
         for part in which[self.lengths[which].sort(stable=True).indices].split(256):
             yield self.batch(part)
 
