@@ -15,8 +15,12 @@ import decayprune as dp
 from decayprune.method.lifecycle import PRUNED
 from interrupts import everything, interrupt, lines_of
 
-ROOMS = (
-    "surgery/*.py",
+ROOMS = (  # what changes something; the rest of the surgery reads
+    "surgery/compact.py",
+    "surgery/copies.py",
+    "surgery/cut.py",
+    "surgery/undo.py",
+    "surgery/verified.py",
     "structures/exact/swap.py",
     "hosts/depgraph/removal.py",
     "hosts/depgraph/rehearsal.py",
@@ -136,7 +140,7 @@ def test_an_interrupt_at_any_line(name: str) -> None:
     for line in lines:
         interrupt(run.compact, ROOMS, line)
         if run.cut_and_known:
-            assert name == "torch-pruning"  # which writes its report afterwards
+            assert name == "depgraph"  # which writes its report afterwards
             check_it_goes_on(run.setup)
             run = Interrupted(name)
         else:

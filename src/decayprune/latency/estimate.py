@@ -74,7 +74,7 @@ class LatencyModel:
     In a data-parallel run it is measured by the first process and shared, so that all decide alike.
 
     Args:
-        model: Timed in evaluation mode; not changed.
+        model: A twin of it is timed, in evaluation mode.
         structures: Its structures.
         example_inputs: The batch to time.
         timer: Takes a function without arguments, gives the time of one call.

@@ -39,7 +39,7 @@ def reveal_(copy: nn.Module, seed: int = 0) -> None:
 def _hides(parameter: Tensor, norm: bool) -> bool:
     if not parameter.is_floating_point() or parameter.device.type == "meta":
         return False
-    faint = float(parameter.double().square().mean().sqrt()) < _FAINT
+    faint = float(parameter.detach().double().square().mean().sqrt()) < _FAINT
     return faint or (norm and _constant(parameter))
 
 
