@@ -110,14 +110,14 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             rectify=rectify,
         )
-        self._options = {
-            "importance": importance if isinstance(importance, str) else "a function",
-            "round_to": round_to,
-            "scope": scope,
-            "slices": slices,
-            "decay": decay if isinstance(decay, str) else "a function",
-            "floor": floor,
-        }
+        self._options = _plain(
+            importance=importance,
+            round_to=round_to,
+            scope=scope,
+            slices=slices,
+            decay=decay,
+            floor=floor,
+        )
         self._session.begin(
             self,
             self._selector,
@@ -155,3 +155,8 @@ class DecayPruner(BesideOptimizer):
             self._latency.table = state["latency"]
         self._seed = int(state["seed"])
         self._selector.importance = arguments.as_importance(self._importance, self._seed)
+
+
+def _plain(**options: Any) -> dict[str, Any]:
+    """Options as they are saved: of a function only that it is one."""
+    return {name: "a function" if callable(value) else value for name, value in options.items()}

@@ -25,9 +25,9 @@ from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
-from decayprune.session.gradient_watch import GradientWatch
 from decayprune.session.integrity import Anatomy, check_free, claim, give_up
 from decayprune.session.step_watch import StepWatch
+from decayprune.session.vigil import Vigil
 from decayprune.structures import sums
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Role, StructureMap
@@ -35,6 +35,7 @@ from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
 from decayprune.surgery.copies import refuse_late
 from decayprune.surgery.trial import problem_of, refuse_uncuttable
+from decayprune.surgery.undo import Undo
 from decayprune.surgery.verified import CompactionError, check_state
 
 Copies = nn.Module | Sequence[nn.Module]
@@ -175,8 +176,7 @@ class Session:
         self._host = weakref.ref(host)
         self._settle()
         self._tried = False
-        self._gradients = GradientWatch(self.parameters.values())
-        self._written, self._suspicious = self._writes(), False
+        self.vigil = Vigil(self.name, self.model, self.parameters, self.optimizers, called=watch)
         if watch:
             self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
         claim(self.model, self)
@@ -227,26 +227,8 @@ class Session:
             return False
         taken = self._watch.taken()
         if not taken:
-            self._suspect(called=self._watch.called())
+            self.vigil.suspect(called=self._watch.called())
         return taken
-
-    def _writes(self) -> int:
-        """Torch's count of in-place writes to the parameters; nothing of a device is asked."""
-        return sum(parameter._version for parameter in self.parameters.values())
-
-    def _suspect(self, called: bool) -> None:
-        """Twice in a row somebody else wrote to the weights: another optimizer trains them."""
-        writes = self._writes()
-        moved, self._written = writes != self._written and not called, writes
-        # Once may be weights that were loaded, or averages that came and went.
-        if moved and self._suspicious:
-            raise RuntimeError(
-                f"The weights move, but {_names(self.optimizers)}, which this {self.name} was "
-                "built with, does not step: another optimizer trains the model. Build the "
-                f"{self.name} with the optimizer that steps (save state_dict() of the old one and "
-                "load it into the new one to go on)."
-            )
-        self._suspicious = moved
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         host = self._host()
@@ -254,7 +236,7 @@ class Session:
             host._before_step(optimizer, first)
 
     def _after_step(self) -> None:
-        self._gradients.note()
+        self.vigil.stepped()
         host = self._host()
         if self.attached and host is not None and self.report is None and self.taken():
             host._follow()
@@ -282,9 +264,15 @@ class Session:
             RuntimeError: The model was changed by others, or gradients are gone.
         """
         self.anatomy.check()
-        self._check_gradients()
-        events = self.decayer.step(self.steps + 1, self.selector)
-        self._written, self._suspicious = self._writes(), False
+        self.vigil.check_gradients(needed=self._needs_gradients, over=self._over)
+        undo = Undo()  # the decayer puts its own state back
+        undo.keep(self.selector)
+        try:
+            events = self.decayer.step(self.steps + 1, self.selector)
+        except BaseException:
+            undo.run()
+            raise
+        self.vigil.followed()
         if events is None:
             self.waited += 1
             return None
@@ -307,45 +295,12 @@ class Session:
                 "into ignored_layers, and start again from the weights that you began with."
             )
 
-    def _check_gradients(self) -> None:
-        """Raise if the gradients are not those of the step that was taken."""
-        changed = self._gradients.changed()
-        if changed is not None and bool(changed.any()):
-            raise RuntimeError(
-                f"The gradients have changed since optimizer.step(), so that {self.name}.step() "
-                "would read those of another step, and optimizer.step() revive what it zeroes. "
-                f"{self._order()}"
-            )
-        if self._needs_gradients:
-            self.has_gradients("step")
-            if changed is not None and not self.finished:
-                self._no_gradients("step", "every .grad is zero")
-
     def has_gradients(self, caller: str) -> bool:
-        """Whether there are gradients; without them it is an error, unless all is done.
+        """Whether there are gradients; an error without them, unless all is done."""
+        return self.vigil.has_gradients(caller, self._over)
 
-        Args:
-            caller: Method of the host that needs them.
-
-        Raises:
-            RuntimeError: There are none.
-        """
-        if any(parameter.grad is not None for parameter in self.model.parameters()):
-            return True
-        if self.finished:
-            return False
-        self._no_gradients(caller, "every .grad is None")
-        return False
-
-    def _no_gradients(self, caller: str, found: str) -> None:
-        raise RuntimeError(
-            f"{self.name}.{caller}() needs the gradients of this step, and {found}: was "
-            f"zero_grad() called first? {self._order()}"
-        )
-
-    def _order(self) -> str:
-        follows = f" {self.name}.step();" if self._watch is not None else ""
-        return f"The order is: loss.backward(); optimizer.step();{follows} optimizer.zero_grad()"
+    def _over(self) -> bool:
+        return self.finished
 
     # ---------------------------------------------------------------- the end
 
@@ -432,8 +387,4 @@ class Session:
         self.events = [Event(*row) for row in state["events"]]
         if self._watch is not None:
             self._watch.forget()
-        self._written, self._suspicious = self._writes(), False
-
-
-def _names(optimizers: Sequence[torch.optim.Optimizer]) -> str:
-    return " and ".join(type(one).__name__ for one in optimizers)
+        self.vigil.followed()

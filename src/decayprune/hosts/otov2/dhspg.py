@@ -130,24 +130,13 @@ class DHSPG(ZeroInvariantOptimizer):
             rectify=rectify,
         )
         _check(epsilon, tolerance_group_sparsity, start_step, stop_step)
-        usual = PENALTIES[variant]
-        self.penalty = Penalty(
-            usual.lmbda if lmbda is None else lmbda,
-            usual.amplify if lmbda_amplify is None else lmbda_amplify,
-            usual.hat if hat_lmbda_coeff is None else hat_lmbda_coeff,
-        )
+        own = (lmbda, lmbda_amplify, hat_lmbda_coeff)
+        usual = zip(own, PENALTIES[variant], strict=True)
+        self.penalty = Penalty(*(value if mine is None else mine for mine, value in usual))
         self.epsilon, self.tolerance = epsilon, tolerance_group_sparsity
         self.start_step, self.warm_up_steps, self.stop_step = start_step, warm_up_steps, stop_step
-        self._selector = DhspgSelector(
-            self.structures.group_of,
-            self.cost,
-            budget=budget,
-            sparsity=target_group_sparsity,
-            tolerance=tolerance_group_sparsity,
-            divisible=group_divisible,
-            stop_step=stop,
-            extra=0.0 if rule is None else rule.extra_share(decay_steps),
-            device=next(iter(self._parameters.values())).device,
+        self._selector = self._selecting(
+            stop, 0.0 if rule is None else rule.extra_share(decay_steps)
         )
         self._met = False
         self._begin(
@@ -156,6 +145,19 @@ class DHSPG(ZeroInvariantOptimizer):
             verdict=self._stream,
             last_release=stop + decay_steps if judges_on else stop,
             slices=slices,
+        )
+
+    def _selecting(self, stop: int, extra: float) -> DhspgSelector:
+        return DhspgSelector(
+            self.structures.group_of,
+            self.cost,
+            budget=self.budget,
+            sparsity=self.target,
+            tolerance=self.tolerance,
+            divisible=self.group_divisible,
+            stop_step=stop,
+            extra=extra,
+            device=next(iter(self._parameters.values())).device,
         )
 
     # ---------------------------------------------------------------- before the weights move
