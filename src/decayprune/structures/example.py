@@ -64,7 +64,7 @@ def plain_arithmetic() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "xpu", "mps"):
-            if torch.is_autocast_enabled(device):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.inference_mode(False))  # turns gradients on, too
         for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):

@@ -39,7 +39,8 @@ def reveal_(copy: nn.Module, seed: int = 0) -> None:
 def _hides(parameter: Tensor, norm: bool) -> bool:
     if not parameter.is_floating_point() or parameter.device.type == "meta":
         return False
-    faint = float(parameter.detach().double().square().mean().sqrt()) < _FAINT
+    length = float(torch.linalg.vector_norm(parameter.detach()))
+    faint = length < _FAINT * parameter.numel() ** 0.5
     return faint or (norm and _constant(parameter))
 
 

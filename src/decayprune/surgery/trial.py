@@ -31,7 +31,6 @@ from decayprune.surgery.revealing import reveal_
 from decayprune.surgery.undo import Undo
 
 _FEW = 16  # structures of a group cut on trial at most
-_DRAWS = 2  # different cuts that are tried
 _ENOUGH = 48  # pixels along the shorter side of an image that trial cuts are made on
 _FAILS = "forward() fails"
 
@@ -58,16 +57,18 @@ def refuse_uncuttable(
     Raises:
         ValueError: The outputs hold nothing that could be compared.
     """
-    for draw in range(_DRAWS):
-        members = [number for number, group in enumerate(structures.groups) if group.size > 1]
-        if not members:
-            break
-        bench = _Bench(model, structures, _drawn(structures, draw), example_inputs, roles)
-        members.sort(key=lambda member: _kind(structures, member))
-        failed = _search(structures, members, bench.reason)
-        if failed:
-            structures = structures.without(dict(failed))
-    return structures
+    members = [number for number, group in enumerate(structures.groups) if group.size > 1]
+    if not members:
+        return structures
+    members.sort(key=lambda member: _kind(structures, member))
+    one, other = _drawn(structures)
+    bench = _Bench(model, structures, one | other, example_inputs, roles)
+    failed = dict(_search(structures, members, lambda m: bench.reason(m, one)))
+    left = [member for member in members if member not in failed]
+    if left:
+        again = _search(structures, left, lambda m: bench.reason(m, other, training=False))
+        failed.update(again)
+    return structures.without(failed) if failed else structures
 
 
 def problem_of(
@@ -91,10 +92,10 @@ def problem_of(
     """
     bench = _Bench(model, structures, gone, example_inputs, roles)
     members = sorted(set(structures.group_of[gone].tolist()))
-    reason = bench.reason(members)
+    reason = bench.reason(members, gone)
     if reason is None:
         return ""
-    alone = [structures.groups[m].layer for m in members if bench.reason([m]) is not None]
+    alone = [structures.groups[m].layer for m in members if bench.reason([m], gone) is not None]
     return f"{reason}. Groups that fail alone: {', '.join(alone) or 'none'}"
 
 
@@ -117,7 +118,7 @@ class _Bench:
         example_inputs: ExampleInputs,
         roles: Collection[Role],
     ) -> None:
-        self._copy, self._structures, self._gone = twin(model), structures, gone
+        self._copy, self._structures = twin(model), structures
         reveal_(self._copy)
         tensors = named_tensors(self._copy)
         pick = edits.picked(sums.labelled(structures, roles), gone, tensors)
@@ -128,13 +129,13 @@ class _Bench:
             raise ValueError(why)
         self._training = remember_training(self._copy, self._inputs)
 
-    def reason(self, members: Sequence[int]) -> str | None:
-        """Why these groups cannot be cut together, or None."""
-        chosen = torch.isin(self._structures.group_of, torch.tensor(members))
-        for before in (self._before, self._training):
+    def reason(self, members: Sequence[int], gone: Tensor, training: bool = True) -> str | None:
+        """Why some zeroed structures of these groups cannot be cut together, or None."""
+        chosen = gone & torch.isin(self._structures.group_of, torch.tensor(members))
+        for before in (self._before, self._training if training else None):
             if before is None:
                 continue
-            found = attempt(self._copy, self._structures, self._gone & chosen, self._inputs, before)
+            found = attempt(self._copy, self._structures, chosen, self._inputs, before)
             where = " in training mode" if found.training else ""
             if found.crash:
                 return f"{_FAILS}{where} once a channel is removed ({found.crash})"
@@ -143,21 +144,24 @@ class _Bench:
         return None
 
 
-def _drawn(structures: StructureMap, draw: int) -> Tensor:
-    """A number of structures of every group that chance has drawn, bool, shape ``(S,)``.
+def _drawn(structures: StructureMap) -> tuple[Tensor, Tensor]:
+    """Two cuts that chance has drawn, without a structure in common, bool, shape ``(S,)``.
 
     Uneven from group to group: equal numbers would keep widths equal that have to stay equal.
     """
-    generator = torch.Generator().manual_seed(draw)
-    mask = torch.zeros(structures.num_structures, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+
+    def number(most: int) -> int:
+        return int(torch.randint(most, (), generator=generator)) + 1 if most > 0 else 0
+
+    masks = torch.zeros(2, structures.num_structures, dtype=torch.bool)
     for group in structures.groups:
-        most = min(_FEW, group.size - 1)
-        if most < 1:
-            continue
-        number = 1 + int(torch.randint(most, (), generator=generator))
-        some = torch.randperm(group.size, generator=generator)[:number]
-        mask[group.start + some] = True
-    return mask
+        first = number(min(_FEW, group.size // 2))
+        second = number(min(_FEW, group.size - 1 - first))
+        order = group.start + torch.randperm(group.size, generator=generator)
+        masks[0, order[:first]] = True
+        masks[1, order[first : first + second]] = True
+    return masks[0], masks[1]
 
 
 def guilty(
