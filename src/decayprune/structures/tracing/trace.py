@@ -31,6 +31,7 @@ from decayprune.structures.tracing.rules.movement import MOVEMENT
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
 from decayprune.structures.tracing.tape import Tape
+from decayprune.structures.tracing.unreached import protected
 from decayprune.structures.twin import twin
 
 _RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS, **HEADS}
@@ -79,7 +80,9 @@ def trace(
                 _run(tape, args, kwargs)
     _note_windows(tape)
     batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.dim()), 1)
-    return assemble(tape, ignored, batch)
+    structures = assemble(tape, ignored, batch)
+    lost = protected(structures, copy, tape.unseen())
+    return structures.without(lost) if lost else structures
 
 
 class _Tracer(TorchFunctionMode):
