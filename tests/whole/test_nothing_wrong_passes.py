@@ -205,6 +205,9 @@ def test_autocast_voids_no_proof(build_in: bool, cut_in: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=build_in):
         assert "forward() fails" in left_alone(Written(), x)["a"]
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.autocast("cpu", torch.bfloat16, enabled=build_in):
+        model(x)  # its weights are in autocast's cache now
+        assert [group.layer for group in dp.inspect(model, x).groups] == ["0"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     pruner = dp.DecayPruner(
         model, optimizer, x, budget=dp.Budget(structures=0.5),

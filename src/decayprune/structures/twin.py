@@ -233,7 +233,9 @@ class _Copier:
     def _function(self, old: types.FunctionType) -> types.FunctionType:
         """A function whose closure and defaults hold the twin's parts."""
         cells = tuple(types.CellType() for _ in old.__closure__ or ())
-        new = types.FunctionType(old.__code__, old.__globals__, old.__name__, None, cells or None)
+        ours = {n: self._new[id(m)] for n, m in _global_modules(old).items() if id(m) in self._new}
+        scope = {**old.__globals__, **ours} if ours else old.__globals__
+        new = types.FunctionType(old.__code__, scope, old.__name__, None, cells or None)
         self._note(old, new)  # before its cells: it may hold itself
         new.__defaults__ = self._follow(old.__defaults__)
         new.__kwdefaults__ = self._follow(old.__kwdefaults__)
@@ -263,7 +265,8 @@ def _held(value: Any) -> list[Any]:
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords, vars(value)]
     if isinstance(value, types.FunctionType):
-        held = [value.__defaults__, value.__kwdefaults__, vars(value)]
+        held: list[Any] = [value.__defaults__, value.__kwdefaults__, vars(value)]
+        held += _global_modules(value).values()
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # an empty cell
                 held.append(cell.cell_contents)
@@ -271,6 +274,12 @@ def _held(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
     return list(value) if isinstance(value, (list, deque, tuple, set, frozenset)) else []
+
+
+def _global_modules(function: types.FunctionType) -> dict[str, nn.Module]:
+    """Modules that a function finds by a global name: ``model.forward = lambda x: model.fc(x)``."""
+    names, scope = function.__code__.co_names, function.__globals__
+    return {n: scope[n] for n in names if isinstance(scope.get(n), nn.Module)}
 
 
 def _is_parameter(value: Tensor) -> bool:

@@ -328,3 +328,17 @@ def test_a_copy_of_a_twin_and_a_twin_of_a_copy() -> None:
     model = layers()
     check(copy.deepcopy(twin(model)))
     check(twin(copy.deepcopy(model)))
+
+
+PATCHED = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_a_patched_forward_that_finds_the_model_by_a_global_name() -> None:
+    PATCHED.forward = lambda x: PATCHED[2](torch.relu(PATCHED[0](x)))  # type: ignore[method-assign]
+    copy, x = twin(PATCHED), torch.randn(3, 4)
+    assert torch.equal(copy(x), PATCHED(x))
+    with torch.no_grad():
+        copy[0].weight.data = torch.zeros(8, 4)
+        copy[0].bias.data = torch.zeros(8)
+    assert not torch.equal(copy(x), PATCHED(x))
+    assert torch.equal(copy(x), copy[2].bias.expand(3, 2))

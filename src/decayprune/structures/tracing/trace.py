@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from decayprune.structures.exact.swap import is_window_attention, rms_norms_by_name
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
-from decayprune.structures.example import arguments, random_state_kept
+from decayprune.structures.example import arguments, plain_arithmetic, random_state_kept
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tracing.assemble import assemble
 from decayprune.structures.tracing.call import Call, canonical, tensors_in
@@ -66,6 +66,7 @@ def trace(
     copy = twin(model)  # classes, hooks, modes and buffers change: never those of a living model
     tape = Tape(copy)
     with (
+        plain_arithmetic(),  # autocast would run layers on copies of their weights
         rms_norms_by_name(copy),
         _names_of_running_modules(tape),
         random_state_kept(copy),
