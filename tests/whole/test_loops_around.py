@@ -58,7 +58,9 @@ class TestCompile:
         pruner.compact()
         compiled = torch.compile(model, backend=count)
         train(compiled, optimizer, 4, first=STEPS)
-        assert len(graphs) == 2
+        assert len(graphs) in (1, 2)  # in older torch one graph serves every width
+        (batch,) = batches(1)
+        assert torch.equal(compiled.eval()(batch[0]), model.eval()(batch[0]))
 
     def test_compiled_in_place_after_the_pruner_was_built(self) -> None:
         plain, _, reference = run()

@@ -188,7 +188,9 @@ class HeadwiseAttention(nn.MultiheadAttention):
         if padding is not None:
             padding = padding.view(-1, 1, 1, padding.shape[-1])
             parts.append(_additive(padding, query.dtype))
-        return parts[0] + parts[1] if len(parts) == 2 else next(iter(parts), None)
+        if len(parts) == 2:
+            return parts[0] + parts[1]
+        return parts[0] if parts else None
 
     def extra_repr(self) -> str:
         """Widths and heads."""
