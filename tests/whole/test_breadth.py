@@ -106,6 +106,9 @@ def test_a_cut_model_is_copied_printed_saved_and_loaded(name: str, tmp_path: Any
     assert all(map(torch.equal, expected, run(loaded, inputs)))
 
 
+# torch.export of torch 2.6 warns of constants that it lifts itself.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@pytest.mark.filterwarnings("ignore:Node lifted_tensor:UserWarning")
 @pytest.mark.parametrize("name", NORMS)
 def test_a_cut_model_is_exported(name: str) -> None:
     model, inputs, pruner, _ = decayed(name)
