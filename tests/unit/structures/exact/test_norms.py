@@ -74,3 +74,30 @@ def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     found = norm.to(dtype)(x.to(dtype))
     assert found.dtype == dtype
     assert torch.allclose(found.float(), norm.float()(x), atol=2e-2)
+
+
+def cut_norms() -> nn.Module:
+    norms = nn.Sequential(nn.LayerNorm(6), nn.RMSNorm(6), nn.GroupNorm(2, 6))
+    for norm in norms:
+        shrink(norm, [1, 2, 4, 5])
+    return norms
+
+
+def test_exporters_find_normalisers_they_know() -> None:
+    program = torch.export.export(cut_norms().eval(), (torch.randn(2, 4, 4),), strict=False)
+    core = program.run_decompositions()
+    names = [str(node.target) for node in core.graph.nodes if node.op == "call_function"]
+    assert names.count("aten.native_layer_norm.default") == 1
+    assert names.count("aten.native_group_norm.default") == 1
+    assert not [name for name in names if "var_mean" in name]  # not in Core ATen
+
+
+@pytest.mark.parametrize("size", [(2, 4), (2, 4, 3), (2, 4, 3, 5), (2, 4, 1, 2, 3)])
+def test_a_group_norm_takes_any_number_of_dimensions(size: tuple[int, ...]) -> None:
+    norm = randomised(nn.GroupNorm(2, 6))
+    x = torch.randn(size, dtype=torch.float64)
+    kept = torch.tensor([1, 2, 4, 5])
+    full = torch.zeros(2, 6, *size[2:], dtype=torch.float64).index_copy(1, kept, x)
+    expected = norm(full).index_select(1, kept)
+    shrink(norm, kept.tolist())
+    torch.testing.assert_close(norm(x), expected)
