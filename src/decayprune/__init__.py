@@ -26,7 +26,8 @@ paper states and what is our own definition.
 """
 
 from decayprune.checkpoint.checkpoint import load, save
-from decayprune.checkpoint.files import CheckpointError
+from decayprune.checkpoint.fields import CheckpointError
+from decayprune.checkpoint.structure import reshape, structure
 from decayprune.cost import Budget
 from decayprune.inspection import Inspection, inspect
 from decayprune.latency.benchmark import benchmark
@@ -56,5 +57,7 @@ __all__ = [
     "benchmark",
     "inspect",
     "load",
+    "reshape",
     "save",
+    "structure",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +18,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from decayprune.checkpoint.atomic import check_regular, write_atomically
+from decayprune.checkpoint.fields import CheckpointError, check, dtype_name
 
-_FORMAT, _VERSION = "decayprune-structure", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
 _LIMIT = 64 << 20  # bytes of structure.json that we are willing to parse
 
 
-class CheckpointError(ValueError):
-    """A file is missing, damaged, foreign, or does not fit the model."""
-
-    def __init__(self, message: str) -> None:
-        # A damaged file may hold names of any length.
-        short = f"{message[:400]} ... {message[-400:]}"
-        super().__init__(message if len(message) <= len(short) else short)
-
-
-def write(
-    folder: Path,
-    weights: Mapping[str, Tensor],
-    *,
-    model: str,
-    tied: Mapping[str, str],
-    modules: Mapping[str, Mapping[str, Any]],
-) -> None:
+def write(folder: Path, weights: Mapping[str, Tensor], structure: Mapping[str, Any]) -> None:
     """Write both files, or neither.
 
     Args:
         folder: Where.
         weights: Each tensor once.
-        model: Name of its class.
-        tied: Further names of tensors, each with the one that is in ``weights``.
-        modules: Type and sizes of each module, by name.
+        structure: What the model has besides them.
 
     Raises:
         OSError: The folder cannot be written; what was there before is untouched.
     """
-    structure: dict[str, Any] = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "model": model,
-        "tensors": {
-            name: {"shape": list(value.shape), "dtype": dtype_name(value)}
-            for name, value in weights.items()
-        },
-        "tied": tied,
-        "modules": modules,
-    }
+    structure = dict(structure)
 
     def write_weights(to: Path) -> None:
         tensors = {n: v.detach().cpu().contiguous() for n, v in weights.items()}
@@ -102,18 +74,6 @@ def digest(structure: dict[str, Any], weights: bytes) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode() + weights).hexdigest()
 
 
-def dtype_name(value: Tensor) -> str:
-    """Name of a dtype, as the files have it."""
-    return str(value.dtype).removeprefix("torch.")
-
-
-def is_size(value: object, kind: type = int) -> bool:
-    """Whether a value is one size, or (``kind=list``) a list of sizes."""
-    if kind is list:
-        return isinstance(value, list) and all(is_size(item) for item in value)
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
-
-
 # ---------------------------------------------------------------- reading, distrustfully
 
 
@@ -134,51 +94,11 @@ def _read_structure(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}); save the model again."
         ) from None
-    if not isinstance(structure, dict) or structure.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} was not written by decayprune.save().")
-    if structure.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{path} has version {structure.get('version')!r}, this decayprune reads version "
-            f"{_VERSION}; use the decayprune that wrote it, or a newer one."
-        )
-    _check_fields(path, structure)
-    return structure
-
-
-def _check_fields(path: Path, structure: dict[str, Any]) -> None:
-    for what in _problems(structure):
-        raise CheckpointError(f"{path} is damaged: {what}. Save the model again.")
-
-
-def _problems(structure: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the fields of a structure file, in words."""
-    absent = [k for k in ("tensors", "tied", "modules") if not isinstance(structure.get(k), dict)]
-    if absent:
-        yield f"{absent[0]!r} is not an object"
-        return
-    tensors = structure["tensors"]
-    for name, entry in tensors.items():
-        if not (isinstance(entry, dict) and set(entry) == {"shape", "dtype"}):
-            yield f"the entry of tensor {name!r} is not a shape and a dtype"
-        elif not (is_size(entry["shape"], list) and isinstance(entry["dtype"], str)):
-            yield f"the shape or dtype of tensor {name!r} is none"
-    for name, other in structure["tied"].items():
-        if name in tensors or not isinstance(other, str) or other not in tensors:
-            yield f"tensor {name!r} is tied to nothing"
-    yield from _module_problems(structure["modules"])
+    check(structure, str(path), "decayprune.save()", "Save the model again.")
     if not isinstance(structure.get("digest"), str):
-        yield "it holds no digest"
-
-
-def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
-    for name, entry in modules.items():
-        if not (isinstance(entry, dict) and isinstance(entry.get("type"), str)):
-            yield f"the entry of module {name!r} has no type"
-            continue
-        sizes = {attribute: value for attribute, value in entry.items() if attribute != "type"}
-        for attribute, value in sizes.items():
-            if not (is_size(value) or is_size(value, list)):
-                yield f"{attribute!r} of module {name!r} is not a size"
+        raise CheckpointError(f"{path} is damaged: it holds no digest. Save the model again.")
+    found: dict[str, Any] = structure
+    return found
 
 
 def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.twin import named_tensors
 from decayprune.surgery.undo import Undo
 
+_CHANGED = "_sizes_changed_by_cut"
+
 
 def kept_indices(structures: StructureMap, gone: Tensor) -> dict[tuple[str, int], Tensor]:
     """What stays along each dimension that is cut, by (tensor name, dimension).
@@ -68,7 +70,29 @@ def cut(
         _cut_tensor(undo, tensors[name], cuts, optimizers, on_trial)
     for module, attribute, labels, divisor in structures.attributes:
         if module in loses:
+            note_changed(modules[module], attribute)
             _set(undo, modules[module], attribute, int(stays[labels].sum()) // divisor)
+
+
+def changed_sizes(module: nn.Module) -> tuple[str, ...]:
+    """Names of the integer attributes of a module that a cut has changed, sorted.
+
+    They stand on the module itself, so that copies and pickles of it know them, too: what else of
+    a user's own module is an integer (an epoch, a counter) is no size.
+    """
+    names: tuple[str, ...] = vars(module).get(_CHANGED, ())
+    return names
+
+
+def note_changed(module: nn.Module, attribute: str) -> None:
+    """Note that an integer attribute of a module follows a cut; layers of torch need no note.
+
+    Args:
+        module: Gets the note.
+        attribute: Its name.
+    """
+    if not type(module).__module__.startswith("torch.nn."):
+        vars(module)[_CHANGED] = tuple(sorted({*changed_sizes(module), attribute}))
 
 
 def _stays(gone: Tensor) -> Tensor:

@@ -151,24 +151,6 @@ def test_a_renamed_pickle_is_never_unpickled(folder: Path, name: str, write: str
     assert not mark.exists()
 
 
-class Counted(nn.Module):
-    """The user's own module, with integers of all kinds."""
-
-    def __init__(self, half: int = 4) -> None:
-        super().__init__()
-        self.half, self.dim, self.type, self.flag = half, -1, 3, True
-        self.fc = nn.Linear(8, 4)
-
-
-def test_integers_of_the_users_own_modules(tmp_path: Path) -> None:
-    model = Counted(half=3)
-    model.dim, model.type, model.flag = -2, 5, False
-    dp.save(tmp_path, model)
-    loaded = dp.load(tmp_path, Counted())
-    assert loaded.half == 3
-    assert (loaded.dim, loaded.type, loaded.flag) == (-1, 3, True)  # these count nothing
-
-
 def with_header(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + size])

@@ -155,10 +155,12 @@ def _rms_norm(module: nn.Module) -> tuple[int, float | None] | None:
     if not (alone and isinstance(weight, Tensor) and weight.dim() == 1 and eps):
         return None
     with torch.no_grad():
+        if weight.is_meta:  # values of our own show what it computes just as well
+            weight = torch.linspace(0.5, 1.5, weight.numel(), dtype=weight.dtype)
         x = torch.linspace(-1, 2, 2 * weight.numel(), dtype=weight.dtype, device=weight.device)
         x = x.view(2, -1)
         try:
-            found = module.forward(x)
+            found = torch.func.functional_call(module, {"weight": weight}, x)
         except Exception:  # whatever it is, it is no normaliser of one tensor
             return None
         expected = F.rms_norm(x, weight.shape, weight, eps)
