@@ -1,0 +1,275 @@
+"""An accelerator that is not there: tensors that say so, and count what they would cost.
+
+A :class:`Simulated` tensor names a device of its own, keeps its numbers on the CPU, and refuses to
+be mixed with CPU tensors as a GPU does. What is asked of it is counted: launches of kernels, copies
+from the host, and synchronisations, at which the host waits for everything that was launched.
+
+    with simulated():
+        model = moved(model)
+        ...
+        with counting() as found:
+            optimizer.step()
+            pruner.step()
+    print(found.syncs, found.copies, found.launches, found.where)
+
+Counted is what the library does, in its hooks too, and not what the optimizer does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+import decayprune
+
+DEVICE = torch.device("lazy", 0)  # torch knows the name, needs no driver, and leaves it alone
+
+_VIEWS = """
+view _unsafe_view t transpose permute detach alias select slice split split_with_sizes unsqueeze
+squeeze expand as_strided narrow _reshape_alias unbind lift_fresh empty empty_like new_empty
+empty_strided new_empty_strided _local_scalar_dense set_ is_same_size
+"""
+_WAITS = """
+_local_scalar_dense nonzero masked_select _unique2 unique_consecutive bincount equal
+"""
+_COPIES = ("_to_copy", "copy_")
+
+
+_LIBRARY = str(Path(decayprune.__file__).parent)
+
+
+class Count:
+    """What the library asked of the device.
+
+    Attributes:
+        syncs: Times that the host waited for the device.
+        copies: Copies from the host.
+        launches: Kernels launched.
+        where: Who did it: ``(what, file, line) -> times``.
+    """
+
+    def __init__(self) -> None:
+        self.syncs = self.copies = self.launches = 0
+        self.where: Counter[tuple[str, str, int]] = Counter()
+
+    def note(self, what: str, number: int = 1) -> None:
+        """Count something, if the library did it."""
+        frame = sys._getframe(1)
+        while frame is not None and not frame.f_code.co_filename.startswith(_LIBRARY):
+            frame = frame.f_back
+        if frame is not None:
+            setattr(self, what, getattr(self, what) + number)
+            file = frame.f_code.co_filename[len(_LIBRARY) + 1 :]
+            self.where[what, file, frame.f_lineno] += number
+
+    @property
+    def all(self) -> tuple[int, int, int]:
+        """Syncs, copies and launches."""
+        return self.syncs, self.copies, self.launches
+
+
+_counts: list[Count] = []
+
+
+def _note(what: str, number: int = 1) -> None:
+    for count in _counts:
+        count.note(what, number)
+
+
+@contextmanager
+def counting() -> Iterator[Count]:
+    """Count what is asked of the device in the block."""
+    count = Count()
+    _counts.append(count)
+    try:
+        yield count
+    finally:
+        _counts.remove(count)
+
+
+class Simulated(Tensor):
+    """A tensor of the simulated device."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Simulated:
+        """Wrap a CPU tensor."""
+        made: Simulated = Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=DEVICE,
+        )
+        made.inner = inner
+        return made
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Simulated({self.inner})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == Tensor.data.__get__:
+            return Simulated(args[0].inner.detach())
+        if func == Tensor.data.__set__:
+            with torch._C.DisableTorchFunctionSubclass():
+                func(*args)
+            args[0].inner = _inner(args[1])
+            return None
+        if func is Tensor.tolist:
+            _note("syncs")
+            return args[0].inner.tolist()
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Factories(TorchDispatchMode):
+    """Has the factories make tensors of the device when they are asked for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        flat = tree_flatten((args, kwargs))[0]
+        if _ours(kwargs.get("device")) or any(isinstance(item, Simulated) for item in flat):
+            return _run(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _ours(device: Any) -> bool:
+    return device is not None and torch.device(device).type == DEVICE.type
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Do on the CPU what the device was asked for."""
+    name = func._schema.name.partition("::")[2]
+    flat = tree_flatten((args, kwargs))[0]
+    ours = [item for item in flat if isinstance(item, Simulated)]
+    others = [item for item in flat if isinstance(item, Tensor) and not isinstance(item, Simulated)]
+    device = kwargs.get("device")
+    stays = _ours(device) if device is not None else bool(ours)
+    if name in _COPIES:
+        stays = _count_copy(name, args, kwargs, stays)
+    else:
+        _refuse_mixed(name, args, ours, others)
+        _count(name, args, kwargs)
+    plain = dict(kwargs)
+    if device is not None:
+        plain["device"] = torch.device("cpu")
+    plain.pop("pin_memory", None)
+    found = func(*tree_map(_inner, args), **tree_map(_inner, plain))
+    if name == "copy_" or (name.endswith("_") and not name.startswith("_foreach")):
+        return args[0]
+    return tree_map(_outer, found) if stays else found
+
+
+def _inner(item: Any) -> Any:
+    return item.inner if isinstance(item, Simulated) else item
+
+
+def _outer(item: Any) -> Any:
+    plain = isinstance(item, Tensor) and not isinstance(item, Simulated)
+    return Simulated(item) if plain else item
+
+
+def _count_copy(name: str, args: Any, kwargs: dict[str, Any], stays: bool) -> bool:
+    """Count a copy by its direction. Returns whether the result is on the device."""
+    source = isinstance(args[0 if name == "_to_copy" else 1], Simulated)
+    target = stays if name == "_to_copy" else isinstance(args[0], Simulated)
+    later = kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2])
+    if source and target:
+        _note("launches")
+    elif target:
+        _note("copies")
+    elif source and not later:
+        _note("syncs")
+    return target
+
+
+def _refuse_mixed(name: str, args: Any, ours: list[Tensor], others: list[Tensor]) -> None:
+    """As on a GPU: only numbers and index tensors may come from the host."""
+    strange = [item for item in others if item.dim() > 0]
+    if name.startswith(("index", "_index_put", "_unsafe_index")) and isinstance(args[1], list):
+        held = [item for item in args[1] if item is not None]
+        strange = [item for item in strange if not any(item is one for one in held)]
+        for item in held:
+            if not isinstance(item, Simulated):
+                _note("copies")
+            if item.dtype is torch.bool:
+                _note("syncs")
+    if ours and strange:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, found {DEVICE} and cpu, in {name}"
+        )
+
+
+def _count(name: str, args: Any, kwargs: dict[str, Any]) -> None:
+    if name in _WAITS.split() or (
+        name == "repeat_interleave" and kwargs.get("output_size") is None
+    ):
+        _note("syncs")
+    if name not in _VIEWS.split():
+        number = 1
+        if name.startswith("_foreach"):
+            number = _foreach_launches([item for item in args if isinstance(item, (list, tuple))])
+        elif name == "cat":
+            number = -(-len(args[0]) // 128)  # so many tensors at once
+        _note("launches", number)
+
+
+def _foreach_launches(lists: Sequence[Sequence[Any]]) -> int:
+    """Of torch's multi-tensor kernels: what fits into the arguments of one, filled greedily."""
+    most = [110, 64, 48, 36][min(len(lists), 4) - 1]
+    launches = tensors = blocks = 0
+    for item in lists[0]:
+        tensors += 1
+        chunks = max(1, -(-item.numel() // 65536))
+        for chunk in range(chunks):
+            blocks += 1
+            last = chunk == chunks - 1
+            if blocks == 320 or (tensors == most and last):
+                launches, blocks, tensors = launches + 1, 0, 0 if last else 1
+    return launches + bool(blocks)
+
+
+@contextmanager
+def simulated() -> Iterator[None]:
+    """Let the device exist in the block."""
+    tensor = torch.tensor
+
+    def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        made_here = tensor(data, *args, **kwargs)
+        return made_here.to(device) if _ours(device) else made_here
+
+    with _Factories(), mock.patch.object(torch, "tensor", made):
+        yield
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """A model with all parameters and buffers on the device, in place; shared ones stay shared."""
+    seen: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                new = nn.Parameter(Simulated(parameter.detach()), parameter.requires_grad)
+                module._parameters[name] = seen.setdefault(id(parameter), new)
+                if parameter.grad is not None:
+                    module._parameters[name].grad = Simulated(parameter.grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = Simulated(buffer)
+    return model
