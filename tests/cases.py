@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+from torchvision.ops import FrozenBatchNorm2d
 
 Case = Callable[[], tuple[nn.Module, Any]]
 CASES: dict[str, Case] = {}
@@ -414,6 +415,49 @@ def conv_1d_and_3d() -> tuple[nn.Module, Any]:
         torch.randn(2, 3, 9, dtype=torch.float64),
         torch.randn(2, 2, 6, 6, 6, dtype=torch.float64),
     )
+
+
+# ---- buffers and sizes that modules remember -------------------------------------------------
+
+
+@case
+def frozen_statistics() -> tuple[nn.Module, Any]:
+    """Batch norms of buffers alone, as detectors have them, and sines added to every position."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.n2(m.b(F.relu(m.n1(m.a(x))))))
+        return m.head(x.flatten(2).transpose(1, 2) + m.sines[:, : x.shape[2] * x.shape[3]])
+
+    norms = [FrozenBatchNorm2d(width) for width in (6, 4)]
+    for norm in norms:
+        for buffer in norm.buffers():
+            buffer.uniform_(0.5, 2.0)
+    model = Lambda(
+        forward,
+        a=nn.Conv2d(3, 6, 3, padding=1),
+        n1=norms[0],
+        b=nn.Conv2d(6, 4, 3, padding=1),
+        n2=norms[1],
+        head=nn.Linear(4, 3),
+    )
+    model.register_buffer("sines", torch.randn(1, 100, 4))
+    return model, image()
+
+
+@case
+def bias_table() -> tuple[nn.Module, Any]:
+    """An attention whose bias is a table (heads, offsets) that a buffer of offsets reads."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(x).view(2, 5, 3, -1, 2).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, m.table[:, m.offsets])
+        return m.head(y.transpose(1, 2).flatten(2))
+
+    model = Lambda(
+        forward, qkv=nn.Linear(6, 24), table=nn.Parameter(torch.randn(4, 9)), head=nn.Linear(8, 3)
+    )
+    model.register_buffer("offsets", torch.arange(5)[:, None] - torch.arange(5) + 4)
+    return model, torch.randn(2, 5, 6, dtype=torch.float64)
 
 
 # ---- sharing, inputs, outputs ----------------------------------------------------------------

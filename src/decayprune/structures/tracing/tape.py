@@ -103,9 +103,11 @@ class Tape:
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
         self.parameters = dict(self.model.named_parameters())
-        named = [*self.model.named_buffers(), *self.parameters.items()]
+        self.buffers = dict(self.model.named_buffers())
         self.parameter_ids = {id(tensor) for tensor in self.parameters.values()}
+        named = [*self.buffers.items(), *self.parameters.items()]
         self._names = {id(tensor): name for name, tensor in named}
+        self._raw: list[range] = []
         self._marks: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
         self._source_of: dict[Key, int] = {}
 
@@ -186,10 +188,11 @@ class Tape:
         return None if found is None else found.labels
 
     def label_dim(self, value: Tensor | None, dim: int, role: Role, labels: Tensor) -> Key | None:
-        """Say that a dimension of a parameter carries these labels.
+        """Say that a dimension of a parameter or buffer carries these labels.
 
         Where it is met a second time (a shared or tied parameter) the labels are unified. A
-        tensor that is not a parameter of the model cannot be cut: the labels are fixed.
+        tensor that is neither cannot be cut: the labels are fixed. A buffer is cut along,
+        whatever the role it was met in: nobody trains it, so nothing may scale it.
         """
         if value is None:
             return None
@@ -198,6 +201,7 @@ class Tape:
             self.partition.fix(labels, "used with a weight that is computed, not a parameter")
             return None
         key = (name, dim)
+        role = "buffer" if name in self.buffers else role
         if key in self.labelled_dims:
             self.labelled_dims[key].labels = self.partition.unify(
                 self.labelled_dims[key].labels, labels, f"shares `{name}` with a fixed width"
@@ -205,6 +209,33 @@ class Tape:
         else:
             self.labelled_dims[key] = LabelledDim(name, dim, role, labels.contiguous())
         return key
+
+    def raw(self, value: Any) -> Mark | None:
+        """The mark of a tensor; a parameter or buffer used as it is gets one along its last dim."""
+        found = self.mark(value)
+        return found if found is not None else self.raw_along(value, range(-99, 0))
+
+    def raw_along(self, value: Any, dims: Iterable[int]) -> Mark | None:
+        """The mark of a raw parameter or buffer, labelled along the last of some dimensions."""
+        if self.name(value) is None:
+            return None
+        real = [d for d in range(value.dim()) if value.shape[d] > 1]
+        real = [d for d in real if d in dims or d - value.dim() in dims]
+        if not real:
+            return None
+        labels = self.known(value, real[-1])
+        if labels is None:
+            labels = self.partition.fresh(value.shape[real[-1]])
+            self._raw.append(range(int(labels[0]), self.partition.size))
+        key = self.label_dim(value, real[-1], "affine", labels)
+        sources, is_buffer = self.scaled_by(key), id(value) not in self.parameter_ids
+        sources = self.unscaled(labels) if is_buffer else sources
+        return Mark(along(labels, real[-1], value.shape), sources, not is_buffer)
+
+    def is_raw(self, mark: Mark) -> bool:
+        """Whether a mark began at a raw parameter or buffer, of which no width is known."""
+        first = int(mark.labels.reshape(-1)[0]) if mark.labels.numel() else 0
+        return any(first in labels for labels in self._raw)
 
     def attribute(self, module: str, name: str, labels: Tensor, divisor: int = 1) -> None:
         """Say that an integer attribute of a module counts these labels, if it does."""
@@ -229,7 +260,7 @@ class Tape:
         """Sources: these dimensions of parameters."""
         found = set()
         for key in keys:
-            if key is None:
+            if key is None or self.labelled_dims[key].role == "buffer":
                 continue
             if key not in self._source_of:
                 self._source_of[key] = len(self.sources)

@@ -39,6 +39,8 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "padded_shortcut": ([("stem.0", 4, 1)], ["a.0", "head"]),
     "pixel_shuffle": ([("0", 3, 4)], ["3"]),
     "conv_1d_and_3d": ([("a1", 5, 1), ("a3", 4, 1)], ["head"]),
+    "frozen_statistics": ([("a", 6, 1), ("b", 4, 1)], ["head"]),
+    "bias_table": ([("qkv", 4, 6)], ["head"]),
     "shared": ([("stem", 6, 1)], ["head"]),
     "tied": ([("embed", 6, 1), ("up", 8, 1)], ["embed"]),
     "keywords": ([("a", 6, 1)], ["b", "head"]),

@@ -1,7 +1,7 @@
 """Rules for everything between the layers: elementwise operators, pooling, reductions.
 
 Nothing here has a weight of its own, except a raw parameter (a layer scale, a class token) that
-takes the labels of what it meets.
+takes the labels of what it meets; so does a raw buffer.
 """
 
 from __future__ import annotations
@@ -168,11 +168,16 @@ def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
     marked = [(value, mark) for value in tensors if (mark := tape.mark(value)) is not None]
     if not marked:
         return None
+    marked.sort(key=lambda item: tape.is_raw(item[1]))  # of these the width is not known
     shape = _broadcast([value.shape for value in tensors])
     reason = f"met a tensor of fixed width in {call.name}"
     labels, marks = marked[0][1].labels.expand(shape), [marked[0][1]]
-    for _, mark in marked[1:]:
+    for value, mark in marked[1:]:
         other = mark.labels.expand(shape)
+        if tape.is_raw(mark) and varying(labels) != varying(other):  # no width, but a place
+            tape.partition.fix(other, reason)
+            labels = against_fixed(tape, value, labels, reason)
+            continue
         if _across(labels, other):
             tape.partition.fix(labels, f"met another width across in {call.name}")
             tape.partition.fix(other, f"met another width across in {call.name}")
@@ -220,16 +225,18 @@ def against_fixed(tape: Tape, value: Tensor, labels: Tensor, reason: str) -> Ten
 
 
 def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
-    """A parameter used as it is takes the labels it meets, if it meets them along one dimension."""
+    """A parameter or buffer used as it is takes the labels that it meets along one dimension."""
     dims = varying(labels)
-    if len(dims) != 1 or id(value) not in tape.parameter_ids:
+    if len(dims) != 1 or tape.name(value) is None:
         return None
     own = _aligned(value, dims[0], labels.dim())
     if own < 0 or value.shape[own] == 1:
         return None
     vector = core(labels, dims).reshape(-1)
     key = tape.label_dim(value, own, "affine", vector)
-    return Mark(along(vector, own, value.shape), tape.scaled_by(key))
+    if id(value) in tape.parameter_ids:
+        return Mark(along(vector, own, value.shape), tape.scaled_by(key))
+    return Mark(along(vector, own, value.shape), tape.unscaled(vector), False)
 
 
 # ---- along dimensions ------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decayprune.structures.tracing.call import Call, tensors_in
-from decayprune.structures.tracing.labels import along, compress, core, varying
+from decayprune.structures.tracing.labels import compress, core, varying
 from decayprune.structures.tracing.tape import Mark, Tape
 
 RESHAPES = "reshape view flatten unflatten view_as ravel reshape_as"
@@ -25,23 +25,9 @@ FREE = (
 
 
 def moved(call: Call) -> tuple[Tensor, Mark | None]:
-    """The tensor that is moved, a raw parameter labelled along its last dimension."""
+    """The tensor that is moved, a raw parameter or buffer labelled along its last dimension."""
     x = call.args[0] if call.args else next(iter(call.tensors()))
-    return x, _raw(call.tape, x)
-
-
-def _raw(tape: Tape, x: Any) -> Mark | None:
-    """The mark of a tensor; a parameter that is moved gets one along its last real dimension."""
-    found = tape.mark(x)
-    if found is not None or id(x) not in tape.parameter_ids:
-        return found
-    dims = [d for d in range(x.dim()) if x.shape[d] > 1]
-    if not dims:
-        return None
-    known = tape.known(x, dims[-1])
-    labels = tape.partition.fresh(x.shape[dims[-1]]) if known is None else known
-    key = tape.label_dim(x, dims[-1], "affine", labels)
-    return Mark(along(labels, dims[-1], x.shape), tape.scaled_by(key))
+    return x, call.tape.raw(x)
 
 
 def _spread(call: Call, out: Any, result: Any, found: Mark) -> Any:
@@ -89,7 +75,7 @@ def join(call: Call) -> Any:
     """Cat and stack: widths follow each other; across another dimension they are unified."""
     tape, out = call.tape, call.run()
     parts = call.arg(0, "tensors")
-    marks = [_raw(tape, part) for part in parts]
+    marks = [tape.raw(part) for part in parts]
     known = [mark for mark in marks if mark is not None]
     if not known:
         return out
@@ -174,10 +160,12 @@ def glu(call: Call) -> Any:
 
 def take(call: Call) -> Any:
     """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
-    tape, out, (_, found) = call.tape, call.run(), moved(call)
+    tape, out, (x, index) = call.tape, call.run(), call.args
+    found = tape.mark(x)
+    if found is None:  # a table of biases by head and offset is read at offsets: heads stay whole
+        found = tape.raw_along(x, _taken_whole(x, index))
     if found is None:
         return out
-    index = call.args[1]
     labels = index_labels(tape, found.labels, index)
     tape.put(out, labels[index], found.sources, found.zero)
     return out
@@ -185,30 +173,39 @@ def take(call: Call) -> Any:
 
 def index_labels(tape: Tape, labels: Tensor, index: Any) -> Tensor:
     """Labels, with every dimension collapsed of which an index takes only a part."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    used = sum(
-        item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
-        for item in items
-        if item is not None and item is not Ellipsis
-    )
-    dim = 0
-    for item in items:
-        if item is None:
-            continue
-        if item is Ellipsis:
-            dim += labels.dim() - used
-            continue
-        whole = isinstance(item, slice) and item.indices(labels.shape[dim]) == (
-            0,
-            labels.shape[dim],
-            1,
-        )
-        span = item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
-        for d in range(dim, dim + span):
-            if not whole:
-                labels = tape.partition.collapse(labels, d, "sliced at fixed places")
-        dim += span
+    for dim, item in _by_dimension(index, labels.dim()):
+        if not _is_whole(item, labels.shape[dim]):
+            labels = tape.partition.collapse(labels, dim, "sliced at fixed places")
     return labels
+
+
+def _taken_whole(x: Tensor, index: Any) -> set[int]:
+    """Dimensions of which an index takes everything, in order."""
+    named = dict(_by_dimension(index, x.dim()))
+    return {d for d in range(x.dim()) if d not in named or _is_whole(named[d], x.shape[d])}
+
+
+def _by_dimension(index: Any, dims: int) -> list[tuple[int, Any]]:
+    """(dimension, item) of an index; a mask of several dimensions stands at each of them."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    spans = [
+        item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1 for item in items
+    ]
+    spans = [0 if item is None else n for item, n in zip(items, spans, strict=True)]
+    used = sum(n for item, n in zip(items, spans, strict=True) if item is not Ellipsis)
+    found: list[tuple[int, Any]] = []
+    dim = 0
+    for item, span in zip(items, spans, strict=True):
+        if item is Ellipsis:
+            dim += dims - used
+            continue
+        found += [(d, item) for d in range(dim, dim + span)]
+        dim += span
+    return found
+
+
+def _is_whole(item: Any, size: int) -> bool:
+    return isinstance(item, slice) and item.indices(size) == (0, size, 1)
 
 
 def take_along(call: Call) -> Any:

@@ -92,3 +92,35 @@ def test_what_reads_all_of_a_width_fixes_it(between, why: str) -> None:
 )
 def test_what_treats_channels_one_by_one_leaves_them_free(between) -> None:
     assert groups(between) == [(6, 1)]
+
+
+# ---- buffers ---------------------------------------------------------------------------------
+
+
+def test_a_buffer_along_the_width_is_cut_along_and_never_scaled() -> None:
+    model = Lambda(
+        lambda m, x: m.b(m.a(x) * m.shift + m.shift.view(8)), a=nn.Linear(4, 8), b=nn.Linear(8, 3)
+    )
+    model.register_buffer("shift", torch.randn(1, 8))
+    found = trace(model, torch.randn(2, 4))
+    assert [(g.size, g.width) for g in found.groups] == [(8, 1)]
+    own = [item for item in found.slices if item.name == "shift"]
+    assert [(item.dim, item.role) for item in own] == [(1, "buffer")]
+    assert not own[0].carrier.any()
+    assert found.unpinned.all()  # a channel of zeros is shifted
+
+
+@pytest.mark.parametrize(
+    "used", [lambda x: x, lambda x: x[None], lambda x: x.reshape(1, 1, 1, 2), lambda x: x.cos()]
+)
+def test_a_buffer_along_the_channels_of_a_head_does_not_tie_heads(used) -> None:
+    def forward(m, x):
+        q, k, v = m.a(x).view(2, 5, 3, -1, 2).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q * used(m.turn), k + used(m.turn), v)
+        return m.b(y.transpose(1, 2).flatten(2))
+
+    model = Lambda(forward, a=nn.Linear(4, 24), b=nn.Linear(8, 3))
+    model.register_buffer("turn", torch.randn(2))
+    found = trace(model, torch.randn(2, 5, 4))
+    assert [(g.size, g.width) for g in found.groups] == [(4, 6)]
+    assert "turn" not in {item.name for item in found.slices}
