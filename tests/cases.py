@@ -851,6 +851,62 @@ class PlainRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
 
 
+class OnePlusNorm(PlainRMSNorm):
+    """An RMS norm that scales by one more than its weight, as Gemma's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.variance_epsilon = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return y * (1.0 + self.weight)
+
+
+class GammaLayerNorm(nn.Module):
+    """A layer norm over dimension 1 in words of its own, as the first ConvNeXt had it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(width, 1, 1) + 0.5)
+        self.beta = nn.Parameter(torch.randn(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + 1e-6) * self.gamma + self.beta
+
+
+class OwnForward(nn.LayerNorm):
+    """Channels last, with a forward of its own for a fast path, as timm's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+@case
+def norms_of_their_own() -> tuple[nn.Module, Any]:
+    """Normalisers of other libraries, by no name that we know: every width between leaves."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.first(m.stem(x)).flatten(2).transpose(1, 2)
+        x = m.last(x + m.a(x))
+        x = x + m.down(F.gelu(m.up(m.plus(x))))
+        return m.head(m.plus(x).mean(1))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 8, 3),
+        first=GammaLayerNorm(8),
+        a=nn.Linear(8, 8),
+        last=OwnForward(8),
+        plus=OnePlusNorm(8),
+        up=nn.Linear(8, 12),
+        down=nn.Linear(12, 8),
+        head=nn.Linear(8, 3),
+    ), image()
+
+
 @case
 def counting_norms() -> tuple[nn.Module, Any]:
     """Every norm that mixes channels, on widths that a layer hands out."""

@@ -29,8 +29,8 @@ def counting_layer_norm(
     Args:
         x: Activations with ``n`` channels along ``dim``.
         counted: Channels of the mean and the variance, ``counted >= n``.
-        weight: Scale per channel, shape ``(n,)``, or None.
-        bias: Shift per channel, shape ``(n,)``, or None.
+        weight: Scale per channel, ``n`` elements, or None.
+        bias: Shift per channel, ``n`` elements, or None.
         eps: Added to the variance.
         dim: Dimension of the channels; each place along the others has its own mean.
     """
@@ -41,9 +41,45 @@ def counting_layer_norm(
     x = x.movedim(dim, -1)
     there = x.shape[-1]
     x = _padded(x, 1, counted, -1)
-    weight, bias = (_padded(value, 1, counted, 0) for value in (weight, bias))
+    weight, bias = (
+        value if value is None else _padded(value.flatten(), 1, counted, 0)
+        for value in (weight, bias)
+    )
     y = F.layer_norm(x, (counted,), weight, bias, eps)
     return y[..., :there].movedim(-1, dim)
+
+
+def counting_rms_norm(
+    x: Tensor,
+    counted: int,
+    weight: Tensor | None,
+    eps: float | None,
+    dim: int = -1,
+    offset: float = 0.0,
+) -> Tensor:
+    """RMS norm over ``x`` and as many zeros as are missing from ``counted`` channels (ours).
+
+    Args:
+        x: Activations with ``n`` channels along ``dim``.
+        counted: Channels of the mean square, ``counted >= n``.
+        weight: Scale per channel, ``n`` elements, or None.
+        eps: Added to the mean square; None: the smallest of the dtype.
+        dim: Dimension of the channels; each place along the others has its own mean square.
+        offset: Added to the weight.
+    """
+    if has_torch_function_variadic(x, weight):
+        return handle_torch_function(
+            counting_rms_norm, (x, weight), x, counted, weight, eps, dim, offset
+        )
+    # Wanted: x / sqrt(sum(x ** 2) / counted + eps). The fused kernel divides by the n that are
+    # there: sum / counted + eps = (sum / n + eps * counted / n) * n / counted.
+    x = x.movedim(dim, -1)
+    times = counted / x.shape[-1]
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if weight is not None:
+        weight = weight.flatten() + offset if offset else weight.flatten()
+    y = F.rms_norm(x, (x.shape[-1],), weight, eps * times)
+    return y.mul(times**0.5).movedim(-1, dim)
 
 
 def counting_group_norm(
@@ -88,26 +124,29 @@ def _padded(value: Tensor | None, groups: int, counted: int, dim: int) -> Tensor
 
 
 class CountingLayerNorm(nn.LayerNorm):
-    """What a :class:`torch.nn.LayerNorm` becomes when channels leave it.
+    """What a :class:`torch.nn.LayerNorm`, or a module that computes the same, becomes.
 
     Attributes:
         counted: Channels it computes mean and variance over, those that left included.
         channels_first: Whether the channels lie along dimension 1 instead of the last.
+        affine: Names of the parameters that scale and shift each channel, None without.
         replaced: Name of the class it was before.
     """
 
     counted: int
     channels_first: bool
+    affine: tuple[str | None, str | None]
     replaced: str
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; channels along the last dimension, or the second one."""
+        weight, bias = (getattr(self, name) if name else None for name in self.affine)
         dim = 1 if self.channels_first else -1
-        return counting_layer_norm(input, self.counted, self.weight, self.bias, self.eps, dim)
+        return counting_layer_norm(input, self.counted, weight, bias, self.eps, dim)
 
     def extra_repr(self) -> str:
-        """As its base, and what is counted."""
-        return f"{super().extra_repr()}, counted={self.counted}"
+        """Width, epsilon, and what is counted."""
+        return f"{tuple(self.normalized_shape)}, eps={self.eps}, counted={self.counted}"
 
 
 class CountingGroupNorm(nn.GroupNorm):
@@ -137,21 +176,24 @@ class CountingRMSNorm(nn.RMSNorm):
 
     Attributes:
         counted: Channels it takes the mean square over, those that left included.
+        channels_first: Whether the channels lie along dimension 1 instead of the last.
+        affine: Name of the parameter that scales each channel, None without; and None.
+        offset: Added to the scale (Gemma: 1).
         replaced: Name of the class it was before.
     """
 
     counted: int
+    channels_first: bool
+    affine: tuple[str | None, str | None]
+    offset: float
     replaced: str
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise over the last dimension."""
-        # Wanted: x / sqrt(sum(x ** 2) / counted + eps). The fused kernel divides by the n that are
-        # there: sum / counted + eps = (sum / n + eps * counted / n) * n / counted.
-        times = self.counted / x.shape[-1]
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        y = F.rms_norm(x, self.normalized_shape, self.weight, eps * times)
-        return y.mul(times**0.5)
+        """Normalise; channels along the last dimension, or the second one."""
+        name, dim = self.affine[0], 1 if self.channels_first else -1
+        weight = getattr(self, name) if name else None
+        return counting_rms_norm(x, self.counted, weight, self.eps, dim, self.offset)
 
     def extra_repr(self) -> str:
-        """As its base, and what is counted."""
+        """Width, epsilon, and what is counted."""
         return f"{tuple(self.normalized_shape)}, eps={self.eps}, counted={self.counted}"

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from decayprune.structures.exact.attention import HeadwiseAttention
+from decayprune.structures.exact.normalisers import is_group_norm, normaliser
 from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 
@@ -38,17 +37,18 @@ def stand_in(module: nn.Module) -> type[nn.Module] | None:
     """
     if isinstance(module, STAND_INS):
         return type(module)
-    if isinstance(module, nn.LayerNorm):
-        return CountingLayerNorm if len(module.normalized_shape) == 1 else None
-    if type(module).forward is nn.GroupNorm.forward:
-        return CountingGroupNorm if module.num_groups != module.num_channels else None
+    if isinstance(module, nn.GroupNorm):
+        mixes = module.num_groups != module.num_channels
+        return CountingGroupNorm if mixes and is_group_norm(module) else None
     if isinstance(module, nn.MultiheadAttention):
         plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
         own = type(module).forward is not nn.MultiheadAttention.forward
         return HeadwiseAttention if plain and not own else None
     if is_window_attention(module):
         return HeadwiseWindowAttention
-    return CountingRMSNorm if _rms_norm(module) is not None else None
+    if (found := normaliser(module)) is not None:
+        return CountingLayerNorm if found.centred else CountingRMSNorm
+    return None
 
 
 def become(module: nn.Module) -> Callable[[], None]:
@@ -63,11 +63,10 @@ def become(module: nn.Module) -> Callable[[], None]:
     if is_window_attention(module):
         heads: Any = module.num_heads
         added |= {"dim": counted, "head_dim": (counted or 0) // heads}
-    elif isinstance(module, nn.LayerNorm):
-        # The one reason to override forward() is another dimension; the trial cut checks it.
-        added["channels_first"] = old.forward is not nn.LayerNorm.forward
-    elif (rms := _rms_norm(module)) is not None:
-        added |= {"normalized_shape": rms[:1], "eps": rms[1]}
+    elif (found := normaliser(module)) is not None:
+        added |= {"normalized_shape": (found.width,), "eps": found.eps}
+        added |= {"channels_first": found.channels_first, "affine": (found.weight, found.bias)}
+        added |= {} if found.centred else {"offset": found.offset}
     vars(module).update(added)
     module.__class__ = new
 
@@ -115,57 +114,24 @@ def counted_width(module: nn.Module) -> int | None:
     if is_window_attention(module):
         qkv: Any = module.qkv
         return int(qkv.in_features)
-    if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[0] if stand_in(module) else None
     if isinstance(module, nn.GroupNorm):
         return module.num_channels if stand_in(module) else None
-    found = _rms_norm(module)
-    return None if found is None else found[0]
+    found = normaliser(module)
+    return None if found is None else found.width
 
 
 @contextmanager
-def rms_norms_by_name(model: nn.Module) -> Iterator[None]:
-    """Show modules that compute an RMS norm in their own words as ``nn.RMSNorm`` to a tracer."""
+def normalisers_shown(model: nn.Module) -> Iterator[None]:
+    """Show modules that normalise in words of their own to a tracer as their stand-ins."""
     undo: list[Callable[[], None]] = []
     try:
         undo += [
             become(module)
             for module in model.modules()
-            if type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
+            if not type(module).__module__.startswith("torch.")
+            and stand_in(module) in (CountingLayerNorm, CountingRMSNorm, CountingGroupNorm)
         ]
         yield
     finally:
         for back in undo:
             back()
-
-
-def _rms_norm(module: nn.Module) -> tuple[int, float | None] | None:
-    """Width and epsilon of a module that is an RMS norm over the last dimension, by what it does.
-
-    A module of another library is believed only if it computes what ``rms_norm`` computes.
-    """
-    weight = getattr(module, "weight", None)
-    if type(module).forward is nn.RMSNorm.forward and isinstance(module, nn.RMSNorm):
-        shape = module.normalized_shape
-        return (shape[0], module.eps) if len(shape) == 1 else None
-    if not type(module).__name__.endswith("RMSNorm"):
-        return None
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    alone = len(list(module.parameters())) == 1 and not list(module.children())
-    if not (alone and isinstance(weight, Tensor) and weight.dim() == 1 and eps):
-        return None
-    with torch.no_grad():
-        if weight.is_meta:  # values of our own show what it computes just as well
-            weight = torch.linspace(0.5, 1.5, weight.numel(), dtype=weight.dtype)
-        x = torch.linspace(-1, 2, 2 * weight.numel(), dtype=weight.dtype, device=weight.device)
-        x = x.view(2, -1)
-        try:
-            found = torch.func.functional_call(module, {"weight": weight}, x)
-        except Exception:  # whatever it is, it is no normaliser of one tensor
-            return None
-        expected = F.rms_norm(x, weight.shape, weight, eps)
-    same = isinstance(found, Tensor) and found.shape == expected.shape
-    rounding = 16 * torch.finfo(weight.dtype).eps
-    if not same or not torch.allclose(found.to(expected), expected, rounding, rounding):
-        return None
-    return weight.numel(), eps

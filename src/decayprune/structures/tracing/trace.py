@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from decayprune.structures.exact.swap import is_window_attention, rms_norms_by_name
+from decayprune.structures.exact.swap import is_window_attention, normalisers_shown
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 from decayprune.structures.example import arguments, plain_arithmetic, random_state_kept
 from decayprune.structures.structure_map import StructureMap
@@ -67,7 +67,7 @@ def trace(
     tape = Tape(copy)
     with (
         plain_arithmetic(),  # autocast would run layers on copies of their weights
-        rms_norms_by_name(copy),
+        normalisers_shown(copy),
         _names_of_running_modules(tape),
         random_state_kept(copy),
         torch.no_grad(),
@@ -110,7 +110,7 @@ class _Tracer(TorchFunctionMode):
         if name.startswith("get:") and name not in _RULES:
             return call.run()
         rule = _RULES.get(name)
-        if rule is not None and "out" not in call.kwargs:
+        if rule is not None and call.kwargs.get("out") is None:  # torch.norm names it, as None
             return rule(call)
         if not any(self.tape.mark(t) is not None for t in call.tensors()):
             return call.run()

@@ -12,7 +12,7 @@ from decayprune.structures.exact.swap import (
     become,
     become_all,
     counted_width,
-    rms_norms_by_name,
+    normalisers_shown,
     stand_in,
 )
 
@@ -97,9 +97,9 @@ def test_an_encoder_beside_a_stand_in_packs_no_tokens() -> None:
     assert type(encoder.layers[0].self_attn) is nn.MultiheadAttention
 
 
-def test_a_tracer_sees_rms_norms_of_any_library_for_a_while() -> None:
+def test_a_tracer_sees_normalisers_of_any_library_for_a_while() -> None:
     model = nn.Sequential(PlainRMSNorm(4), nn.RMSNorm(4))
-    with rms_norms_by_name(model):
+    with normalisers_shown(model):
         assert isinstance(model[0], CountingRMSNorm)
         assert type(model[1]) is nn.RMSNorm
     assert type(model[0]) is PlainRMSNorm

@@ -71,6 +71,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "gated_mlp": ([("gate", 6, 1)], ["down"]),
     "tokens": ([("patch", 6, 1)], ["head"]),
     "recurrent": ([("b", 7, 1)], ["a", "head", "lstm"]),
+    "norms_of_their_own": ([("stem", 8, 1), ("up", 12, 1)], ["head"]),
     "counting_norms": (
         [("stem", 8, 1), ("a", 6, 1), ("up", 9, 1), ("b", 7, 1), ("c", 5, 1)],
         ["head"],

@@ -257,11 +257,18 @@ def group_norm(call: Call) -> Any:
 
 
 def counting_layer_norm(call: Call) -> Any:
-    """The layer norm of a model that was cut before."""
-    out, x, dim = call.run(), call.arg(0, "x"), call.arg(5, "dim")
-    affine = call.arg(2, "weight"), call.arg(3, "bias")
-    if call.tape.mark(x) is not None:
-        _mixing(call.tape, x, out, dim % x.dim(), affine, "normalized_shape")
+    """Layer norms and RMS norms in words of their own, and those of a model cut before."""
+    tape, out, x = call.tape, call.run(), call.arg(0, "x")
+    centred = call.name == "counting_layer_norm"
+    affine = call.arg(2, "weight"), call.arg(3, "bias") if centred else None
+    dim, found = call.arg(5 if centred else 4, "dim", -1) % x.dim(), tape.mark(x)
+    if found is None:
+        return out
+    if varying(found.labels) == [dim]:
+        _mixing(tape, x, out, dim, affine, "normalized_shape", centred)
+        return out
+    labels = tape.partition.collapse(found.labels, dim, f"mixed by {_kind(tape, call)}")
+    tape.put(out, labels, tape.unscaled(labels), False)
     return out
 
 
@@ -275,7 +282,7 @@ def counting_group_norm(call: Call) -> Any:
 
 
 def _kind(tape: Tape, call: Call) -> str:
-    return {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}.get(call.name, "GroupNorm")
+    return "RMSNorm" if "rms" in call.name else "LayerNorm"
 
 
 def _mixing(
@@ -296,7 +303,7 @@ def _mixing(
     found, labels = tape.mark(x), tape.channels(x, dim, _ALONG_CHANNELS)
     layer = tape.owner(affine[0])
     tape.mixed.append((labels, layer))
-    keys = [tape.label_dim(value, 0, "affine", labels) for value in affine]
+    keys = [tape.label_dim(value, _longest(value), "affine", labels) for value in affine]
     tape.attribute(layer, attribute, labels)
     before = frozenset[int]() if found is None else found.sources
     scaled = frozenset(source for source in before if tape.has_scale(frozenset([source])))
@@ -306,6 +313,11 @@ def _mixing(
         tape.unpinned.append(labels)
     zero = has_affine or (not shifts and found is not None and found.zero)
     tape.put(out, along(labels, dim, out.shape), sources, zero)
+
+
+def _longest(value: Tensor | None) -> int:
+    """The dimension of a vector that may have others of size 1: (channels, 1, 1)."""
+    return 0 if value is None else max(range(value.dim()), key=value.shape.__getitem__)
 
 
 def prelu(call: Call) -> Any:
@@ -356,6 +368,7 @@ LAYERS = {
     "rms_norm": layer_norm,
     "group_norm": group_norm,
     "counting_layer_norm": counting_layer_norm,
+    "counting_rms_norm": counting_layer_norm,
     "counting_group_norm": counting_group_norm,
     "prelu": prelu,
 }
