@@ -147,12 +147,15 @@ class DecayPruner(BesideOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         # What was measured goes along: another day's table would decide otherwise.
-        measured = {} if self._latency is None else {"latency": self._latency.table}
+        measured = {} if self._latency is None else {"latency": self._latency.state_dict()}
         return {"seed": self._seed, **measured}
 
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if self._latency is not None:  # first, as it may refuse and nothing else has changed yet
+            self._latency.load_state_dict(state["latency"])
+        super()._restore(state)
+
     def _load_own(self, state: Mapping[str, Any]) -> None:
-        if self._latency is not None:
-            self._latency.table = state["latency"]
         self._seed = int(state["seed"])
         self._selector.importance = arguments.as_importance(self._importance, self._seed)
 

@@ -48,7 +48,7 @@ def test_where_only_macs_take_time_latency_is_macs(make: Callable[[], nn.Module]
     structures = trace(model, INPUTS)
     cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
     latency = LatencyModel(model, structures, INPUTS, flops)
-    assert latency.table["rest"] == pytest.approx(0, abs=1e-6)
+    assert latency.table.rest == pytest.approx(0, abs=1e-6)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         kept = (torch.rand(cost.sizes.shape, generator=generator) * cost.sizes).long() + 1
