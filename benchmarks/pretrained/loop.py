@@ -1,4 +1,4 @@
-"""The training loop that every arm shares: AdamW, a short warm-up, a cosine to zero, bfloat16."""
+"""The training loop that every arm shares: AdamW, a short warm-up, a cosine to zero, float32."""
 
 from __future__ import annotations
 
@@ -85,8 +85,7 @@ def train(
     model.train()
     for step in track(range(steps), title):
         set_rate(optimizer, learning_rate(step, steps, lr))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, next(batches), teacher)
+        loss = loss_of(model, next(batches), teacher)
         loss.backward()
         active = pruner is not None and report is None
         if active:
@@ -110,9 +109,8 @@ def evaluate(model: nn.Module, part: Glosses, limit: int | None = None) -> float
     training = model.training
     model.eval()
     right = total = 0
-    with torch.autocast("cpu", torch.bfloat16):
-        for ids, mask, labels in part.once(limit):
-            right += int((model(ids, mask).argmax(1) == labels).sum())
-            total += len(labels)
+    for ids, mask, labels in part.once(limit):
+        right += int((model(ids, mask).argmax(1) == labels).sum())
+        total += len(labels)
     model.train(training)
     return right / total

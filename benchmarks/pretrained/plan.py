@@ -35,7 +35,7 @@ ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + LONG_CONTROLS
 
 OTHER_SEEDS = 8
 SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(PRIMARY, 12)  # at 25 % of the MACs
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
 
 
@@ -76,9 +76,9 @@ def queue() -> list[tuple[str, int, int, float]]:
     """Arm, seed, steps and budget of every run, the important first, seeds round robin."""
     cells = [(0.25, 300), (0.25, 1200), (0.5, 300), (0.5, 1200)]
     parts = [
-        *((PRIMARY, cell) for cell in cells[:2]),
-        *((RIVALS + DISTILLED, cell) for cell in cells[:2]),
+        *((PRIMARY + RIVALS, cell) for cell in cells[:2]),
         (("scratch_total",), (0.25, 1200)),
+        *((DISTILLED, cell) for cell in cells[:2]),
         *((CONTROLS, cell) for cell in cells[:2]),
         *((PRIMARY + RIVALS + ("dense_on",), cell) for cell in cells[2:]),
         (("scratch_total_distil",), (0.25, 1200)),
