@@ -29,6 +29,7 @@ from decayprune.checkpoint.checkpoint import load, save
 from decayprune.checkpoint.fields import CheckpointError
 from decayprune.checkpoint.structure import reshape, structure
 from decayprune.cost import Budget
+from decayprune.distill import Distill
 from decayprune.inspection import Inspection, inspect
 from decayprune.latency.benchmark import benchmark
 from decayprune.method.lifecycle import Event
@@ -47,6 +48,7 @@ __all__ = [
     "CompactionError",
     "CompactionReport",
     "DecayPruner",
+    "Distill",
     "Event",
     "Inspection",
     "Rectify",

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from decayprune.compensation import calibration
+from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
 from decayprune.latency.estimate import LatencyModel
 from decayprune.method.decay import Curve
@@ -48,7 +50,12 @@ class DecayPruner(BesideOptimizer):
         schedule: When structures are selected and how long they decay.
         rectify: When a decaying structure is released; None for smooth pruning alone.
         importance: ``"magnitude"``, ``"magnitude_l1"``, ``"taylor"``, ``"bn_scale"``,
-            ``"random"``, or a function ``(structures, parameters) -> scores``.
+            ``"random"``, ``"variance"``, or a function ``(structures, parameters) -> scores``.
+            None: ``"variance"`` if there is something to calibrate on, else ``"magnitude"``.
+        calibrate: Batches without labels, each as ``example_inputs`` are; at most 64 are read, at
+            once. Structures are then ranked by how much their consumers vary with them, and the
+            consumers take over what is picked by ridge regression
+            (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: Make every pruned width a multiple of it.
         scope: What stays of a group falls with its width (``"width"``); or structures are compared
@@ -75,7 +82,8 @@ class DecayPruner(BesideOptimizer):
         budget: Budget,
         schedule: Schedule,
         rectify: Rectify | None = Rectify(),  # noqa: B008 - frozen
-        importance: str | Importance = "magnitude",
+        importance: str | Importance | None = None,
+        calibrate: Iterable[ExampleInputs] | None = None,
         ignored_layers: Iterable[str | nn.Module] = (),
         round_to: int | None = None,
         scope: Scope = "width",
@@ -98,20 +106,26 @@ class DecayPruner(BesideOptimizer):
         if budget.latency is not None:
             self._latency = LatencyModel(model, self.structures, example_inputs)
             self._session.cost = self.cost.timed_by(self._latency)
-        self._importance, self._seed = importance, arguments.shared_seed(importance)
+        self._calibration = self._calibrated(calibrate)
+        self._importance = importance or ("magnitude" if calibrate is None else "variance")
+        self._seed = arguments.shared_seed(self._importance)
         self._selector = ImportanceSelector(
             self.structures,
             self.cost,
             budget,
             schedule,
-            arguments.as_importance(importance, self._seed),
+            self._ranking(),
             scope=scope,
             round_to=round_to,
             floor=floor,
             rectify=rectify,
         )
+        self._compensated: Compensated | None = None
+        if self._calibration is not None:
+            self._compensated = Compensated(self._selector, self._calibration)
         self._options = _plain(
-            importance=importance,
+            **({} if calibrate is None else {"calibrated": True}),
+            importance=self._importance,
             round_to=round_to,
             scope=scope,
             slices=slices,
@@ -120,7 +134,7 @@ class DecayPruner(BesideOptimizer):
         )
         self._session.begin(
             self,
-            self._selector,
+            self._compensated or self._selector,
             curve=curve,
             decay_steps=schedule.decay_steps,
             slices=slices,
@@ -130,7 +144,33 @@ class DecayPruner(BesideOptimizer):
             reads_gradients=self._selector.reads_gradients,
         )
 
+    def _calibrated(
+        self, batches: Iterable[ExampleInputs] | None
+    ) -> calibration.Calibration | None:
+        if batches is None:
+            return None
+        return calibration.calibrate(self._session.model, self.structures, batches)
+
+    def _ranking(self) -> Importance:
+        if self._importance != "variance":
+            return arguments.as_importance(self._importance, self._seed)
+        if self._calibration is None:
+            raise ValueError(
+                "importance='variance' ranks by what layers read, and nothing was given to read. "
+                "Pass calibrate=[x for x, _ in itertools.islice(loader, 16)]."
+            )
+        return self._calibration.importance
+
     # ---------------------------------------------------------------- what the session asks
+
+    def _follow(self) -> None:
+        self._settle()  # what an interrupt has left
+        self._session.follow()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._compensated is not None and self._compensated.settle():
+            self._session.vigil.followed()
 
     def _costs(self) -> list[str]:
         return [*super()._costs(), *([] if self._latency is None else ["latency"])]
@@ -147,17 +187,24 @@ class DecayPruner(BesideOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         # What was measured goes along: another day's table would decide otherwise.
-        measured = {} if self._latency is None else {"latency": self._latency.state_dict()}
-        return {"seed": self._seed, **measured}
+        state: dict[str, Any] = {"seed": self._seed}
+        if self._latency is not None:
+            state["latency"] = self._latency.state_dict()
+        if self._compensated is not None:
+            state["compensation"] = self._compensated.state_dict()
+        return state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if self._latency is not None:  # first, as it may refuse and nothing else has changed yet
+        # First, as they may refuse and nothing else has changed yet.
+        if self._latency is not None:
             self._latency.load_state_dict(state["latency"])
+        if self._compensated is not None:
+            self._compensated.load_state_dict(state["compensation"])
         super()._restore(state)
 
     def _load_own(self, state: Mapping[str, Any]) -> None:
         self._seed = int(state["seed"])
-        self._selector.importance = arguments.as_importance(self._importance, self._seed)
+        self._selector.importance = self._ranking()
 
 
 def _plain(**options: Any) -> dict[str, Any]:

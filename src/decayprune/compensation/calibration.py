@@ -1,0 +1,162 @@
+"""Running a model on some batches to learn what its layers read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.compensation.consumers import Consumer, consumers
+from decayprune.compensation.moments import Moments, RunningMoments, pooled
+from decayprune.structures.example import ExampleInputs, arguments, quiet
+from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.sums import labelled, sum_products
+
+MOST_BATCHES = 64  # moments of a few hundred samples are enough
+
+
+class Calibration:
+    """What the layers that read structures have read on calibration data.
+
+    Args:
+        readers: Those layers.
+        moments: Of each of them, by its name; those that were never called are missing.
+    """
+
+    def __init__(self, readers: Iterable[Consumer], moments: Mapping[str, Moments]) -> None:
+        self.moments = dict(moments)
+        self.readers = tuple(reader for reader in readers if reader.name in self.moments)
+
+    def importance(self, structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
+        """How much the outputs of its consumers vary with a structure.
+
+        The root of the sum, over consumers and input channels, of the channel's variance times the
+        squared norm of its column: the error in the consumers' outputs if the structure is replaced
+        by its mean. A group that nobody read on the calibration data is ranked by the norms of its
+        weights instead; scores are compared within groups, or relative to their mean.
+
+        Source: variance-based pruning; over several consumers and structures, ours.
+
+        Returns:
+            Shape ``(S,)``.
+        """
+        size = structures.num_structures
+        total, seen = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.bool)
+        for reader in self.readers:
+            mine = reader.structure >= 0
+            weight = parameters[f"{reader.name}.weight"].detach().double().cpu()
+            columns = weight.movedim(1, 0).flatten(1).square().sum(1)
+            value = self.moments[reader.name].variance * columns
+            total.index_add_(0, reader.structure[mine], value[mine])
+            seen[reader.structure[mine]] = True
+        norms = sum_products(labelled(structures), size, parameters).cpu().double()
+        for group in structures.groups:
+            part = slice(group.start, group.stop)
+            if not bool(seen[part].all()):
+                total[part] = norms[part]
+        return total.sqrt().float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors, by the layer's name."""
+        return {name: vars(moments) for name, moments in self.moments.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: It is of other layers.
+        """
+        found = {name: tuple(part["mean"].shape) for name, part in state.items()}
+        expected = {name: tuple(part.mean.shape) for name, part in self.moments.items()}
+        if found != expected:
+            raise ValueError(
+                "This state was calibrated on other layers. Build the pruner with the calibration "
+                "data that it was saved with."
+            )
+        self.moments = {name: Moments(**part) for name, part in state.items()}
+
+
+def calibrate(
+    model: nn.Module, structures: StructureMap, batches: Iterable[ExampleInputs]
+) -> Calibration:
+    """Learn what the layers of a model read, in evaluation mode and without gradients.
+
+    Where a batch is a dictionary with an ``attention_mask``, padding does not count. In a
+    data-parallel run every rank brings batches of its own, and all learn the same.
+
+    Args:
+        model: Nothing of it changes.
+        structures: Of the model.
+        batches: Each as ``example_inputs`` are; at most 64 are read. Labels are not needed.
+
+    Raises:
+        ValueError: There is no batch, or a layer has read something that is not finite.
+    """
+    readers = consumers(model, structures)
+    running = {reader.name: RunningMoments(len(reader.structure)) for reader in readers}
+    number, device = 0, next(model.parameters()).device
+    with quiet(model):
+        for batch in itertools.islice(batches, MOST_BATCHES):
+            args, kwargs = arguments(_on(device, batch))
+            with _watched(readers, running, kwargs.get("attention_mask")):
+                model(*args, **kwargs)
+            number += 1
+    if not number:
+        raise ValueError(
+            "calibrate has no batch. Pass a list of batches, each as the model takes it: "
+            "calibrate=[x for x, _ in itertools.islice(loader, 16)]."
+        )
+    moments = {name: part.result() for name, part in running.items() if part.count}
+    for name, part in moments.items():
+        if not bool(part.covariance.isfinite().all()):
+            raise ValueError(
+                f"{name} has read values that are not finite on a batch of calibrate. Look at the "
+                "data, and at the weights before it."
+            )
+    return Calibration(readers, _of_all_ranks(moments))
+
+
+def _on(device: torch.device, batch: ExampleInputs) -> ExampleInputs:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: _on(device, part) for name, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(_on(device, part) for part in batch)
+    return batch
+
+
+@contextmanager
+def _watched(
+    readers: Iterable[Consumer], running: Mapping[str, RunningMoments], mask: Tensor | None
+) -> Iterator[None]:
+    def watch(reader: Consumer) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            read = inputs[0]
+            if mask is not None and read.shape[:-1] == mask.shape:
+                read = read[mask.bool()]
+            running[reader.name].add(reader.rows(read))
+
+        return hook
+
+    hooks = [reader.layer.register_forward_pre_hook(watch(reader)) for reader in readers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _of_all_ranks(moments: dict[str, Moments]) -> dict[str, Moments]:
+    """The same on every rank, whatever batches it had."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed:
+        return moments
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, moments)
+    names = [name for name in moments if all(name in part for part in everybody)]
+    return {name: pooled([part[name] for part in everybody]) for name in names}

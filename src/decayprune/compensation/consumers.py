@@ -1,0 +1,60 @@
+"""The layers that read structures, and what they read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from decayprune.structures.structure_map import FIXED, StructureMap
+
+
+class Consumer(NamedTuple):
+    """A layer that reads structures, one input channel after the other.
+
+    Attributes:
+        name: Of the module.
+        layer: A linear layer, or a convolution that is neither grouped nor transposed.
+        structure: Structure of each input channel, -1 where it never leaves, ``(inputs,)``.
+        outputs: Structure of each output channel, ``(outputs,)``.
+    """
+
+    name: str
+    layer: nn.Linear | _ConvNd
+    structure: Tensor
+    outputs: Tensor
+
+    def rows(self, inputs: Tensor) -> Tensor:
+        """What it reads, as one vector of channels per position, shape ``(n, channels)``."""
+        if isinstance(self.layer, nn.Linear):
+            return inputs.flatten(0, -2) if inputs.ndim > 1 else inputs[None]
+        spatial = len(self.layer.kernel_size)
+        batch = inputs if inputs.ndim == spatial + 2 else inputs[None]
+        return batch.movedim(1, -1).flatten(0, -2)
+
+
+def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
+    """Layers whose inputs leave with structures, and whose columns could take others over.
+
+    A grouped convolution reads other channels in every group, a transposed one or a weight that
+    is used by hand has no inputs of its own to look at: they are left out.
+    """
+    found = []
+    rows = {item.name: item.structure for item in structures.slices if item.dim == 0}
+    for item in structures.slices:
+        name, _, kind = item.name.rpartition(".")
+        if item.role != "column" or kind != "weight" or item.dim != 1:
+            continue
+        layer = model.get_submodule(name)
+        if _reads_channels(layer):
+            fixed = torch.full((layer.weight.shape[0],), FIXED)
+            found.append(Consumer(name, layer, item.structure, rows.get(item.name, fixed)))
+    return found
+
+
+def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
+    if isinstance(layer, _ConvNd):
+        return layer.groups == 1 and not layer.transposed
+    return isinstance(layer, nn.Linear)

@@ -1,0 +1,47 @@
+"""Who reads what, on networks whose answer is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.compensation.consumers import Consumer, consumers
+from decayprune.structures import trace
+from loops import net
+
+
+def test_every_reader_with_its_channels() -> None:
+    model = net()
+    found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
+    assert [reader.name for reader in found] == ["a.0", "b.0", "c", "fc"]
+    for reader in found:
+        assert reader.layer is model.get_submodule(reader.name)
+        assert len(reader.structure) == reader.layer.weight.shape[1]
+        assert (reader.structure >= 0).any()
+        assert len(reader.outputs) == reader.layer.weight.shape[0]
+        assert bool((reader.outputs < 0).all()) == (reader.name == "fc")
+
+
+def test_grouped_and_transposed_convolutions_are_left_out() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 6, 2),
+        nn.Conv2d(6, 4, 1),
+    )  # fmt: skip
+    found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
+    assert [reader.name for reader in found] == ["3"]
+
+
+def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
+    return Consumer("layer", layer, torch.zeros(0), torch.zeros(0)).rows(inputs)  # type: ignore[arg-type]
+
+
+def test_rows_are_one_vector_a_position() -> None:
+    x = torch.randn(2, 5, 4)
+    assert torch.equal(rows(nn.Linear(4, 1), x), x.reshape(10, 4))
+    assert torch.equal(rows(nn.Linear(4, 1), x[0, 0]), x[0, :1])
+
+    image = torch.randn(2, 3, 4, 5)
+    read = rows(nn.Conv2d(3, 1, 1), image)
+    assert torch.equal(read, torch.stack([image[n, :, i, j] for n in range(2) for i in range(4)
+                                          for j in range(5)]))  # fmt: skip
+    assert torch.equal(rows(nn.Conv2d(3, 1, 1), image[0]), read[:20])
