@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
+
+_AUTOCAST = [d for d in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(d)]
 
 ExampleInputs = Any
 """A tensor (the only argument), a tuple (positional) or a dict (keyword arguments)."""
@@ -63,13 +66,24 @@ def plain_arithmetic() -> Iterator[None]:
     digit: nothing could be told from a mistake.
     """
     with ExitStack() as stack:
-        for device in ("cpu", "cuda", "xpu", "mps"):
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_WithoutAutocast())
         stack.enter_context(torch.inference_mode(False))  # turns gradients on, too
         for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
             stack.enter_context(_without_tf32(backend))
         yield
+
+
+class _WithoutAutocast(TorchFunctionMode):
+    """Leaves autocast, also where ``forward()`` enters it (decorated by a trainer, for one)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with ExitStack() as stack:
+            for device in _AUTOCAST:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cases import Lambda
+from decayprune.structures import trace
 from decayprune.structures.example import arguments, outputs, quiet
 
 
@@ -59,3 +60,25 @@ def test_outputs_are_copies_of_every_floating_point_tensor(result) -> None:
     (found,) = outputs(Lambda(lambda m, x: result(x)), x)
     assert torch.equal(found, x)
     assert found.data_ptr() != x.data_ptr()
+
+
+class Cast(nn.Module):
+    """Enters autocast by itself, as trainers make a forward() do, and returns float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.fc(x).float()
+
+
+def test_autocast_inside_of_forward_is_left_too() -> None:
+    torch.manual_seed(0)
+    model, x = Cast(), torch.randn(2, 64)
+    with torch.no_grad():
+        exact = model.fc(x)
+        assert not torch.equal(model(x), exact)
+    assert torch.equal(outputs(model, x)[0], exact)
+    assert trace(nn.Sequential(model, nn.Linear(64, 3)), x).num_structures == 64
