@@ -3,7 +3,8 @@
 The blocks of a page share one namespace, which begins with the names of ``stage.py``; a diff runs
 as what it leads to. Two HTML comments, which no reader sees, steer it: ``<!-- fresh -->`` starts
 the namespace anew before the next block, and ``<!-- run ... -->`` holds Python of the test alone
-(usually what must be true now).
+(usually what must be true now). A third, ``<!-- needs ... -->``, names frameworks without which a
+page is skipped.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ TOKEN = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+NEEDS = re.compile(r"<!-- needs (.*?) -->")
+
 
 def blocks(text: str) -> Iterator[tuple[int, str | None]]:
     """(line, code) of every Python block; no code where the namespace starts anew."""
@@ -45,11 +48,12 @@ def blocks(text: str) -> Iterator[tuple[int, str | None]]:
 def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if page.parent.name == "integrations" and page.stem != "index":
-        pytest.importorskip(page.stem, reason=f"the page is about {page.stem}")
+    text = page.read_text(encoding="utf-8")
+    for framework in " ".join(NEEDS.findall(text)).split():
+        pytest.importorskip(framework, reason=f"the page shows {framework}")
     monkeypatch.chdir(tmp_path)
     names = stage()
-    for line, code in blocks(page.read_text(encoding="utf-8")):
+    for line, code in blocks(text):
         if code is None:
             names = stage()
         else:  # blank lines in front: a traceback then shows the line of the page
