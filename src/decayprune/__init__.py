@@ -29,6 +29,7 @@ from decayprune.checkpoint.checkpoint import load, save
 from decayprune.checkpoint.fields import CheckpointError
 from decayprune.checkpoint.structure import reshape, structure
 from decayprune.cost import Budget
+from decayprune.deploy.export import ExportError, export
 from decayprune.distill import Distill
 from decayprune.inspection import Inspection, inspect
 from decayprune.latency.benchmark import benchmark
@@ -50,6 +51,7 @@ __all__ = [
     "DecayPruner",
     "Distill",
     "Event",
+    "ExportError",
     "Inspection",
     "Rectify",
     "Schedule",
@@ -57,6 +59,7 @@ __all__ = [
     "Selector",
     "__version__",
     "benchmark",
+    "export",
     "inspect",
     "load",
     "reshape",

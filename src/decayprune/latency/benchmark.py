@@ -186,7 +186,7 @@ def benchmark(
     if runs < 1:
         raise ValueError(f"benchmark() needs runs of at least 1; found {runs!r}.")
     example = _first_tensor(example_inputs)
-    race = _Race(runs, min_run_ms, torch.cuda.synchronize if example.is_cuda else lambda: None)
+    race = Race(runs, min_run_ms, torch.cuda.synchronize if example.is_cuda else lambda: None)
     models = (model_a, model_b)
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
@@ -230,12 +230,18 @@ def flushes_denormals() -> bool:
 
 
 @dataclass(frozen=True)
-class _Race:
-    """How calls are timed against each other."""
+class Race:
+    """How calls are timed against each other.
+
+    Attributes:
+        runs: Timed runs of each call.
+        min_run_ms: A run repeats its call until it lasts about this long.
+        synchronize: Waits for the device.
+    """
 
     runs: int
-    min_run_ms: float
-    synchronize: Callable[[], None]
+    min_run_ms: float = 5.0
+    synchronize: Callable[[], None] = lambda: None
 
     def medians(self, calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
         """Median milliseconds of two calls that take turns."""

@@ -1,4 +1,4 @@
-"""The command ``decayprune``: prune, inspect, bench, report.
+"""The command ``decayprune``: prune, inspect, bench, export, report.
 
 Each command is a thin skin: options in, one call, a table out. What may go wrong is told in one
 message with what to do about it and exit code 2; ``--traceback`` shows where it happened.

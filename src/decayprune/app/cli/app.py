@@ -11,6 +11,7 @@ from rich.console import Console
 
 import decayprune as dp
 from decayprune.app.cli.errors import readable
+from decayprune.app.cli.export import export
 from decayprune.app.cli.prune import Typed, prune
 from decayprune.app.cli.reproduce import reproduce
 from decayprune.app.report import Report, write_html
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=Typed)(prune)
+app.command()(export)
 app.command()(reproduce)
 
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error happened.")]
