@@ -1,0 +1,140 @@
+"""Image models of timm: the smallest of nearly every kind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from .measure import Draw, Make
+
+ANY_SIZE = [
+    "mobileone_s0",
+    "gcresnet33ts",
+    "repvgg_a0",
+    "convmixer_768_32",
+    "convnext_atto",
+    "convnextv2_atto",
+    "cs3darknet_focus_s",
+    "cspresnet50",
+    "densenet121",
+    "densenetblur121d",
+    "dla46_c",
+    "dpn48b",
+    "edgenext_xx_small",
+    "mnasnet_050",
+    "efficientnet_b0",
+    "efficientnet_b0_gn",
+    "mobilenetv2_050",
+    "tinynet_e",
+    "mixnet_s",
+    "fasternet_t0",
+    "focalnet_tiny_srf",
+    "ghostnet_050",
+    "ghostnetv2_100",
+    "hardcorenas_a",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "inception_next_atto",
+    "lcnetv2_small",
+    "mambaout_femto",
+    "poolformerv2_s12",
+    "caformer_s18",
+    "convformer_s18",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "fbnetv3_b",
+    "nf_regnet_b0",
+    "dm_nfnet_f0",
+    "eca_nfnet_l0",
+    "nf_resnet26",
+    "pvt_v2_b0",
+    "rdnet_tiny",
+    "regnetx_002",
+    "regnety_002",
+    "repghostnet_050",
+    "repvit_m1",
+    "res2net50_14w_8s",
+    "resnest14d",
+    "resnet18",
+    "resnet50",
+    "ecaresnet26t",
+    "seresnet18",
+    "resnetblur18",
+    "resnext26ts",
+    "resnetv2_50x1_bit",
+    "resnetv2_18",
+    "rexnet_100",
+    "selecsls42",
+    "legacy_seresnet18",
+    "skresnet18",
+    "starnet_s050",
+    "tresnet_m",
+    "vgg11_bn",
+    "ese_vovnet19b_slim",
+    "xception41",
+    "efficientvit_b0",
+    "iformer_t",
+]
+OWN_SIZE = [
+    "halonet26t",
+    "botnet26t_256",
+    "lambda_resnet26t",
+    "deit_tiny_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_tiny_patch16_224",
+    "vit_tiny_r_s16_p8_224",
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "convit_tiny",
+    "crossvit_tiny_240",
+    "davit_tiny",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvit_m0",
+    "fastvit_t8",
+    "gcvit_xxtiny",
+    "hiera_tiny_224",
+    "levit_128s",
+    "maxvit_pico_rw_256",
+    "coatnet_nano_rw_224",
+    "gmlp_ti16_224",
+    "mixer_s32_224",
+    "resmlp_12_224",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "nest_tiny",
+    "nextvit_small",
+    "pit_ti_224",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "swinv2_cr_tiny_ns_224",
+    "tiny_vit_5m_224",
+    "tnt_s_patch16_224",
+    "twins_svt_small",
+    "visformer_tiny",
+    "vit_relpos_small_patch16_224",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "eva02_tiny_patch14_224",
+    "xcit_nano_12_p16_224",
+    "coat_tiny",
+    "sequencer2d_s",
+    "volo_d1_224",
+    "swiftformer_xs",
+    "shvit_s1",
+]
+
+
+def _timm(name: str, size: int | None) -> tuple[nn.Module, Draw]:
+    import timm
+
+    model: nn.Module = timm.create_model(name, num_classes=10)
+    size = size or model.default_cfg["input_size"][-1]
+    return model, lambda: torch.randn(1, 3, size, size)
+
+
+MODELS: dict[str, Make] = {
+    **{name: partial(_timm, name, 96) for name in ANY_SIZE},
+    **{name: partial(_timm, name, None) for name in OWN_SIZE},
+}
