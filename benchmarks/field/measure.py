@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 import decayprune as dp
-from decayprune.structures.example import ExampleInputs, arguments
+from decayprune.structures.example import ExampleInputs, arguments, outputs
 from decayprune.structures.structure_map import Refusal
 from decayprune.surgery.compare import compare, nothing_to_compare, remember, remember_training
 
@@ -67,7 +67,7 @@ def _live(make: Make, row: dict[str, Any]) -> None:
         model, draw = make()
         randomise(model)
         inputs, others = draw(), draw()
-        model.eval()
+        outputs(model.eval(), inputs)
     row["params_before"] = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     began = time.process_time()
@@ -165,8 +165,8 @@ def train(model: nn.Module, inputs: ExampleInputs, optimizer: torch.optim.Optimi
     args, kwargs = arguments(inputs)
     optimizer.zero_grad()
     leaves = tree_flatten(model(*args, **kwargs))[0]
-    outputs = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
-    terms = [(v * torch.randn_like(v)).nan_to_num(0, 0, 0).mean() for v in outputs if v.numel()]
+    found = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
+    terms = [(v * torch.randn_like(v)).nan_to_num(0, 0, 0).mean() for v in found if v.numel()]
     if terms:
         torch.stack([term.float() for term in terms]).sum().backward()
     for parameter in model.parameters():

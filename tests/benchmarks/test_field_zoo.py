@@ -58,7 +58,7 @@ def _single() -> tuple[nn.Module, Draw]:
 
 @pytest.mark.parametrize(
     ("make", "outcome"),
-    [(_narrow, "compared"), (_cannot_run, "refused"), (_single, "refused")],
+    [(_narrow, "compared"), (_cannot_run, "made"), (_single, "refused")],
 )
 def test_what_goes_wrong_is_told_by_its_step(
     make: Callable[[], tuple[nn.Module, Draw]], outcome: str
