@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -136,13 +137,70 @@ def outputs_and_draws(
         result = model(*args, **kwargs)
         after = _random_states(model)
         drew = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        leaves, _ = tree_flatten(result)
-        if not any(isinstance(leaf, Tensor) for leaf in leaves) and hasattr(result, "__dict__"):
-            leaves = tree_flatten(vars(result))[0]  # an output object that pytree does not know
-        values = [
-            leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        ]
+        values = [value.clone() for value in returned(result) if value.is_floating_point()]
         return values, drew
+
+
+def returned(result: Any) -> Iterator[Tensor]:
+    """Every tensor in what a model returns: tuples, dicts, dataclasses, plain objects.
+
+    A key/value cache is left out. It is no result but a memory of the model, which alone reads it
+    at the next token, with whatever heads it has by then.
+
+    Args:
+        result: What ``forward()`` returned.
+    """
+    yield from _returned(result, set())
+
+
+def _returned(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if id(value) in seen or _is_cache(value):
+        return
+    seen.add(id(value))
+    held: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        held = [item for key, item in value.items() if key not in _CACHES]
+    elif isinstance(value, (tuple, list, set)):
+        held = value
+    elif not isinstance(value, (nn.Module, type, FunctionType)):
+        leaves = tree_flatten(value)[0]  # what torch's tree utilities know, or else its attributes
+        held = getattr(value, "__dict__", {}).values() if leaves == [value] else leaves
+    for item in held:
+        yield from _returned(item, seen)
+
+
+_CACHES = ("past_key_values", "cache_params")
+"""Fields of outputs of transformers that hold a cache, in whatever form."""
+
+
+def _is_cache(value: Any) -> bool:
+    return any(
+        base.__name__.endswith("Cache") and base.__module__.partition(".")[0] == "transformers"
+        for base in type(value).__mro__
+    )
+
+
+def batch_size(example_inputs: ExampleInputs) -> int:
+    """How many examples the inputs hold: images of a list, or else the first size of a tensor.
+
+    Args:
+        example_inputs: As a model takes them.
+    """
+    args, kwargs = arguments(example_inputs)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (list, tuple)) and value and all(_is_image(item) for item in value):
+            return len(value)
+        for tensor in tree_flatten(value)[0]:
+            if isinstance(tensor, Tensor) and tensor.dim():
+                return tensor.shape[0]
+    return 1
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3
 
 
 def _random_states(model: nn.Module) -> list[Tensor]:

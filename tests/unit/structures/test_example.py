@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import Lambda
 from decayprune.structures import trace
-from decayprune.structures.example import arguments, outputs, quiet
+from decayprune.structures.example import arguments, batch_size, outputs, quiet, returned
 
 
 def test_inputs_are_one_tensor_positions_or_keywords() -> None:
@@ -82,3 +82,36 @@ def test_autocast_inside_of_forward_is_left_too() -> None:
         assert not torch.equal(model(x), exact)
     assert torch.equal(outputs(model, x)[0], exact)
     assert trace(nn.Sequential(model, nn.Linear(64, 3)), x).num_structures == 64
+
+
+def test_what_is_returned_is_found_in_whatever_holds_it() -> None:
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    loop = Out(a=a, more=(b, {"c": [c]}), text="no", model=nn.Linear(1, 1))
+    loop.itself = loop
+    assert [v.numel() for v in returned([loop, None])] == [1, 2, 3]
+
+
+def test_a_cache_is_no_result() -> None:
+    a, b = torch.ones(1), torch.ones(2)
+    assert list(returned({"logits": a, "past_key_values": ((b, b),)})) == [a]
+    memory = type("DynamicCache", (), {"__module__": "transformers.cache_utils"})()
+    memory.keys = b
+    assert list(returned((a, memory))) == [a]
+    assert [v.numel() for v in returned((a, Out(keys=b)))] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size"),
+    [
+        (torch.rand(5, 3, 8, 8), 5),
+        (([torch.rand(3, 8, 8), torch.rand(3, 9, 9)],), 2),
+        (([torch.rand(3, 8, 8)], [{"boxes": torch.rand(4, 4)}]), 1),
+        ({"images": [torch.rand(3, 8, 8)] * 3}, 3),
+        ({"flag": True, "ids": torch.ones(7, 2)}, 7),
+        ((torch.tensor(3.0), [torch.rand(6, 2)]), 6),
+        (([torch.rand(4, 2), torch.rand(4, 2)],), 4),
+        ((1,), 1),
+    ],
+)
+def test_a_batch_is_a_list_of_images_or_the_first_size(inputs, size: int) -> None:
+    assert batch_size(inputs) == size

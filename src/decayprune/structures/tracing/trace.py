@@ -20,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from decayprune.structures.exact.swap import is_window_attention, normalisers_shown
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
-from decayprune.structures.example import arguments, plain_arithmetic, random_state_kept
+from decayprune.structures.example import (
+    arguments,
+    batch_size,
+    plain_arithmetic,
+    random_state_kept,
+    returned,
+)
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tracing.assemble import assemble
 from decayprune.structures.tracing.call import Call, canonical, tensors_in
@@ -80,8 +86,7 @@ def trace(
             with suppress(ValueError):  # what it would have reached is listed as not reached
                 _run(tape, args, kwargs)
     _note_windows(tape)
-    batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.dim()), 1)
-    structures = assemble(tape, ignored, batch)
+    structures = assemble(tape, ignored, batch_size(example_inputs))
     lost = protected(structures, copy, tape.unseen())
     return structures.without(lost) if lost else structures
 
@@ -147,25 +152,11 @@ def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         except Exception:  # the model's own error, not one of a rule
             raise ValueError(_did_not_run(tape, args, kwargs, error, where)) from error
         raise
-    tape.fix(_outputs(outputs, set()), "the model's output")
-
-
-def _outputs(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor in a model's output: tuples, dicts, dataclasses, plain objects."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _outputs(item, seen)
-    elif isinstance(value, (tuple, list, set)):
-        for item in value:
-            yield from _outputs(item, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type, FunctionType)):
-        for item in vars(value).values():
-            yield from _outputs(item, seen)
+    caches = getattr(getattr(tape.model, "config", None), "use_cache", False) is True
+    for value in returned(outputs):
+        as_cache = caches and value.dim() == 4  # (batch, heads, tokens, width)
+        hint = " (if that is its key/value cache, pass use_cache=False)" if as_cache else ""
+        tape.fix([value], f"the model's output{hint}")
 
 
 @contextmanager
