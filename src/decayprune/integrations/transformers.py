@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from decayprune.checkpoint import fields
 from decayprune.checkpoint.structure import reshape, saved_tensors, shapes_of, structure
 from decayprune.cost import Budget
+from decayprune.integrations.arguments import fitting, moved, two_examples
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.structures import wrappers
@@ -207,13 +208,14 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
             self.pruner.close()
         example = self._example_inputs
         if example is None:
-            example = _example_of(model, others.get("train_dataloader"))
+            loader = others.get("train_dataloader")
+            example = _inputs_of(model, two_examples(loader, type(self).__name__))
         self.pruner = DecayPruner(
             model,
             others["optimizer"],
             example,
             budget=self._budget,
-            schedule=_checked(self._schedule, state.max_steps),
+            schedule=fitting(self._schedule, state.max_steps),
             **self._options,
         )
         self._wrapped = wrappers.is_wrapped(model)
@@ -297,35 +299,11 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
         return found | ({} if self.pruner is None else {"pruner": _encoded(self.pruner)})
 
 
-def _checked(schedule: Schedule | None, max_steps: int) -> Schedule:
-    """A schedule that ends before the training does."""
-    if schedule is None:
-        return Schedule.for_run(max_steps)
-    if schedule.stop + schedule.decay_steps > max_steps:
-        raise ValueError(
-            f"The schedule stops at {schedule.stop} and decays last {schedule.decay_steps} steps, "
-            f"but this training has {max_steps} optimizer steps. Expected a schedule that ends "
-            "before: Schedule.for_run(total_steps), or leave it out."
-        )
-    return schedule
-
-
-def _example_of(model: nn.Module, loader: Any) -> ExampleInputs:
-    """Two examples of the training data, as the loader would put them together."""
-    data: Any = getattr(loader, "dataset", None)
-    if loader is None or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise ValueError(
-            "The training data cannot be looked at without reading on: pass "
-            "DecayPruningCallback(example_inputs=...), a dict of what the model is called with."
-        )
-    with torch.random.fork_rng(devices=[]):
-        batch = loader.collate_fn([data[index] for index in range(min(2, len(data)))])
-    device = next(model.parameters()).device
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-        if "label" not in name
-    }
+def _inputs_of(model: nn.Module, batch: Mapping[str, Any]) -> ExampleInputs:
+    """A batch without its labels, where the model is."""
+    weight = next(model.parameters())
+    inputs = {name: value for name, value in batch.items() if "label" not in name}
+    return moved(inputs, weight.device, weight.dtype)
 
 
 def _encoded(pruner: DecayPruner) -> str:
