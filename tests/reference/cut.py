@@ -54,8 +54,13 @@ def cut(model: nn.Module, structures: StructureMap, removed: set[int]) -> nn.Mod
         if module not in loses:
             continue
         holder = model.get_submodule(module)
-        is_tuple = isinstance(getattr(holder, attribute), tuple)
-        setattr(holder, attribute, (count,) if is_tuple else count)
+        attribute, _, place = attribute.partition(".")
+        old = getattr(holder, attribute)
+        if isinstance(old, tuple | list):
+            items = list(old)
+            items[int(place or -1)] = count
+            count = type(old)(items)
+        setattr(holder, attribute, count)
     return model
 
 

@@ -8,7 +8,6 @@ changed anything is not asked here: see :mod:`~decayprune.surgery.verified`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,6 @@ def cut(
         _cut_tensor(undo, tensors[name], cuts, optimizers, on_trial)
     for module, attribute, labels, divisor in structures.attributes:
         if module in loses:
-            note_changed(modules[module], attribute)
             _set(undo, modules[module], attribute, int(stays[labels].sum()) // divisor)
 
 
@@ -136,11 +134,18 @@ def _cut_tensor(
 
 
 def _set(undo: Undo, module: nn.Module, attribute: str, value: int) -> None:
-    old = getattr(module, attribute)
-    new: Any = (*old[:-1], value) if isinstance(old, tuple) else value  # normalized_shape
+    name, _, place = attribute.partition(".")
+    old = new = getattr(module, name)
+    if isinstance(old, (tuple, list)):
+        new = list(old)
+        new[int(place or -1)] = value  # normalized_shape: the last one
+        new = type(old)(new)
+    else:
+        new = value
     if new != old:
-        undo.note(lambda: setattr(module, attribute, old))
-        setattr(module, attribute, new)
+        undo.note(lambda: setattr(module, name, old))
+        setattr(module, name, new)
+        note_changed(module, name)
 
 
 def _select(value: Tensor, dim: int, index: Tensor, *, copy: bool) -> Tensor:

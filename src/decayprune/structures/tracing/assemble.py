@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decayprune.structures.structure_map import Group, Operator, Refusal, Slice, StructureMap
+from decayprune.structures.structure_map import FIXED, Group, Operator, Refusal, Slice, StructureMap
 from decayprune.structures.tracing.solve import Solution, solve
 from decayprune.structures.tracing.tape import LabelledDim, Tape
 
@@ -56,12 +56,27 @@ def _slices(solution: Solution) -> tuple[Slice, ...]:
 
 def _attributes(tape: Tape, solution: Solution) -> tuple[tuple[str, str, Tensor, int], ...]:
     """Each (module, attribute) once, where something of its width can leave."""
-    first = {(item[0], item[1]): item for item in reversed(tape.attributes)}
-    found = [
-        (module, name, solution.structures(labels), divisor)
-        for module, name, labels, divisor in reversed(first.values())
+    read = [
+        (
+            *reading.origin,
+            _by_row(solution.structures(reading.labels)).repeat_interleave(
+                reading.factor.denominator
+            ),
+            reading.factor.numerator,
+        )
+        for reading in tape.readings.found
     ]
-    return tuple(item for item in found if bool((item[2] >= 0).any()))
+    told = [(m, name, solution.structures(labels), n) for m, name, labels, n in tape.attributes]
+    first: dict[tuple[str, str], tuple[str, str, Tensor, int]] = {}
+    for item in (*told, *read):
+        first.setdefault(item[:2], item)
+    return tuple(item for item in first.values() if bool((item[2] >= 0).any()))
+
+
+def _by_row(structures: Tensor) -> Tensor:
+    """The structure that a whole row belongs to; where it holds several, a cut leaves some."""
+    same = (structures == structures[:, :1]).all(1)
+    return torch.where(same, structures[:, 0], FIXED)
 
 
 def _unpinned(tape: Tape, solution: Solution) -> Tensor:

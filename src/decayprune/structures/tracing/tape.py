@@ -19,13 +19,10 @@ from torch import Tensor, nn
 
 from decayprune.structures.structure_map import Role
 from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
+from decayprune.structures.tracing.sizes import Readings
 
 Key = tuple[str, int]
 """A dimension of a parameter or buffer: (qualified name, dim)."""
-
-
-SIZES = ("dim", "size", "width", "hidden", "channels", "features")
-"""Words in the name of an attribute that counts channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +76,8 @@ class Tape:
         unpinned: Labels whose all-zero structure reaches a consumer as something else than 0.
         operators: (module, constant, label vectors) of each counted operator.
         attributes: (module, attribute, labels, divisor).
+        readings: Attributes that were read as a width.
+        passing: (module, labels) of widths that a module computes with, whatever it calls them.
         stack: Names of the modules that are running, outermost first.
         seen: Identities of everything that was an argument of a torch function.
         refused: (module, width, reason) of widths that never got labels.
@@ -95,6 +94,8 @@ class Tape:
     unpinned: list[Tensor] = field(default_factory=list)
     operators: list[tuple[str, int, tuple[Tensor, ...]]] = field(default_factory=list)
     attributes: list[tuple[str, str, Tensor, int]] = field(default_factory=list)
+    readings: Readings = field(default_factory=Readings)
+    passing: list[tuple[str, Tensor]] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     refused: list[tuple[str, int, str]] = field(default_factory=list)
@@ -244,15 +245,9 @@ class Tape:
         if value in (labels.numel() // divisor, (labels.numel(),)) and not isinstance(value, bool):
             self.attributes.append((module, name, labels, divisor))
 
-    def sizes(self, labels: Tensor) -> None:
-        """Say that integers of the running module count these labels, if their names say so.
-
-        A wrong guess shows itself when the cut model runs on trial.
-        """
-        layer = self.stack[-1] if self.stack else ""
-        for name, value in vars(self.modules[layer]).items():
-            if type(value) is int and any(word in name for word in SIZES):
-                self.attribute(layer, name, labels)
+    def passes(self, labels: Tensor) -> None:
+        """Say that the running module computes with a width."""
+        self.passing.append((self.stack[-1] if self.stack else "", labels))
 
     # ---- who scales what ---------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from decayprune.structures.tracing.rules.layers import LAYERS
 from decayprune.structures.tracing.rules.movement import MOVEMENT
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
+from decayprune.structures.tracing.sizes import einops_uncached
 from decayprune.structures.tracing.tape import Tape
 from decayprune.structures.tracing.unreached import protected
 from decayprune.structures.twin import twin
@@ -69,6 +70,19 @@ def trace(
     ignored = _ignored(model, ignored_layers)
     args, kwargs = arguments(example_inputs)
     _check_devices(model, (args, kwargs))
+    try:
+        tape = _taped(model, args, kwargs, with_sizes=True)
+    except Exception:  # what computes with an integer may want no other class of it
+        tape = _taped(model, args, kwargs, with_sizes=False)
+    structures = assemble(tape, ignored, batch_size(example_inputs))
+    lost = protected(structures, tape.model, tape.unseen())
+    return structures.without(lost) if lost else structures
+
+
+def _taped(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], with_sizes: bool
+) -> Tape:
+    """The record of a pass through a twin, and of one in train mode if that reaches further."""
     copy = twin(model)  # classes, hooks, modes and buffers change: never those of a living model
     tape = Tape(copy)
     with (
@@ -76,8 +90,11 @@ def trace(
         normalisers_shown(copy),
         _names_of_running_modules(tape),
         random_state_kept(copy),
+        einops_uncached(),
         torch.no_grad(),
     ):
+        if with_sizes:
+            tape.readings.note(copy)
         copy.eval()
         _run(tape, args, kwargs)
         if tape.unseen():
@@ -86,9 +103,8 @@ def trace(
             with suppress(ValueError):  # what it would have reached is listed as not reached
                 _run(tape, args, kwargs)
     _note_windows(tape)
-    structures = assemble(tape, ignored, batch_size(example_inputs))
-    lost = protected(structures, copy, tape.unseen())
-    return structures.without(lost) if lost else structures
+    tape.readings.tie(tape.partition)
+    return tape
 
 
 class _Tracer(TorchFunctionMode):

@@ -105,11 +105,9 @@ def test_an_attribute_counts_labels_only_if_it_is_their_number(tape: Tape) -> No
         ("0", "out_features", 1),
         ("0", "out_features", 2),
     ]
-    tape.attributes.clear()
     tape.stack.append("2")
-    tape.model[2].hidden_dim, tape.model[2].stride = 4, 4
-    tape.sizes(labels)
-    assert {a for _, a, _, _ in tape.attributes} == {"hidden_dim", "in_features"}
+    tape.passes(labels)
+    assert tape.passing == [("2", labels)]
 
 
 def test_what_is_consumed_without_being_zero_is_unpinned(tape: Tape) -> None:

@@ -315,7 +315,18 @@ def unrelated(call: Call) -> Any:
     return call.run()
 
 
+def shape(call: Call) -> Any:
+    """x.shape and x.size(): extents of labelled dimensions remember their labels."""
+    tape, out, x = call.tape, call.run(), _first(call)
+    found = tape.mark(x)
+    if found is None:
+        return out
+    extents = tape.readings.extents(x.shape, found.labels)
+    return extents if isinstance(out, tuple) else extents[call.arg(1, "dim")]
+
+
 RULES = {
+    **dict.fromkeys(["get:shape", "size"], shape),
     **dict.fromkeys(["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"], unrelated),
     **dict.fromkeys([*KEEPS_ZERO, *SAME], unary),
     **dict.fromkeys(MOVES_ZERO, unary_moving_zero),

@@ -39,6 +39,7 @@ def convolution(call: Call) -> Any:
     x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
     groups = call.arg(6, "groups", 1)
     if groups > 1 and weight.shape[1] == 1:
+        tape.readings.read(groups, tape.labels(x), x.dim() - weight.dim() + 1)
         return _depthwise(tape, x, weight, bias, out, groups)
     channel = weight.dim() - 2  # an input without a batch dimension has channels first
     into = tape.channels(x, x.dim() - 1 - channel, _ALONG_CHANNELS)
@@ -246,6 +247,7 @@ def group_norm(call: Call) -> Any:
     if tape.mark(x) is None:
         return out
     if groups == x.shape[1]:
+        tape.readings.read(groups, tape.labels(x), 1)
         _per_channel(tape, x, out, 1, (weight, bias))
         labels = tape.channels(x, 1, _ALONG_CHANNELS)
         tape.attribute(tape.owner(weight), "num_groups", labels)

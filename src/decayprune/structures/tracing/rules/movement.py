@@ -1,8 +1,8 @@
 """Rules for data movement: it need not be understood, it is executed on the labels.
 
-What has to be understood is only where a call names places along a labelled dimension: a slice at
-a fixed position cannot follow a cut, equal chunks lose the same offsets. A reshape that spreads a
-width over two dimensions is remembered; who reads it decides which of the two gives way.
+A reshape that spreads a width over two dimensions is remembered; who reads it decides which of the
+two gives way. Calls that name places of a width are in
+:mod:`~decayprune.structures.tracing.rules.places`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import compress, core, varying
+from decayprune.structures.tracing.rules.places import PLACES, index_labels, moved
 from decayprune.structures.tracing.tape import Mark, Tape
 
 RESHAPES = "reshape view flatten unflatten view_as ravel reshape_as"
@@ -22,12 +23,6 @@ FREE = (
     "broadcast_to repeat_interleave adjoint pixel_unshuffle atleast_1d "
     "atleast_2d atleast_3d"
 )
-
-
-def moved(call: Call) -> tuple[Tensor, Mark | None]:
-    """The tensor that is moved, a raw parameter or buffer labelled along its last dimension."""
-    x = call.args[0] if call.args else next(iter(call.tensors()))
-    return x, call.tape.raw(x)
 
 
 def _spread(call: Call, out: Any, result: Any, found: Mark) -> Any:
@@ -42,7 +37,11 @@ def free(call: Call) -> Any:
     if found is None:
         return out
     kwargs = {k: v for k, v in call.kwargs.items() if v is not x}
-    return _spread(call, out, call.func(found.labels, *call.args[1:], **kwargs), found)
+    result = call.func(found.labels, *call.args[1:], **kwargs)
+    if call.name in ("expand", "broadcast_to"):
+        for d, size in _named_sizes(call, out).items():
+            call.tape.readings.read(size, result, d)
+    return _spread(call, out, result, found)
 
 
 def reshape(call: Call) -> Any:
@@ -54,21 +53,28 @@ def reshape(call: Call) -> Any:
         call.tape.partition.fix(found.labels, "reinterpreted as another dtype")
         return out
     labels = compress(found.labels.reshape(out.shape))
-    dims = varying(labels)
+    dims, named = varying(labels), _named_sizes(call, out)
+    read = {d for d, size in named.items() if call.tape.readings.read(size, labels, d)}
     if len(dims) > 1:
         call.tape.matrices.append(core(labels))
-    elif dims and out.shape[dims[0]] in _named_sizes(call):
-        call.tape.sizes(core(labels).reshape(-1))
+    elif dims and dims[0] not in read and named.get(dims[0], -1) != -1:
+        call.tape.passes(core(labels).reshape(-1))
     call.tape.put(out, labels, found.sources, found.zero)
     return out
 
 
-def _named_sizes(call: Call) -> list[Any]:
-    """Sizes that a call names, one by one or in a list."""
+def _named_sizes(call: Call, out: Tensor) -> dict[int, int]:
+    """Sizes that a call names, by the dimension of its result."""
     named: list[Any] = []
     for value in (*call.args[1:], *call.kwargs.values()):
         named += value if isinstance(value, (tuple, list)) else [value]
-    return [value for value in named if type(value) is int]
+    first = 0
+    if call.name == "unflatten":
+        first = named.pop(0) if call.args[1:] else call.kwargs["dim"]
+        first %= call.args[0].dim()
+    elif len(named) != out.dim():
+        return {}
+    return {first + i: size for i, size in enumerate(named) if isinstance(size, int)}
 
 
 def join(call: Call) -> Any:
@@ -104,134 +110,6 @@ def _tie_parts(tape: Tape, labels: Tensor, dim: int, reason: str) -> Tensor:
     first = labels.narrow(dim, 0, 1).expand(labels.shape)
     tape.partition.unify(labels, first, reason)
     return compress(first)
-
-
-def divide(call: Call) -> Any:
-    """chunk, split, tensor_split, unbind: every part of a labelled width loses the same offsets."""
-    tape, out, (x, found) = call.tape, call.run(), moved(call)
-    if found is None:
-        return out
-    position = 1 if call.name == "unbind" else 2
-    dim = call.arg(position, "dim", 0) % x.dim()
-    labels = found.labels
-    if dim in varying(labels):
-        sizes = [1] * len(out) if call.name == "unbind" else [part.shape[dim] for part in out]
-        labels = _equal_parts(tape, labels, dim, sizes, call.name)
-    start = 0
-    for part in out:
-        width = 1 if call.name == "unbind" else part.shape[dim]
-        piece = labels.narrow(dim, start, width)
-        start += width
-        piece = piece.squeeze(dim) if call.name == "unbind" else piece
-        tape.put(part, piece, found.sources, found.zero)
-    return out
-
-
-def _equal_parts(tape: Tape, labels: Tensor, dim: int, sizes: list[int], name: str) -> Tensor:
-    if sizes[0] == 1 or len(set(sizes)) > 1:
-        return tape.partition.collapse(labels, dim, f"{name} at fixed places of the width")
-    slim = core(labels)
-    shape = (*slim.shape[:dim], len(sizes), sizes[0], *slim.shape[dim + 1 :])
-    parts = slim.reshape(shape)
-    first = parts.narrow(dim, 0, 1).expand(parts.shape)
-    tape.partition.unify(parts, first, f"{name} beside a fixed width")
-    if name.startswith("split"):  # sizes were given: by an attribute of the module, maybe
-        layer = tape.stack[-1] if tape.stack else ""
-        vector = core(labels, [dim]).reshape(-1)[: sizes[0]].contiguous()
-        for attribute, value in vars(tape.modules[layer]).items():
-            if type(value) is int and value == sizes[0]:
-                tape.attribute(layer, attribute, vector)
-    return labels
-
-
-def glu(call: Call) -> Any:
-    """glu: two equal halves of a width, the second one a gate."""
-    tape, out, x = call.tape, call.run(), call.arg(0, "input")
-    found = tape.mark(x)
-    if found is None:
-        return out
-    dim = call.arg(1, "dim", -1) % x.dim()
-    labels, half = found.labels, out.shape[dim]
-    if dim in varying(labels):
-        labels = _equal_parts(tape, labels, dim, [half, half], "glu")
-    tape.put(out, labels.narrow(dim, 0, half), found.sources, found.zero)
-    return out
-
-
-def take(call: Call) -> Any:
-    """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
-    tape, out, (x, index) = call.tape, call.run(), call.args
-    found = tape.mark(x)
-    if found is None:  # a table of biases by head and offset is read at offsets: heads stay whole
-        found = tape.raw_along(x, _taken_whole(x, index))
-    if found is None:
-        return out
-    labels = index_labels(tape, found.labels, index)
-    tape.put(out, labels[index], found.sources, found.zero)
-    return out
-
-
-def index_labels(tape: Tape, labels: Tensor, index: Any) -> Tensor:
-    """Labels, with every dimension collapsed of which an index takes only a part."""
-    for dim, item in _by_dimension(index, labels.dim()):
-        if not _is_whole(item, labels.shape[dim]):
-            labels = tape.partition.collapse(labels, dim, "sliced at fixed places")
-    return labels
-
-
-def _taken_whole(x: Tensor, index: Any) -> set[int]:
-    """Dimensions of which an index takes everything, in order."""
-    named = dict(_by_dimension(index, x.dim()))
-    return {d for d in range(x.dim()) if d not in named or _is_whole(named[d], x.shape[d])}
-
-
-def _by_dimension(index: Any, dims: int) -> list[tuple[int, Any]]:
-    """(dimension, item) of an index; a mask of several dimensions stands at each of them."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    spans = [
-        item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1 for item in items
-    ]
-    spans = [0 if item is None else n for item, n in zip(items, spans, strict=True)]
-    used = sum(n for item, n in zip(items, spans, strict=True) if item is not Ellipsis)
-    found: list[tuple[int, Any]] = []
-    dim = 0
-    for item, span in zip(items, spans, strict=True):
-        if item is Ellipsis:
-            dim += dims - used
-            continue
-        found += [(d, item) for d in range(dim, dim + span)]
-        dim += span
-    return found
-
-
-def _is_whole(item: Any, size: int) -> bool:
-    return isinstance(item, slice) and item.indices(size) == (0, size, 1)
-
-
-def take_along(call: Call) -> Any:
-    """narrow, select, index_select: as x[...], with the dimension as an argument."""
-    tape, out, (x, found) = call.tape, call.run(), moved(call)
-    if found is None:
-        return out
-    dim = call.arg(1, "dim") % x.dim()
-    labels = tape.partition.collapse(found.labels, dim, "sliced at fixed places")
-    index = labels.narrow(dim, 0, 1)
-    labels = index.squeeze(dim) if out.dim() < x.dim() else index.expand(out.shape)
-    tape.put(out, labels, found.sources, found.zero)
-    return out
-
-
-def turn(call: Call) -> Any:
-    """roll, flip: the places of a labelled dimension are moved by a fixed number."""
-    tape, out, (x, found) = call.tape, call.run(), moved(call)
-    if found is None:
-        return out
-    dims = call.arg(2 if call.name == "roll" else 1, "dims", ())
-    labels = found.labels
-    for d in (dims,) if isinstance(dims, int) else tuple(dims) or range(x.dim()):
-        labels = tape.partition.collapse(labels, d % x.dim(), f"{call.name} along the width")
-    tape.put(out, labels, found.sources, found.zero)
-    return out
 
 
 def pad(call: Call) -> Any:
@@ -309,16 +187,12 @@ def index_add(call: Call) -> Any:
 
 
 MOVEMENT = {
+    **PLACES,
     **dict.fromkeys(RESHAPES.split(), reshape),
     **dict.fromkeys(FREE.split(), free),
     **dict.fromkeys(["cat", "stack"], join),
-    **dict.fromkeys(["chunk", "split", "tensor_split", "unbind", "split_with_sizes"], divide),
-    **dict.fromkeys(["narrow", "select", "index_select"], take_along),
-    **dict.fromkeys(["roll", "flip"], turn),
-    "getitem": take,
     "setitem": assign,
     "copy": assign,
     "index_add": index_add,
-    "glu": glu,
     "pad": pad,
 }

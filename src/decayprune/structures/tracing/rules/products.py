@@ -19,7 +19,7 @@ from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import along, core, varying
 from decayprune.structures.tracing.rules.elementwise import against_fixed, raw_factor
 from decayprune.structures.tracing.rules.layers import times_parameter
-from decayprune.structures.tracing.tape import SIZES, Mark, Tape
+from decayprune.structures.tracing.tape import Mark, Tape
 
 _MET = "met a tensor of fixed width in attention"
 _HEADS = "attention reads a whole head"
@@ -79,7 +79,7 @@ def _by_head(
         tape.heads.append(vector)
         for constant in macs:
             tape.operator(tape.owner(None), constant // vector.numel(), vector)
-        _head_attributes(tape, vector, operands, labels)
+        _pass_heads(tape, vector, operands, labels)
     else:
         for constant in macs:
             tape.operator(tape.owner(None), constant)
@@ -99,29 +99,15 @@ def _meet_mask(tape: Tape, heads: Tensor, mask: Tensor) -> Tensor:
     return against_fixed(tape, mask[..., 0, 0], heads, _MET)
 
 
-def _head_attributes(
+def _pass_heads(
     tape: Tape, heads: Tensor, operands: tuple[Tensor, ...], labels: list[Tensor]
 ) -> None:
-    """Integers that the running module may compute its shapes from.
-
-    Candidates are attributes equal to the number of heads or of key heads, and those called a
-    dim, size or width that are equal to the width of all heads together. A wrong candidate shows
-    itself when the cut model runs.
-    """
-    layer = tape.stack[-1] if tape.stack else ""
+    """The running module may keep the number of heads, of key heads, and the width of them all."""
     width = operands[-1].shape[-1]
     vary = [core(value).reshape(-1) for value in labels if len(varying(value)) == 1]
-    counts = [heads, *(torch.unique_consecutive(value) for value in vary)]
-    seen = {(module, name) for module, name, *_ in tape.attributes}
-    for name, value in vars(tape.modules[layer]).items():
-        if type(value) is not int or (layer, name) in seen:
-            continue
-        names_a_size = any(word in name for word in SIZES)
-        vectors = [v.repeat_interleave(width) for v in counts] if names_a_size else counts
-        for vector in vectors:
-            if value == vector.numel():
-                tape.attributes.append((layer, name, vector, 1))
-                break
+    for vector in (heads, *(torch.unique_consecutive(value) for value in vary)):
+        tape.passes(vector)
+        tape.passes(vector.repeat_interleave(width))
 
 
 def _by_pair(

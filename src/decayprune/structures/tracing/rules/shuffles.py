@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call
 from decayprune.structures.tracing.labels import along
-from decayprune.structures.tracing.rules.movement import moved
+from decayprune.structures.tracing.rules.places import moved
 from decayprune.structures.tracing.tape import Tape
 
 
