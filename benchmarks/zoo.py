@@ -133,6 +133,7 @@ def measure(make: Maker) -> dict[str, Any]:
             budget=dp.Budget(macs=BUDGET),
             schedule=dp.Schedule(stop=1, rounds=1, decay_steps=2),
             scope="global",
+            round_to=None,
         )
     except (ValueError, RuntimeError) as error:
         return row | {"refusal": str(error)}

@@ -84,6 +84,7 @@ def pruner_for(
         "budget": dp.Budget(macs=0.5),
         "schedule": dp.Schedule(start=2, stop=14, rounds=3, decay_steps=5),
         "rectify": dp.Rectify(extra=0.5),
+        "round_to": None,  # the same on every machine
     }
     return dp.DecayPruner(model, optimizer, inputs, **(defaults | options))
 

@@ -88,7 +88,7 @@ def prune(
         schedule=dp.Schedule(stop=decay_steps, decay_steps=decay_steps),
         rectify=rectify if smooth and releases else None,
         ignored_layers=KEEPS_RESIDUAL,
-        **options,
+        **{"round_to": None, **options},
     )
 
 

@@ -33,6 +33,7 @@ from decayprune.deploy.export import ExportError, export
 from decayprune.distill import Distill
 from decayprune.inspection import Inspection, inspect
 from decayprune.latency.benchmark import benchmark
+from decayprune.latency.hardware import Hardware
 from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selection, Selector
@@ -52,6 +53,7 @@ __all__ = [
     "Distill",
     "Event",
     "ExportError",
+    "Hardware",
     "Inspection",
     "Rectify",
     "Schedule",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import prod
 from numbers import Real
 
 import torch
@@ -109,6 +110,11 @@ class CostModel:
             (operator.constant, tuple(self._vector(labels) for labels in operator.labels))
             for operator in structures.operators
         ]
+        values = [
+            (operator.constant // prod(shape[2:]), (self._vector(operator.labels[0]),))
+            for operator in structures.operators
+            if (shape := shapes.get(f"{operator.layer}.weight")) and operator.labels
+        ]
         cut: dict[str, list[tuple[int, Tensor]]] = {}
         for item in structures.slices:
             if item.role != "buffer":
@@ -124,6 +130,7 @@ class CostModel:
         self._fixed = torch.stack(self._widths)[:, 0] if self._widths else torch.zeros(0)
         self._per_group = torch.stack(self._widths)[:, 1:] if self._widths else torch.zeros(0)
         self._macs, self._params = _Products(macs), _Products(params)
+        self._values = _Products(values)
         self.batch = structures.batch
 
     def timed_by(self, latency: Callable[[Tensor], float]) -> CostModel:
@@ -159,6 +166,14 @@ class CostModel:
             kept: Structures that stay in each group, shape ``(G,)``.
         """
         return self._macs(self._kept_widths(kept)) // self.batch
+
+    def values(self, kept: Tensor) -> int:
+        """Activations that layers with weights hand on in one forward pass of one example.
+
+        Args:
+            kept: Structures that stay in each group, shape ``(G,)``.
+        """
+        return self._values(self._kept_widths(kept)) // self.batch
 
     def params(self, kept: Tensor) -> int:
         """Number of parameters.

@@ -15,7 +15,8 @@ from torch import nn
 from decayprune.compensation import calibration
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
-from decayprune.latency.estimate import LatencyModel
+from decayprune.latency.estimate import LatencyModel, shared
+from decayprune.latency.hardware import Hardware, Suit, known
 from decayprune.method.decay import Curve
 from decayprune.method.rectify import Rectify
 from decayprune.selection.by_importance import ImportanceSelector, Scope
@@ -57,7 +58,11 @@ class DecayPruner(BesideOptimizer):
             consumers take over what is picked by ridge regression
             (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
-        round_to: Make every pruned width a multiple of it.
+        round_to: ``"auto"``: pruned widths are those that ``target`` is fast at, and groups that
+            take much time for their MACs are cut more. A number: every pruned width is a multiple
+            of it. None: any width, and nothing but MACs counts.
+        target: Where the model will run, for ``round_to="auto"``: ``"cpu"``, ``"cuda"``,
+            ``"onnxruntime"``, or a ``dp.Hardware``. None: where its parameters are now.
         scope: What stays of a group falls with its width (``"width"``); or structures are compared
             over the model (``"global"``), within their group (``"local"``), or within groups of
             the same kind (``"isomorphic"``).
@@ -85,7 +90,8 @@ class DecayPruner(BesideOptimizer):
         importance: str | Importance | None = None,
         calibrate: Iterable[ExampleInputs] | None = None,
         ignored_layers: Iterable[str | nn.Module] = (),
-        round_to: int | None = None,
+        round_to: int | Literal["auto"] | None = "auto",
+        target: str | Hardware | None = None,
         scope: Scope = "width",
         slices: Literal["carriers", "all"] = "carriers",
         decay: str | Curve = "linear",
@@ -97,6 +103,7 @@ class DecayPruner(BesideOptimizer):
         if rectify is not None:
             arguments.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
         arguments.check_slices(slices)
+        arguments.check_round_to(round_to, target)
         curve = arguments.as_curve(decay)
         self._session = Session(
             model, optimizer, example_inputs, ignored_layers=ignored_layers, name="pruner"
@@ -109,6 +116,14 @@ class DecayPruner(BesideOptimizer):
         self._calibration = self._calibrated(calibrate)
         self._importance = importance or ("magnitude" if calibrate is None else "variance")
         self._seed = arguments.shared_seed(self._importance)
+        self._suit: Suit | None = None
+        multiples: int | torch.Tensor | None
+        haste: torch.Tensor | None = None
+        if isinstance(round_to, str):  # "auto"
+            self._suit = self._suited(target)
+            multiples, haste = self._suit.tensors()
+        else:
+            multiples = round_to
         self._selector = ImportanceSelector(
             self.structures,
             self.cost,
@@ -116,7 +131,8 @@ class DecayPruner(BesideOptimizer):
             schedule,
             self._ranking(),
             scope=scope,
-            round_to=round_to,
+            round_to=multiples,
+            haste=haste,
             floor=floor,
             rectify=rectify,
         )
@@ -150,6 +166,16 @@ class DecayPruner(BesideOptimizer):
         if batches is None:
             return None
         return calibration.calibrate(self._session.model, self.structures, batches)
+
+    def _suited(self, target: str | Hardware | None) -> Suit:
+        """The widths that the target is fast at: in a data-parallel run those of one process."""
+        if target is None:
+            target = "cpu" if self._device().type == "cpu" else "cuda"
+        hardware = known(target) if isinstance(target, str) else target
+        return shared(lambda: Suit.of(hardware, self.structures, self.cost))
+
+    def _device(self) -> torch.device:
+        return next(iter(self._session.parameters.values())).device
 
     def _ranking(self) -> Importance:
         if self._importance != "variance":
@@ -190,6 +216,8 @@ class DecayPruner(BesideOptimizer):
         state: dict[str, Any] = {"seed": self._seed}
         if self._latency is not None:
             state["latency"] = self._latency.state_dict()
+        if self._suit is not None:
+            state["suit"] = self._suit.state_dict()
         if self._compensated is not None:
             state["compensation"] = self._compensated.state_dict()
         return state
@@ -198,6 +226,9 @@ class DecayPruner(BesideOptimizer):
         # First, as they may refuse and nothing else has changed yet.
         if self._latency is not None:
             self._latency.load_state_dict(state["latency"])
+        if self._suit is not None:
+            self._suit = Suit.from_state_dict(state["suit"], len(self.structures.groups))
+            self._selector.suit(*self._suit.tensors())
         if self._compensated is not None:
             self._compensated.load_state_dict(state["compensation"])
         super()._restore(state)

@@ -97,8 +97,8 @@ class LatencyModel:
             self._keys = [call.key for call in calls]
             self._shares = [(self._counts(c.inside), self._counts(c.outside)) for c in calls]
             self._outputs = torch.tensor([float(call.outputs) for call in calls])
-            self.table = _shared(lambda: _measure(calls, run, timer))
-            self.table = _shared(lambda: self._with_rest(model, structures, run, timer))
+            self.table = shared(lambda: _measure(calls, run, timer))
+            self.table = shared(lambda: self._with_rest(model, structures, run, timer))
 
     def _with_rest(
         self, model: nn.Module, structures: StructureMap, run: Callable[[], object], timer: Timer
@@ -228,8 +228,12 @@ def _grid(width: int) -> list[int]:
     return sorted({w for w in near if w < width} | {width})
 
 
-def _shared(measure: Callable[[], _T]) -> _T:
-    """What the first process measures, in every process."""
+def shared(measure: Callable[[], _T]) -> _T:
+    """What the first process measures, in every process of a data-parallel run.
+
+    Args:
+        measure: Called in the first process alone.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return measure()
     box = [measure() if torch.distributed.get_rank() == 0 else None]

@@ -42,7 +42,11 @@ class ImportanceSelector:
             whole model, each divided by its group's mean; ``"local"``: every group loses the same
             share; ``"isomorphic"``: groups of the same kind and shape are ranked together, and
             every such family loses the same share.
-        round_to: Each width ends as a multiple of it (or uncut), or None.
+        round_to: Each width ends as a multiple of so many channels (or uncut); None takes any. A
+            vector of shape ``(G,)`` says what suits each group, and gives way where the budget
+            would be out of reach.
+        haste: Shape ``(G,)``; a group of twice the figure is cut as if its structures mattered half
+            as much. Scopes ``"local"`` and ``"isomorphic"`` have shares of their own.
         floor: Share of each group that stays in any case (at least one structure).
         rectify: Its tournament has a round commit more than it needs.
 
@@ -59,14 +63,15 @@ class ImportanceSelector:
         importance: Importance,
         *,
         scope: Scope = "width",
-        round_to: int | None = None,
+        round_to: int | Tensor | None = None,
+        haste: Tensor | None = None,
         floor: float = 0.1,
         rectify: Rectify | None = None,
     ) -> None:
         if scope not in get_args(Scope):
             known = ", ".join(map(repr, get_args(Scope)))
             raise ValueError(f"scope is one of {known}; found {scope!r}.")
-        if round_to is not None and round_to < 1:
+        if isinstance(round_to, int) and round_to < 1:
             raise ValueError(f"round_to is a whole number of channels from 1, found {round_to!r}.")
         if not 0 <= floor < 1:
             raise ValueError(f"floor is a share of each layer in [0, 1), found {floor!r}.")
@@ -74,21 +79,44 @@ class ImportanceSelector:
         self._budget, self._schedule = budget, schedule
         self.importance, self._scope, self._rectify = importance, scope, rectify
         self._families = [group.family or group.layer for group in structures.groups]
-        width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
-        self._widths = width * cost.sizes
-        # round_to counts channels; a structure may hold several (a head).
-        unit = torch.ones_like(cost.sizes)
+        self._width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
+        self._floor = floor
+        self.suit(round_to, haste)
+
+    def suit(self, round_to: int | Tensor | None, haste: Tensor | None) -> None:
+        """Choose widths that suit a machine.
+
+        Args:
+            round_to: As for the selector.
+            haste: As for the selector.
+
+        Raises:
+            ValueError: The budget cannot be reached.
+        """
+        channels = torch.full_like(self._width, 1)
+        self._haste = channels.double() if haste is None else haste
         if round_to is not None:
-            unit = round_to // torch.gcd(torch.full_like(width, round_to), width)
-        least = torch.ceil(cost.sizes * floor - 1e-9).to(torch.int64).clamp(min=1)
-        self._target = Target(
-            group_of=structures.group_of,
-            cost=cost,
-            met=lambda kept: cost.meets(budget, kept),
-            floor=torch.minimum(-(-least // unit) * unit, cost.sizes),
+            channels = channels * round_to
+        self._target = self._target_of(channels)
+        while isinstance(round_to, Tensor) and not self._target.met(self._target.floor):
+            if bool((channels == 1).all()):
+                break
+            channels = (channels // 2).clamp(min=1)
+            self._target = self._target_of(channels)
+        self._check_reachable()
+
+    def _target_of(self, channels: Tensor) -> Target:
+        """The budget at widths that are multiples of so many channels in each group."""
+        # A structure may hold several channels (a head).
+        unit, sizes = channels // torch.gcd(channels, self._width), self._cost.sizes
+        least = torch.ceil(sizes * self._floor - 1e-9).to(torch.int64).clamp(min=1)
+        return Target(
+            group_of=self._structures.group_of,
+            cost=self._cost,
+            met=lambda kept: self._cost.meets(self._budget, kept),
+            floor=torch.minimum(-(-least // unit) * unit, sizes),
             unit=unit,
         )
-        self._check_reachable()
 
     def _check_reachable(self) -> None:
         if self._target.met(self._target.floor):
@@ -187,7 +215,7 @@ class ImportanceSelector:
         group_of = self._structures.group_of
         relative = normalised(score, group_of)
         if self._scope == "global":
-            return relative
+            return relative / self._haste[group_of].to(relative.dtype)
         names = sorted(set(self._families))
         pool_of_group = torch.tensor([names.index(f) for f in self._families])
         pool = pool_of_group[group_of] if self._scope == "isomorphic" else group_of
@@ -195,5 +223,6 @@ class ImportanceSelector:
         position = rank_within(relative.masked_fill(~active, -torch.inf), pool)
         share = (position + 0.5) / torch.bincount(pool)[pool]
         if self._scope == "width":  # what stays above the threshold falls with the width
-            return -(1 - share) * self._widths[group_of].to(share.dtype) ** _NARROWING
+            pull = (self._width * self._cost.sizes) ** _NARROWING * self._haste
+            return -(1 - share) * pull[group_of].to(share.dtype)
         return share

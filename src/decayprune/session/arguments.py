@@ -131,6 +131,25 @@ def shared_seed(importance: str | Importance) -> int:
     return shared[0]
 
 
+def check_round_to(round_to: object, target: object) -> None:
+    """Raise unless these are multiples, and a target that has a say in them.
+
+    Raises:
+        ValueError: They are not.
+    """
+    whole = isinstance(round_to, int) and not isinstance(round_to, bool) and round_to >= 1
+    if not (whole or round_to is None or round_to == "auto"):
+        raise ValueError(
+            "round_to is a whole number of channels from 1, 'auto' for what suits the machine, or "
+            f"None; found {round_to!r}."
+        )
+    if target is not None and round_to != "auto":
+        raise ValueError(
+            f"target says which widths round_to='auto' prefers, and round_to is {round_to!r}: "
+            "leave one of them out."
+        )
+
+
 def check_slices(slices: str) -> None:
     """Raise unless these are slices that can shrink."""
     if slices not in ("carriers", "all"):
