@@ -19,7 +19,8 @@ import torch
 import torchvision
 
 import decayprune as dp
-from decayprune.latency.benchmark import benchmark, cpu_name, estimate
+from decayprune.latency import estimate, race
+from decayprune.latency.benchmark import cpu_name
 
 MODELS = ("resnet18", "mobilenet_v2", "vgg11_bn")
 TARGETS = (0.3, 0.5, 0.7)
@@ -70,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.processor_time:
-        benchmark.time = estimate.time = SimpleNamespace(perf_counter=time.process_time)
+        race.time = estimate.time = SimpleNamespace(perf_counter=time.process_time)
     rows = []
     load = [os.getloadavg()[0]]
     for name in arguments.models:

@@ -50,7 +50,7 @@ def prepared(compensate: ModuleType, *, decay_steps: int, hand_over: bool, stop:
     pruner = dp.DecayPruner(
         model, optimizer, (x, mask), budget=dp.Budget(macs=0.5), rectify=None,
         schedule=dp.Schedule(stop=stop or decay_steps, decay_steps=decay_steps),
-        importance=second_half_first,
+        importance=second_half_first, round_to=None,
     )  # fmt: skip
     readers = compensate.consumers(model, pruner.structures)
     moments = compensate.calibrate(model, readers, [(x, mask, None)])

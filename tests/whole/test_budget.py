@@ -25,6 +25,7 @@ def pruned(seed: int, budget: float, steps: int = 9, **options: Any) -> dp.Decay
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.3, 1.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = {"round_to": None, **options}  # whatever the machine
     pruner = dp.DecayPruner(model, optimizer, EXAMPLE, budget=dp.Budget(macs=budget), **options)
     for _ in range(steps):
         F.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.arange(4)).backward()

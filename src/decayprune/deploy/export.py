@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from decayprune.checkpoint.atomic import write_atomically
 from decayprune.deploy.formats import FORMATS, Format, Runner, installed
-from decayprune.latency.benchmark import Race
+from decayprune.latency.race import Race
 from decayprune.structures.example import ExampleInputs, arguments, outputs, quiet
 from decayprune.surgery.compare import difference, first_line, tolerance_for
 

@@ -1,9 +1,10 @@
 """Is the smaller model really faster? Two models timed side by side in one process.
 
-Runs of both models are interleaved, so that a machine that slows down slows both, and medians are
-reported beside the ratio of their multiply-accumulates: that ratio is the speed-up to hope for.
-Image models are timed in channels-last memory format as well, any model compiled on request, and
-the widths that suit this machine are looked for.
+Runs of both models are interleaved, so that a machine that slows down slows both, until the ratio
+of their times is known within a twentieth; where it does not settle, that is said. Image models are
+timed in both memory formats, and each counts in its faster one: a model that is slow in the format
+it came in is no baseline. Beside the ratio stands that of the multiply-accumulates, which is the
+speed-up to hope for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import copy
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from decayprune.latency import widths
+from decayprune.latency import hardware
+from decayprune.latency.race import Race, fastest, interval, known, paired
+from decayprune.latency.widths import Layer, busiest, widths
 from decayprune.structures.example import arguments
 
 
@@ -32,8 +34,8 @@ class Latency:
     """Median times of two models on the same inputs.
 
     Attributes:
-        before_ms: One forward pass of the first model, in milliseconds.
-        after_ms: One forward pass of the second model.
+        before_ms: One forward pass of the first model, in milliseconds, in its faster format.
+        after_ms: One forward pass of the second model, in its faster format.
         macs_before: Multiply-accumulates of the first model for the whole batch.
         macs_after: Multiply-accumulates of the second model for the whole batch.
         batch_size: Size of the first dimension of the inputs.
@@ -42,10 +44,12 @@ class Latency:
         device: What it ran on.
         channels_last: The two medians in channels-last memory format; None for other inputs.
         compiled: The two medians under ``torch.compile``, in the faster format; None unless asked.
-        round_to: Multiple that makes widths fast on this machine, for the pruner's ``round_to``;
-            None if the first model has no plain convolution or linear layer.
+        round_to: Multiple that makes widths like those of the busiest layer fast here; None if the
+            first model has no plain convolution or linear layer.
         flushes_denormals: Whether numbers below the normal range count as zero. They are slow on
             many processors: see ``torch.set_flush_denormal``.
+        contiguous: The two medians in contiguous memory format.
+        interval: Where the speed-up lies with a confidence of 95 %; None of too few runs.
     """
 
     before_ms: float
@@ -60,12 +64,23 @@ class Latency:
     compiled: tuple[float, float] | None = None
     round_to: int | None = None
     flushes_denormals: bool = False
+    contiguous: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def memory_format(self) -> str:
         """The faster format for the second model: ``"contiguous"`` or ``"channels_last"``."""
-        faster = self.channels_last is not None and self.channels_last[1] < self.after_ms
+        return self._format(1)
+
+    def _format(self, side: int) -> str:
+        plain = self.contiguous or (self.before_ms, self.after_ms)
+        faster = self.channels_last is not None and self.channels_last[side] < plain[side]
         return "channels_last" if faster else "contiguous"
+
+    @property
+    def settled(self) -> bool:
+        """Whether the speed-up is known within a twentieth."""
+        return known(self.interval)
 
     @property
     def speedup(self) -> float:
@@ -79,7 +94,7 @@ class Latency:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, with the two ratios and the format, as plain values."""
-        ratios = {"speedup": self.speedup, "ideal": self.ideal}
+        ratios = {"speedup": self.speedup, "ideal": self.ideal, "settled": self.settled}
         return {**asdict(self), **ratios, "memory_format": self.memory_format}
 
     def to_json(self) -> str:
@@ -95,15 +110,29 @@ class Latency:
         )
 
     def _details(self) -> list[str]:
-        lines = []
-        for name, pair in (("channels last", self.channels_last), ("compiled", self.compiled)):
-            if pair is not None:
-                ratio = pair[0] / pair[1]
-                lines.append(f"{name}: {pair[0]:.2f} ms -> {pair[1]:.2f} ms, {ratio:.2f}x faster")
+        pairs = {"contiguous": self.contiguous, "channels last": self.channels_last}
+        pairs = pairs if self.channels_last else {}
+        lines = [
+            f"{name}: {pair[0]:.2f} ms -> {pair[1]:.2f} ms, {pair[0] / pair[1]:.2f}x faster"
+            for name, pair in (pairs | {"compiled": self.compiled}).items()
+            if pair is not None
+        ]
+        if not self.settled:
+            known = (
+                "too few runs"
+                if self.interval is None
+                else "{:.2f}x to {:.2f}x".format(*self.interval)
+            )
+            lines.append(
+                f"The speed-up has not settled ({known}): time it again with more runs, or when "
+                "nobody else uses the machine."
+            )
         denormals = "flushed to zero" if self.flushes_denormals else "computed"
         remarks = [f"denormals are {denormals}"]
         if self.channels_last is not None:
-            remarks.append(f"fastest in {self.memory_format.replace('_', ' ')} format")
+            before, after = (self._format(side).replace("_", " ") for side in (0, 1))
+            formats = f"{before} before and {after} after" if before != after else after
+            remarks.append(f"fastest in {formats} format")
         if self.round_to is not None:
             remarks.append(f"prune with round_to={self.round_to}")
         return [*lines, "On this machine: " + ", ".join(remarks) + "."]
@@ -148,14 +177,6 @@ def _macs(call: Callable[[], object], name: str) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _time(call: Callable[[], object], repeats: int, synchronize: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    synchronize()
-    return (time.perf_counter() - start) / repeats * 1000
-
-
 def benchmark(
     model_a: nn.Module,
     model_b: nn.Module,
@@ -171,7 +192,8 @@ def benchmark(
         model_a: The model before.
         model_b: The model after.
         example_inputs: A tensor, or a tuple or dict of arguments; one batch of the size to time.
-        runs: Timed runs of each model, alternating.
+        runs: Timed runs of each model, alternating; up to four times as many while they do not
+            agree how much faster the second model is.
         min_run_ms: A run repeats the forward pass until it lasts about this long, so that the
             clock's and the scheduler's grain do not show.
         compiled: Time both under ``torch.compile``, too; compiling may take a minute.
@@ -194,71 +216,68 @@ def benchmark(
         with torch.inference_mode():
             calls = [_caller(model, example_inputs) for model in models]
             macs = [_macs(call, n) for n, call in zip(("model_a", "model_b"), calls, strict=True)]
-            plain = race.medians(calls)
-            last, last_calls = None, calls
+            layer = busiest(model_a, calls[0])
+            variants = [[call] for call in calls]
             if example.dim() == 4:
-                last_calls = [_channels_last(model, example_inputs) for model in models]
-                last = race.medians(last_calls)
-            faster = last is not None and last[1] < plain[1]
-            layer = widths.busiest(model_a, calls[0])
-            unit = None if layer is None else widths.round_to(*layer, race.alone)
-        with torch.no_grad():  # the compiler does not take inference tensors
-            quick = [_compiled(m, example_inputs, faster) for m in models] if compiled else None
-            compiled_times = None if quick is None else race.medians(quick)
+                variants = [
+                    [call, _channels_last(model, example_inputs)]
+                    for call, model in zip(calls, models, strict=True)
+                ]
+            times = race.times([*variants[0], *variants[1]], len(variants[0]))
+        formats = [_median(pair) for pair in zip(*_halves(times), strict=True)]
+        in_last = len(formats) == 2 and formats[1][1] < formats[0][1]
+        compiled_times = None
+        if compiled:
+            with torch.no_grad():  # the compiler does not take inference tensors
+                quick = [_compiled(m, example_inputs, in_last) for m in models]
+                compiled_times = race.medians(quick)
     finally:
         for module, mode in modes:
             module.training = mode
+    before, after = (fastest(half) for half in _halves(times))
     return Latency(
-        before_ms=plain[0],
-        after_ms=plain[1],
+        before_ms=statistics.median(before),
+        after_ms=statistics.median(after),
         macs_before=macs[0],
         macs_after=macs[1],
         batch_size=example.shape[0] if example.dim() else 1,
-        runs=runs,
+        runs=len(before),
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(example.device) if example.is_cuda else cpu_name(),
-        channels_last=last,
+        channels_last=formats[1] if len(formats) == 2 else None,
         compiled=compiled_times,
-        round_to=unit,
+        round_to=None if layer is None else _suitable(layer),
         flushes_denormals=flushes_denormals(),
+        contiguous=formats[0],
+        interval=_interval(before, after),
     )
+
+
+def _halves(times: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
+    """Times of the first model's variants, and of the second's."""
+    half = len(times) // 2
+    return times[:half], times[half:]
+
+
+def _median(pair: Sequence[Sequence[float]]) -> tuple[float, float]:
+    return statistics.median(pair[0]), statistics.median(pair[1])
+
+
+def _interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
+    """Of the speed-up: what rounds say, and in any case the ratio of the medians."""
+    ends = interval(paired(before, after))
+    speedup = statistics.median(before) / statistics.median(after)
+    return None if ends is None else (min(ends[0], speedup), max(ends[1], speedup))
+
+
+def _suitable(layer: Layer) -> int:
+    device = "cpu" if layer.weight.device.type == "cpu" else "cuda"
+    return hardware.unit(hardware.known(device), widths(layer)[1])
 
 
 def flushes_denormals() -> bool:
     """Whether this thread counts numbers below the normal range as zero."""
     return float(torch.tensor([1e-39]) * torch.tensor([0.5])) == 0
-
-
-@dataclass(frozen=True)
-class Race:
-    """How calls are timed against each other.
-
-    Attributes:
-        runs: Timed runs of each call.
-        min_run_ms: A run repeats its call until it lasts about this long.
-        synchronize: Waits for the device.
-    """
-
-    runs: int
-    min_run_ms: float = 5.0
-    synchronize: Callable[[], None] = lambda: None
-
-    def medians(self, calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
-        """Median milliseconds of two calls that take turns."""
-        once = [min(_time(call, 1, self.synchronize) for _ in range(3)) for call in calls]
-        repeats = [max(1, round(self.min_run_ms / max(t, 1e-6))) for t in once]
-        times: list[list[float]] = [[], []]
-        for run in range(self.runs):
-            # Who goes first alternates too: a warm cache favours the second.
-            for side in (0, 1) if run % 2 == 0 else (1, 0):
-                times[side].append(_time(calls[side], repeats[side], self.synchronize))
-        return statistics.median(times[0]), statistics.median(times[1])
-
-    def alone(self, call: Callable[[], object]) -> float:
-        """Milliseconds of one call: the best of a few runs."""
-        once = min(_time(call, 1, self.synchronize) for _ in range(3))
-        repeats = max(1, round(self.min_run_ms / max(once, 1e-6)))
-        return min(_time(call, repeats, self.synchronize) for _ in range(min(self.runs, 5)))
 
 
 def _channels_last(model: nn.Module, inputs: Any) -> Callable[[], object]:

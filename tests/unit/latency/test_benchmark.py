@@ -1,10 +1,12 @@
 import json
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from decayprune.latency.benchmark import Latency, benchmark, flushes_denormals
+from decayprune.latency.race import Race
 
 
 def net(width: int) -> nn.Sequential:
@@ -18,7 +20,8 @@ def test_counts_and_restores() -> None:
     after.eval()
     found = benchmark(before, after, torch.zeros(32, 8), runs=3, min_run_ms=0.1)
     assert (found.macs_before, found.macs_after) == (32 * 512 * 12, 32 * 16 * 12)
-    assert (found.batch_size, found.runs) == (32, 3)
+    assert found.batch_size == 32
+    assert 3 <= found.runs <= 12
     assert found.ideal == 32
     assert [m.training for m in before.modules()] == [True, True, False, True]
     assert not after.training
@@ -86,16 +89,57 @@ def test_compiled_models_are_timed_on_request(monkeypatch: pytest.MonkeyPatch) -
     assert all(one not in models for one in compiled)
 
 
+def latency(**figures: Any) -> Latency:
+    usual: dict[str, Any] = {
+        "before_ms": 4.0,
+        "after_ms": 2.0,
+        "macs_before": 100,
+        "macs_after": 40,
+        "batch_size": 8,
+        "runs": 5,
+        "threads": 1,
+        "device": "a machine",
+        "contiguous": (4.0, 2.0),
+    }
+    return Latency(**(usual | figures))
+
+
 def test_what_was_measured_is_what_is_recommended() -> None:
-    found = Latency(4.0, 2.0, 100, 40, 8, 5, 1, "a machine", (3.0, 2.1), None, 16, True)
+    found = latency(channels_last=(3.0, 2.1), round_to=16, flushes_denormals=True)
     assert found.memory_format == "contiguous"
-    assert Latency(4.0, 2.0, 100, 40, 8, 5, 1, "", (3.0, 1.9)).memory_format == "channels_last"
+    assert latency(channels_last=(3.0, 1.9)).memory_format == "channels_last"
+    assert latency().memory_format == "contiguous"
     lines = str(found).splitlines()
-    assert lines[1] == "channels last: 3.00 ms -> 2.10 ms, 1.43x faster"
-    assert lines[2] == (
-        "On this machine: denormals are flushed to zero, fastest in contiguous format, prune "
-        "with round_to=16."
+    assert lines[1:3] == [
+        "contiguous: 4.00 ms -> 2.00 ms, 2.00x faster",
+        "channels last: 3.00 ms -> 2.10 ms, 1.43x faster",
+    ]
+    assert lines[-1] == (
+        "On this machine: denormals are flushed to zero, fastest in channels last before and "
+        "contiguous after format, prune with round_to=16."
     )
+
+
+def test_each_model_counts_in_its_faster_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [[4.0] * 6, [3.0, 3.2] * 3, [2.0] * 6, [5.0] * 6]
+    monkeypatch.setattr(Race, "times", lambda self, calls, sides: times)
+    found = benchmark(images(16), images(4), torch.zeros(2, 3, 8, 8), runs=2)
+    assert (found.contiguous, found.channels_last) == ((4.0, 2.0), (3.1, 5.0))
+    assert (found.before_ms, found.after_ms) == (3.1, 2.0)
+    assert found.memory_format == "contiguous"
+    assert found.interval == pytest.approx((1.5, 1.6))
+
+
+def test_what_has_not_settled_is_said() -> None:
+    shaky = latency(interval=(1.7, 2.3))
+    assert not shaky.settled
+    assert "\nThe speed-up has not settled (1.70x to 2.30x): time it again with" in str(shaky)
+    steady = latency(interval=(1.99, 2.02))
+    assert steady.settled
+    assert steady.to_dict()["settled"]
+    assert "settled" not in str(steady)
+    assert not latency().settled
+    assert "has not settled (too few runs): " in str(latency())
 
 
 def test_denormals_are_stated() -> None:

@@ -1,49 +1,42 @@
-"""The widths that suit a machine, with machines made up."""
+"""Layers at other widths."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from decayprune.latency.widths import UNITS, busiest, round_to
+from decayprune.latency.widths import busiest, resized, widths
 
 
-def machine(block: int, narrow: list[nn.Module]) -> Callable[[Callable[[], Tensor]], float]:
-    """A processor that works on whole blocks of channels, and counts nothing else."""
-
-    def timer(call: Callable[[], Tensor]) -> float:
-        out = call()  # the layer really runs at this width
-        layer = call.func
-        narrow.append(layer)
-        wide_in, dim = layer.weight.shape[1], 1 if out.dim() == 4 else -1
-        return math.ceil(wide_in / block) * math.ceil(out.shape[dim] / block) * block**2
-
-    return timer
-
-
-@pytest.mark.parametrize("block", UNITS)
 @pytest.mark.parametrize(
     ("layer", "inputs"),
     [
-        (nn.Conv2d(128, 256, 3, padding=1), torch.zeros(2, 128, 5, 5)),
-        (nn.Linear(256, 192), torch.zeros(3, 7, 256)),
+        (nn.Conv2d(12, 20, 3, padding=1, stride=2), torch.randn(2, 12, 5, 5)),
+        (nn.Conv1d(12, 20, 3), torch.randn(2, 12, 5)),
+        (nn.Linear(12, 20), torch.randn(3, 7, 12)),
     ],
-    ids=["convolution", "linear"],
+    ids=["2d", "1d", "linear"],
 )
-def test_the_block_of_the_machine_is_found(block: int, layer: nn.Module, inputs: Tensor) -> None:
-    seen: list[nn.Module] = []
-    shapes = {name: p.shape for name, p in layer.named_parameters()}
-    assert round_to(layer, inputs, machine(block, seen)) == block
-    assert len(seen) == len(UNITS)
-    assert {name: p.shape for name, p in layer.named_parameters()} == shapes
+def test_a_layer_runs_at_other_widths_and_stays_as_it_is(layer: nn.Module, inputs: Tensor) -> None:
+    before = {name: p.clone() for name, p in layer.named_parameters()}
+    narrow, fewer = resized(layer, inputs, 5, 32)
+    assert widths(narrow) == (5, 32)
+    out, dense = narrow(fewer), layer(inputs)
+    dim = -1 if isinstance(layer, nn.Linear) else 1
+    assert out.shape[dim] == 32
+    assert out.numel() * 20 == dense.numel() * 32
+    assert widths(layer) == (12, 20)
+    assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters())
 
 
-def test_small_layers_are_tried_at_widths_of_at_least_one_unit() -> None:
-    assert round_to(nn.Linear(3, 5), torch.zeros(1, 3), machine(1, [])) == 1
+def test_depthwise_stays_depthwise_and_channels_last_stays_channels_last() -> None:
+    layer = nn.Conv2d(12, 12, 3, groups=12)
+    inputs = torch.randn(2, 12, 5, 5).to(memory_format=torch.channels_last)
+    narrow, fewer = resized(layer, inputs, 7, 7)
+    assert (narrow.groups, narrow.weight.shape) == (7, (7, 1, 3, 3))
+    assert fewer.is_contiguous(memory_format=torch.channels_last)
+    assert narrow(fewer).shape == (2, 7, 3, 3)
 
 
 def test_the_busiest_layer_counts_positions() -> None:
@@ -55,8 +48,7 @@ def test_the_busiest_layer_counts_positions() -> None:
         nn.Linear(8, 1000),
     )
     inputs = torch.zeros(1, 3, 8, 8)
-    layer, example = busiest(model, lambda: model(inputs))
+    layer = busiest(model, lambda: model(inputs))
     assert layer is model[0]
-    assert torch.equal(example, inputs)
     assert not layer._forward_hooks
     assert busiest(nn.ReLU(), lambda: None) is None

@@ -48,6 +48,7 @@ def library(
         slices="all" if s.all_slices else "carriers",
         scope=s.scope,
         decay="cosine" if s.cosine else "linear",
+        round_to=None,
     )
 
 

@@ -69,6 +69,7 @@ def test_heads_and_stream_leave_one_without_the_other(ignored: list[str], tmp_pa
         schedule=dp.Schedule(stop=1, decay_steps=2),
         scope="local",
         ignored_layers=ignored,
+        round_to=None,
     )
     while not pruner.finished:
         model(inputs).square().sum().backward()
