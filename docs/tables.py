@@ -115,27 +115,22 @@ def hosts_overhead(found: dict[str, Any]) -> str:
     return f"{table(['phase', 'adds', 'in all', 'goal: adds'], rows)}\n{facts}"
 
 
-def recommend(found: dict[str, Any]) -> str:
-    """Shares of the ideal speed-up, with and without what dp.benchmark recommends."""
-    head = [
-        "half the MACs of",
-        "recommended",
-        "ideal",
-        "as it comes",
-        "as recommended",
-        "against the dense model as it comes",
-    ]
-    keys = ("as it comes", "recommended", "against the dense model as it comes")
+def speed(found: dict[str, Any]) -> str:
+    """Speed-ups at half of the MACs, each model in its faster format."""
     rows = [
         [
-            one["model"],
-            f"round_to={one['round_to']}, {one['memory_format'].replace('_', ' ')}",
+            f"{one['model']}, batch of {one['batch_size']}, threads: {one['threads']}",
+            "any" if one["round_to"] == "none" else f'`"{one["round_to"]}"`',
+            one["memory_format"].replace("_", " "),
             f"{one['ideal']:.2f}x",
-            *(f"{one[key]:.2f}" for key in keys),
+            f"{one['speedup']:.2f}x",
+            "settled" if one["settled"] else "{:.2f}x to {:.2f}x".format(*one["interval"]),
+            f"{one['goal']:.2f}x",
         ]
         for one in found["rows"]
     ]
-    return f"{table(head, rows)}\nGoal: {found['goal']:g}. {machine(found['machine'])}.\n"
+    head = ["half the MACs of", "widths", "format", "ideal", "faster", "interval", "goal"]
+    return f"{table(head, rows)}\n{machine(found['machine'])}.\n"
 
 
 def faults(found: dict[str, Any]) -> str:
@@ -212,7 +207,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "hosts_overhead": hosts_overhead,
     "latency_budget": latency_budget,
     "overhead": overhead,
-    "recommend": recommend,
+    "speed": speed,
 }
 
 
