@@ -7,7 +7,8 @@ every move is an event, and the optimizer goes on with the smaller model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,70 @@ def test_resuming_in_mid_decay(name: str, variant: str, tmp_path: Path) -> None:
         assert torch.equal(value, again.model.state_dict()[key]), key
     assert again.host.events == setup.host.events
     check(again, variant)
+
+
+def leaves(state: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where something stands in a state, dictionaries themselves included."""
+    for key, value in state.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+def spoilt(state: Any, path: tuple[str, ...], value: Any) -> Any:
+    """A copy with something else at one place; with nothing there if the value is Ellipsis."""
+    copied = dict(state)
+    if len(path) > 1:
+        copied[path[0]] = spoilt(state[path[0]], path[1:], value)
+    elif value is ...:
+        del copied[path[0]]
+    else:
+        copied[path[0]] = value
+    return copied
+
+
+def everything(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {key: everything(value) for key, value in state.items()}
+    return [everything(item) for item in state] if isinstance(state, (list, tuple)) else state
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_damaged_state_changes_nothing(name: str) -> None:
+    """Each part of a state missing, or of another kind: refused, with all as it was."""
+    setup = build(name, "SP+SR")
+    for seed in range(14):
+        plain(setup, seed)
+    good = setup.host.state_dict()
+    inner = good.get("pruning", good)
+    again = build(name, "SP+SR")
+    for seed in range(3):
+        plain(again, seed)
+    before = everything(again.host.state_dict())
+    for path in leaves(inner):
+        for value in (..., "x", [{}], torch.zeros(2, 1, 3)):
+            bad = spoilt(inner, path, value)
+            was = _at(inner, path)
+            if (was is None and value is ...) or type(was) is type(value) is list:
+                continue  # nothing is lost; a list of other things
+            state = good | {"pruning": bad} if "pruning" in good else bad
+            with pytest.raises(ValueError, match=r"."):
+                again.host.load_state_dict(state)
+            assert everything(again.host.state_dict()) == before, (path, value)
+
+
+def _at(state: Any, path: tuple[str, ...]) -> Any:
+    return _at(state[path[0]], path[1:]) if path else state
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_host_says_why_it_cannot_be_copied(name: str) -> None:
+    host = build(name, "SP+SR").host
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled. Save its state_dict"):
+            copied(host)
 
 
 # ---------------------------------------------------------------- two processes

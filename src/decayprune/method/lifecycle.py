@@ -8,6 +8,7 @@ scaled is decided elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -135,10 +136,26 @@ class LifecycleState:
                     f"{tensor.numel()} (field {name!r}): load it into the model it was saved for."
                 )
             loaded[name] = state[name].to(tensor.device, tensor.dtype).clone()
+        _check_values(loaded)
         prefix = "statistics."
         sums = {n[len(prefix) :]: v for n, v in loaded.items() if n.startswith(prefix)}
         plain = {n: v for n, v in loaded.items() if not n.startswith(prefix)}
         return cls(**plain, statistics=Statistics(**sums))
+
+
+def _check_values(loaded: Mapping[str, Tensor]) -> None:
+    phase = loaded["phase"]
+    if bool(((phase < ACTIVE) | (phase > PRUNED)).any()):
+        raise ValueError(
+            "The pruner's state has phases other than active, decaying and pruned (0 to 2). Load "
+            "one that state_dict() returned."
+        )
+    for name in ("age", "span", "start_length", "length"):
+        if not bool((loaded[name] >= 0).all()):  # NaN is not, either
+            raise ValueError(
+                f"The pruner's state has a negative {name}, or one that is no number. Load one "
+                "that state_dict() returned."
+            )
 
 
 def _require(state: LifecycleState, ids: Tensor, phase: int, move: str) -> None:

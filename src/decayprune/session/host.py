@@ -8,7 +8,7 @@ and what it has to save of itself. ``docs/extend/host.md`` builds one from nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from torch import nn
@@ -128,13 +128,22 @@ class Host:
         return shared | self._own_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit.
+        """Continue where :meth:`state_dict` was taken, bit for bit, or change nothing.
 
         Raises:
-            ValueError: It belongs to another model, other settings, or another version.
+            ValueError: It belongs to another model, other settings, or another version, or is
+                damaged.
         """
-        resume.check(state_dict, Host.state_dict(self))
-        self._restore(state_dict)
+        before = self.state_dict()
+        resume.check(state_dict, before)
+        resume.take_up(self._restore, state_dict, before)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"A {type(self).__name__} watches one model and one optimizer, and cannot be copied "
+            "or pickled. Save its state_dict() beside the model's and the optimizer's; to go "
+            "on, build it anew and load them."
+        )
 
     # ---------------------------------------------------------------- what a method adds
 

@@ -1,9 +1,11 @@
-"""Whether a saved state can be resumed here: same model, same settings, same kind of host."""
+"""Resuming from a saved state: whether it can be done here, and all of it or nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from decayprune.structures.structure_map import StructureMap
 
@@ -54,7 +56,7 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
     """
     owner, known = now["owner"], isinstance(state, dict)
     found = state.get("format") if known else type(state).__name__
-    if known and found == _FORMAT:
+    if type(found) is int and found == _FORMAT:
         found = state.get("owner")
     if not known or found != owner:
         raise ValueError(
@@ -62,10 +64,8 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
             f"{_FORMAT}, found {found!r}."
         )
     if missing := sorted(set(now) - set(state)):
-        raise ValueError(
-            f"This pruner state is damaged: {', '.join(missing)} is missing. Load one that "
-            "state_dict() returned."
-        )
+        raise _damaged(f"{', '.join(missing)} is missing")
+    _check_kinds(state, {**now, "settings": {}}, "")
     if state["fingerprint"] != now["fingerprint"]:
         pairs = zip(now["slices"], state["slices"], strict=False)
         differs = next((ours for ours, theirs in pairs if ours != theirs), None)
@@ -77,9 +77,61 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
     _check_settings(state["settings"], now["settings"])
 
 
+def take_up(restore: Callable[[Mapping[str, Any]], None], state: Any, before: Any) -> None:
+    """Restore a state, or leave everything as it was.
+
+    Args:
+        restore: Takes up a state.
+        state: Checked by :func:`check`.
+        before: What was, to go back to.
+
+    Raises:
+        ValueError: The state cannot be restored.
+    """
+    try:
+        restore(state)
+    except BaseException as error:
+        restore(before)
+        if isinstance(error, (KeyError, TypeError, AttributeError, IndexError)):
+            raise _damaged(f"it cannot be restored ({type(error).__name__}: {error})") from error
+        raise
+
+
+def _damaged(why: str) -> ValueError:
+    return ValueError(
+        f"This pruner state is damaged: {why}. Load one that state_dict() returned; nothing was "
+        "changed."
+    )
+
+
+def _check_kinds(state: Any, now: Any, where: str) -> None:
+    """Raise unless tensors are where tensors are now, numbers where numbers are, and so on."""
+    if isinstance(now, Mapping):
+        if not isinstance(state, Mapping):
+            raise _damaged(f"{where} is {_kind(state)}, expected a dictionary")
+        for name in now:
+            inside = f"{where}.{name}" if where else name
+            if name not in state:
+                raise _damaged(f"{inside} is missing")
+            _check_kinds(state[name], now[name], inside)
+    elif now is not None and _kind(state) != _kind(now):
+        raise _damaged(f"{where} is {_kind(state)}, expected {_kind(now)}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (bool, int, float)):
+        return "a number"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "nothing" if value is None else f"of type {type(value).__name__}"
+
+
 def _check_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name in {**now, **then}:
-        if then.get(name) != now.get(name):
+        same_kind = _kind(then.get(name)) == _kind(now.get(name))
+        if not same_kind or then.get(name) != now.get(name):
             raise ValueError(
                 f"This state was saved with {name}={then.get(name)!r}, and what is to go on was "
                 f"built with {now.get(name)!r}. Build it as it was saved."

@@ -249,10 +249,13 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
                 f"Expected what the state_dict() of a {type(self).__name__} returned, found the "
                 "state of a plain optimizer."
             )
-        saved = state_dict["pruning"]
-        resume.check(saved, Host.state_dict(self))
-        torch.optim.Optimizer.load_state_dict(self, state_dict)
-        self._restore(saved)
+        before = self.state_dict()
+        resume.check(state_dict["pruning"], before["pruning"])
+        resume.take_up(self._restore_both, state_dict, before)
+
+    def _restore_both(self, state: Mapping[str, Any]) -> None:
+        torch.optim.Optimizer.load_state_dict(self, dict(state))
+        self._restore(state["pruning"])
 
     def _settings(self) -> dict[str, Any]:
         own = {
