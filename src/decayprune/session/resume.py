@@ -65,7 +65,7 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
         )
     if missing := sorted(set(now) - set(state)):
         raise _damaged(f"{', '.join(missing)} is missing")
-    _check_kinds(state, {**now, "settings": {}}, "")
+    _check_kinds(state, {"fingerprint": "", "slices": [], "settings": {}}, "")
     if state["fingerprint"] != now["fingerprint"]:
         pairs = zip(now["slices"], state["slices"], strict=False)
         differs = next((ours for ours, theirs in pairs if ours != theirs), None)
@@ -75,6 +75,7 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
             "ignored_layers."
         )
     _check_settings(state["settings"], now["settings"])
+    _check_kinds(state, now, "")
 
 
 def take_up(restore: Callable[[Mapping[str, Any]], None], state: Any, before: Any) -> None:

@@ -177,7 +177,6 @@ class TestForeignStates:
                 self.load(broken)
         broken = self.state()
         broken["state"]["age"] = broken["state"]["age"][:3]
-        with pytest.raises(
-            ValueError, match=r"state\.age is a tensor of shape \(3,\), expected .*\(30,\)"
-        ):
+        words = r"state\.age is a tensor of shape \(3,\), expected a tensor of shape \(30,\)"
+        with pytest.raises(ValueError, match=words):
             self.load(broken)
