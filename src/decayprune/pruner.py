@@ -7,6 +7,7 @@ schedule the lowest of them leave, as many as the budget needs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 from decayprune.compensation import calibration
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
-from decayprune.latency.estimate import LatencyModel, shared
+from decayprune.latency.estimate import LatencyModel
 from decayprune.latency.hardware import Hardware, Suit, known
+from decayprune.latency.sharing import shared
 from decayprune.method.decay import Curve
 from decayprune.method.rectify import Rectify
 from decayprune.selection.by_importance import ImportanceSelector, Scope
@@ -136,6 +138,10 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             rectify=rectify,
         )
+        if self._latency is not None:
+            choose = partial(self._selector.preview, self._session.parameters)
+            self._latency.refine(model, self.structures, example_inputs, choose)
+            self._selector.check_reachable()
         self._compensated: Compensated | None = None
         if self._calibration is not None:
             self._compensated = Compensated(self._selector, self._calibration)

@@ -9,12 +9,12 @@ speed-up to hope for.
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from decayprune.latency import hardware
-from decayprune.latency.race import Race, fastest, interval, known, paired
+from decayprune.latency.memory_format import converted, in_format
+from decayprune.latency.race import Call, Race, fastest, interval, known, paired
 from decayprune.latency.widths import Layer, busiest, widths
 from decayprune.structures.example import arguments
 
@@ -220,16 +221,17 @@ def benchmark(
             variants = [[call] for call in calls]
             if example.dim() == 4:
                 variants = [
-                    [call, _channels_last(model, example_inputs)]
+                    [call, in_format(model, example_inputs, torch.channels_last)[1]]
                     for call, model in zip(calls, models, strict=True)
                 ]
             times = race.times([*variants[0], *variants[1]], len(variants[0]))
         formats = [_median(pair) for pair in zip(*_halves(times), strict=True)]
         in_last = len(formats) == 2 and formats[1][1] < formats[0][1]
+        best = torch.channels_last if in_last else torch.contiguous_format
         compiled_times = None
         if compiled:
             with torch.no_grad():  # the compiler does not take inference tensors
-                quick = [_compiled(m, example_inputs, in_last) for m in models]
+                quick = [_compiled(m, example_inputs, best) for m in models]
                 compiled_times = race.medians(quick)
     finally:
         for module, mode in modes:
@@ -280,23 +282,9 @@ def flushes_denormals() -> bool:
     return float(torch.tensor([1e-39]) * torch.tensor([0.5])) == 0
 
 
-def _channels_last(model: nn.Module, inputs: Any) -> Callable[[], object]:
-    """A copy of a model, and inputs, in channels-last memory format."""
-    return _caller(_in_channels_last(copy.deepcopy(model)), tree_map(_in_channels_last, inputs))
-
-
-def _in_channels_last(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dim() == 4:
-        return value.to(memory_format=torch.channels_last)
-    if isinstance(value, nn.Module):
-        return value.to(memory_format=torch.channels_last)
-    return value
-
-
-def _compiled(model: nn.Module, inputs: Any, channels_last: bool) -> Callable[[], object]:
-    model = copy.deepcopy(model)
-    if channels_last:
-        model, inputs = _in_channels_last(model), tree_map(_in_channels_last, inputs)
+def _compiled(model: nn.Module, inputs: Any, memory_format: torch.memory_format) -> Call:
+    model, _ = in_format(model, inputs, memory_format)
+    inputs = tree_map(partial(converted, memory_format=memory_format), inputs)
     call = _caller(cast("nn.Module", torch.compile(model)), inputs)
     call()
     return call

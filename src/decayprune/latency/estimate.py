@@ -5,34 +5,38 @@ few widths; between them times are interpolated (:mod:`.table`). What else the m
 activations, attention) is the rest of its own measured time. How much of that shrinks with the
 activations, and by how much layers in a row differ from layers timed alone, is learnt from one more
 measurement, of the model with every width halved for a moment. So the estimate is exact for the
-dense model, close to exact where every width is halved, and approximate elsewhere: see what
-``benchmarks/latency_budget.py`` measured. It errs most where little time is spent in large layers.
+dense model, close to exact where every width is halved, and approximate elsewhere. Where it matters
+it is made exact, too: :meth:`LatencyModel.refine` measures the model at the widths that a budget
+leads to. All of that in the memory format that the dense model is faster in.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from decayprune.latency.memory_format import fastest, in_format
+from decayprune.latency.sharing import shared
 from decayprune.latency.table import Grid, LayerKey, Table
 from decayprune.latency.widths import Layer, Timer, resized, widths
-from decayprune.structures.example import ExampleInputs, arguments, quiet
+from decayprune.structures.example import ExampleInputs, quiet
 from decayprune.structures.structure_map import StructureMap
-from decayprune.structures.twin import twin
 from decayprune.surgery.cut import cut
 from decayprune.surgery.undo import Undo
 
 _GRID = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of each width that are timed
 _UNIT = 8  # widths of the grid are multiples of it, as odd ones would make the table jump
 _WHOLE = 3  # times the whole model is timed: differences of these times are taken
+_REFINED = 3  # times the widths that a budget leads to are measured, at most
+_EXACT = 0.01  # error of an estimate that is not worth another measurement
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_T = TypeVar("_T")
 
 
 def wall_clock(call: Callable[[], object]) -> float:
@@ -88,10 +92,10 @@ class LatencyModel:
         timer: Timer = wall_clock,
     ) -> None:
         self._sizes = torch.tensor([group.size for group in structures.groups])
-        self._group_of = structures.group_of
-        args, kwargs = arguments(example_inputs)
-        model = twin(model)
-        run = partial(model, *args, **kwargs)
+        self._group_of, self._timer = structures.group_of, timer
+        model, run, self.memory_format = fastest(
+            model, example_inputs, partial(_ratio, timer=timer)
+        )
         with quiet(model):
             calls = _calls(model, structures, run)
             self._keys = [call.key for call in calls]
@@ -108,11 +112,9 @@ class LatencyModel:
         That is what the model takes with halved widths.
         """
         kept, table = (self._sizes + 1) // 2, self.table
-        start = torch.tensor([group.start for group in structures.groups])
-        place = torch.arange(self._group_of.numel()) - start[self._group_of]
         undo = Undo()
         try:
-            cut(undo, model, structures, place >= kept[self._group_of])
+            cut(undo, model, structures, self._gone(structures, kept))
             whole = min(timer(run) for _ in range(_WHOLE))
         finally:
             undo.run()
@@ -124,6 +126,47 @@ class LatencyModel:
         # two widths around.
         measured = min(max(whole / table.whole, estimated), (1 + estimated) / 2)
         return table.anchored(estimated, measured)
+
+    def _gone(self, structures: StructureMap, kept: Tensor) -> Tensor:
+        """Some structures to leave, so that as many stay in each group; bool, shape ``(S,)``."""
+        start = torch.tensor([group.start for group in structures.groups])
+        place = torch.arange(self._group_of.numel()) - start[self._group_of]
+        return place >= kept[self._group_of]
+
+    def refine(
+        self,
+        model: nn.Module,
+        structures: StructureMap,
+        example_inputs: ExampleInputs,
+        choose: Callable[[], Tensor],
+    ) -> None:
+        """Measure the model at widths that were chosen by the estimate, until that holds there.
+
+        Args:
+            model: A twin of it is cut for a moment, another one is timed beside it.
+            structures: Its structures.
+            example_inputs: The batch to time.
+            choose: Says which widths the estimate leads to, shape ``(G,)``.
+        """
+        dense, run_dense = in_format(model, example_inputs, self.memory_format)
+        other, run = in_format(model, example_inputs, self.memory_format)
+
+        def measured(kept: Tensor) -> float:
+            undo = Undo()
+            with quiet(dense), quiet(other):
+                try:
+                    cut(undo, other, structures, self._gone(structures, kept))
+                    return _ratio(run, run_dense, self._timer)
+                finally:
+                    undo.run()
+
+        for _ in range(_REFINED):
+            kept = choose()
+            estimate = self(kept) / self.table.whole
+            share = shared(partial(measured, kept))
+            self.table = self.table.anchored(self.table.unbent(*self._at(kept)), share)
+            if abs(share / estimate - 1) < _EXACT:
+                break
 
     def _counts(self, labels: Tensor | None) -> tuple[int, Tensor, int]:
         """Fixed indices of a width, indices per structure of each group, and all of them."""
@@ -166,7 +209,17 @@ class LatencyModel:
         Raises:
             ValueError: It is damaged or belongs to another model or other inputs.
         """
-        self.table = Table.from_state_dict(state, self._keys)
+        # Until version 0.4 times were those of the format that the model came in.
+        plain = {str(key.contiguous()): key for key in self._keys}
+        known = isinstance(state, dict) and set(state.get("layers", ())) == set(plain)
+        self.table = Table.from_state_dict(
+            state, plain if known else {str(key): key for key in self._keys}
+        )
+
+
+def _ratio(after: Callable[[], object], before: Callable[[], object], timer: Timer) -> float:
+    """Of two times: the median over turns, so that a machine that slows down slows both."""
+    return statistics.median(timer(after) / max(timer(before), 1e-12) for _ in range(_WHOLE))
 
 
 def _calls(model: nn.Module, structures: StructureMap, run: Callable[[], object]) -> list[_Call]:
@@ -226,16 +279,3 @@ def _grid(width: int) -> list[int]:
     """Widths to time: multiples of the unit near the shares, and the width itself."""
     near = {max(1, round(width * share / _UNIT)) * _UNIT for share in _GRID}
     return sorted({w for w in near if w < width} | {width})
-
-
-def shared(measure: Callable[[], _T]) -> _T:
-    """What the first process measures, in every process of a data-parallel run.
-
-    Args:
-        measure: Called in the first process alone.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return measure()
-    box = [measure() if torch.distributed.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return cast("_T", box[0])

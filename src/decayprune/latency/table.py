@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class LayerKey:
         """
         shape, stride = tuple(example.shape), example.stride()
         return cls(type(layer).__name__, layer.extra_repr(), shape, stride, example.dtype, cut)
+
+    def contiguous(self) -> LayerKey:
+        """The same in contiguous memory format."""
+        strides = [prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        return replace(self, stride=tuple(strides))
 
     def __str__(self) -> str:  # as it is saved since version 0.3
         return repr((self.kind, self.settings, self.shape, self.stride, self.dtype, *self.cut))
@@ -194,17 +200,16 @@ class Table:
         return {"layers": layers, **figures, "anchors": [[*pair] for pair in self.anchors]}
 
     @classmethod
-    def from_state_dict(cls, state: Any, keys: Iterable[LayerKey]) -> Table:
+    def from_state_dict(cls, state: Any, named: Mapping[str, LayerKey]) -> Table:
         """The table that :meth:`state_dict` described, of this version or an earlier one.
 
         Args:
             state: What it gave.
-            keys: Kinds of calls that the model has.
+            named: Kinds of calls that the model has, by the names they have in the state.
 
         Raises:
             ValueError: It is damaged, or of other layers, another input, or another format.
         """
-        named = {str(key): key for key in keys}
         try:
             found = state["layers"]
             if set(found) != set(named):

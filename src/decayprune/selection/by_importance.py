@@ -17,7 +17,7 @@ from decayprune.cost import Budget, CostModel
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selection
-from decayprune.selection.importance import Importance, normalised, refreshed
+from decayprune.selection.importance import Importance, magnitude, normalised, refreshed
 from decayprune.selection.schedule import Schedule
 from decayprune.selection.target import Target, lowest_first, rank_within
 from decayprune.structures.structure_map import StructureMap
@@ -103,7 +103,7 @@ class ImportanceSelector:
                 break
             channels = (channels // 2).clamp(min=1)
             self._target = self._target_of(channels)
-        self._check_reachable()
+        self.check_reachable()
 
     def _target_of(self, channels: Tensor) -> Target:
         """The budget at widths that are multiples of so many channels in each group."""
@@ -118,7 +118,8 @@ class ImportanceSelector:
             unit=unit,
         )
 
-    def _check_reachable(self) -> None:
+    def check_reachable(self) -> None:
+        """Raise a ValueError unless the budget can be met; it says what can."""
         if self._target.met(self._target.floor):
             return
         bounds = self._budget.bounds
@@ -130,6 +131,18 @@ class ImportanceSelector:
             "round_to, put fewer layers into ignored_layers, or see dp.inspect(model, "
             "example_inputs) for the widths that are left alone and why."
         )
+
+    def preview(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Structures left in each group if norms decided now, all rounds at once, shape ``(G,)``.
+
+        Args:
+            parameters: By name.
+        """
+        active = torch.ones(self._structures.num_structures, dtype=torch.bool)
+        score = magnitude(self._structures, parameters).detach().cpu()
+        order = lowest_first(active, self._rank(score, active))
+        sizes = self._cost.sizes
+        return sizes - self._target.count(self._target.needed(order, sizes))
 
     @property
     def reads_gradients(self) -> bool:

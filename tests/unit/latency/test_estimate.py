@@ -158,6 +158,24 @@ class TestPruner:
         pruner.compact()
         assert flops(lambda: model.eval()(INPUTS)) / dense == pytest.approx(remaining, rel=1e-4)
 
+    @pytest.mark.parametrize("power", [0.6, 1.5])
+    def test_it_is_met_where_a_row_of_layers_takes_other_times_than_its_parts(
+        self, power: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The widths that the estimate leads to are measured, and the estimate is bent to them."""
+
+        def timer(call: Any) -> float:
+            return flops(call) ** (power if isinstance(call.func, Net) else 1)
+
+        monkeypatch.setattr(LatencyModel.__init__, "__defaults__", (timer,))
+        model = net()
+        dense = flops(lambda: model.eval()(INPUTS)) ** power
+        optimizer = OPTIMIZERS["SGD"](model.train().parameters())
+        pruner = pruner_for(model, optimizer, budget=dp.Budget(latency=0.5), floor=0.0)
+        train(model, optimizer, STEPS, pruner)
+        pruner.compact()
+        assert flops(lambda: model.eval()(INPUTS)) ** power / dense == pytest.approx(0.5, abs=0.06)
+
     def test_together_with_others(self) -> None:
         model = net()
         optimizer = OPTIMIZERS["SGD"](model.parameters())
@@ -180,7 +198,9 @@ class TestPruner:
         saved = copy.deepcopy([x.state_dict() for x in (model, optimizer, pruner)])
         train(model, optimizer, STEPS, pruner, first=5)
 
-        monkeypatch.setattr(LatencyModel.__init__, "__defaults__", (lambda call: 1.0,))
+        monkeypatch.setattr(
+            LatencyModel.__init__, "__defaults__", (lambda call: flops(call) ** 0.9,)
+        )
         other = net(7)
         again = OPTIMIZERS["SGD"](other.parameters())
         resumed = pruner_for(other, again, budget=dp.Budget(latency=0.5))
@@ -189,6 +209,25 @@ class TestPruner:
         train(other, again, STEPS, resumed, first=5)
         assert same(model, other)
         assert resumed.events == pruner.events
+
+
+def test_measurements_of_the_format_that_a_model_came_in_are_taken_up() -> None:
+    model = net()
+    structures = trace(model, INPUTS)
+
+    def prefers_channels_last(call: Any) -> float:
+        last = call.args[0].dim() == 4 and not call.args[0].is_contiguous()
+        return flops(call) / (2 if last else 1)
+
+    old = LatencyModel(model, structures, INPUTS, flops)
+    new = LatencyModel(model, structures, INPUTS, prefers_channels_last)
+    assert (old.memory_format, new.memory_format) == (torch.contiguous_format, torch.channels_last)
+    sizes = torch.tensor([group.size for group in structures.groups])
+    assert new(sizes) == pytest.approx(old(sizes) / 2)
+    new.load_state_dict(old.state_dict())
+    assert new(sizes) == old(sizes)
+    with pytest.raises(ValueError, match="do not fit"):
+        new.load_state_dict({"layers": {}})
 
 
 def test_whoever_does_not_measure_says_so() -> None:

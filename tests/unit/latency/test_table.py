@@ -36,6 +36,7 @@ def test_equal_calls_have_equal_keys() -> None:
     ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == len({str(key) for key in keys}) == 6
+    assert keys[5].contiguous() == keys[0]
 
 
 def test_a_grid_is_bilinear_between_its_widths() -> None:
@@ -80,7 +81,7 @@ def test_a_new_anchor_wins_over_those_that_contradict_it() -> None:
 def test_saving_and_loading_as_text() -> None:
     table = TABLE.anchored(0.5, 0.6)
     text = json.dumps(table.state_dict())
-    assert Table.from_state_dict(json.loads(text), [KEY]) == table
+    assert Table.from_state_dict(json.loads(text), {str(KEY): KEY}) == table
 
 
 def test_the_tables_of_earlier_versions_load() -> None:
@@ -100,9 +101,9 @@ def test_the_tables_of_earlier_versions_load() -> None:
         "estimated half": 0.75,
         "measured half": 0.8,
     }
-    assert Table.from_state_dict(old, [KEY]) == TABLE.anchored(0.75, 0.8)
+    assert Table.from_state_dict(old, {str(KEY): KEY}) == TABLE.anchored(0.75, 0.8)
     old["estimated half"] = 1.0  # the clock shook: nothing was learnt
-    assert Table.from_state_dict(old, [KEY]) == TABLE
+    assert Table.from_state_dict(old, {str(KEY): KEY}) == TABLE
 
 
 def test_damaged_and_foreign_tables_are_refused() -> None:
@@ -111,7 +112,7 @@ def test_damaged_and_foreign_tables_are_refused() -> None:
 
     def refused(match: str, **changed: object) -> None:
         with pytest.raises(ValueError, match=rf"do not fit: .*{match}.* example_inputs"):
-            Table.from_state_dict({**good, **changed}, [KEY])
+            Table.from_state_dict({**good, **changed}, {str(KEY): KEY})
 
     refused("layers or their inputs are others", layers={"another": good["layers"][name]})
     refused("scale is a number from 0, found nan", scale=float("nan"))
@@ -128,4 +129,4 @@ def test_damaged_and_foreign_tables_are_refused() -> None:
         refused(match, layers=layers)
     for nothing in (None, {}, []):
         with pytest.raises(ValueError, match="do not fit"):
-            Table.from_state_dict(nothing, [KEY])
+            Table.from_state_dict(nothing, {str(KEY): KEY})
