@@ -120,7 +120,10 @@ class StructureMap:
             activation between maps 0 to something else) and has to be zeroed again after each
             step, shape ``(S,)``.
         attributes: Integer attributes of modules that follow a width: (module, attribute, labels,
-            divisor): after a cut the attribute becomes ``kept(labels) // divisor``.
+            divisor): after a cut the attribute becomes ``kept(labels) // divisor``. Of a tuple that
+            is the last item, or the one that ``attribute.2`` names.
+        doubtful: Integer attributes that equal a width and may count it or not: (module, attribute,
+            structures). A cut leaves them as they are.
         batch: Size of the example batch the MACs were counted with.
     """
 
@@ -132,6 +135,7 @@ class StructureMap:
     index: Tensor
     unpinned: Tensor
     attributes: tuple[tuple[str, str, Tensor, int], ...] = ()
+    doubtful: tuple[tuple[str, str, Tensor], ...] = ()
     batch: int = 1
 
     @cached_property
@@ -201,5 +205,6 @@ class StructureMap:
             index=self.index[stays],
             unpinned=self.unpinned[stays],
             attributes=tuple((m, a, renumber[v], d) for m, a, v, d in self.attributes),
+            doubtful=tuple((m, a, renumber[v]) for m, a, v in self.doubtful),
             batch=self.batch,
         )

@@ -36,6 +36,8 @@ class CompactionReport:
         kept: Indices kept along each cut dimension, by (tensor name, dimension).
         compared: Share of the output's numbers that could be compared, being finite.
         ordered: Sorts, top-k selections and suppressions whose order was kept for the comparison.
+        doubtful: Integer attributes (``"block.dim"``) that equalled a width which was cut and were
+            left as they are, because nothing tells whether they count it.
     """
 
     macs_before: int
@@ -49,6 +51,7 @@ class CompactionReport:
     kept: Mapping[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
     compared: float = 1.0
     ordered: int = 0
+    doubtful: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A short table."""
@@ -68,6 +71,11 @@ class CompactionReport:
             lines.append(
                 f"{self.ordered} choices of order (sorting, top-k, suppression) were kept as "
                 "before, so that only values were compared."
+            )
+        if self.doubtful:
+            lines.append(
+                "Integers that equalled a width and may count it, left as they are: "
+                f"{', '.join(self.doubtful)}."
             )
         return "\n".join(lines)
 
@@ -160,4 +168,9 @@ def compaction_report(
         kept=kept_indices(structures, gone),
         compared=found.compared / max(found.numbers, 1),
         ordered=found.ordered,
+        doubtful=tuple(
+            f"{module}.{name}".lstrip(".")
+            for module, name, may in structures.doubtful
+            if bool(gone.cpu()[may[may >= 0]].any())
+        ),
     )

@@ -54,6 +54,21 @@ def test_every_coupling_is_cut_without_a_difference(case: str) -> None:
     assert report.macs_after < report.macs_before
 
 
+def test_integers_that_may_count_a_cut_width_are_listed() -> None:
+    model, inputs = CASES["residual"]()
+    model.dim, model.other_dim = 6, 40
+    structures = dataclasses.replace(
+        trace(model, inputs),
+        doubtful=(("", "dim", torch.tensor([-1, 1])), ("a", "dim", torch.tensor([0, 2]))),
+    )
+    gone = one_each(structures)
+    assert gone.nonzero().flatten().tolist()[:1] == [1]
+    report = compact(zeroed(model, structures, gone), structures, gone, example_inputs=inputs)
+    assert report.doubtful == ("dim",)
+    assert "may count it, left as they are: dim." in str(report)
+    assert json.loads(report.to_json())["doubtful"] == ["dim"]
+
+
 def pruned(optimizer: str) -> tuple[Net, torch.optim.Optimizer, dp.DecayPruner]:
     model = net()
     opt = OPTIMIZERS[optimizer](model.parameters())

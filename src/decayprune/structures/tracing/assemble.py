@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from decayprune.structures.structure_map import FIXED, Group, Operator, Refusal, Slice, StructureMap
+from decayprune.structures.tracing.remembered import remembered
 from decayprune.structures.tracing.solve import Solution, solve
 from decayprune.structures.tracing.tape import LabelledDim, Tape
 
@@ -20,6 +21,8 @@ def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
         batch: Size of the example batch.
     """
     solution = solve(tape, ignored)
+    attributes = _attributes(tape, solution)
+    followed, doubtful = remembered(tape, solution, attributes)
     return StructureMap(
         num_structures=len(solution.group),
         slices=_slices(solution),
@@ -31,7 +34,8 @@ def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
         ),
         index=torch.from_numpy(solution.index),
         unpinned=_unpinned(tape, solution),
-        attributes=_attributes(tape, solution),
+        attributes=(*attributes, *followed),
+        doubtful=tuple(doubtful),
         batch=batch,
     )
 

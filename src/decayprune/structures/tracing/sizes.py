@@ -97,11 +97,8 @@ class Size(int):
         """Equal; an attribute that equals an extent is an extent."""
         same = super().__eq__(other)
         readings = self._readings()
-        if readings is not None and isinstance(other, Size):
-            if same is True:
-                readings.compared(self, other)
-        elif readings is not None and isinstance(self.of, Origin):
-            readings.calculated.add(self.of)
+        if readings is not None:
+            readings.compared(self, other, same is True)
         return same
 
     def __ne__(self, other: object) -> bool:
@@ -164,12 +161,18 @@ class Readings:
         ]
         return torch.Size(sizes)
 
-    def compared(self, one: Size, other: Size) -> None:
-        """An attribute was found equal to an extent."""
-        if isinstance(one.of, Origin) and isinstance(other.of, Tensor):
-            self.found.append(Reading(one.of, other.of, one.factor / other.factor))
-        elif isinstance(other.of, Origin) and isinstance(one.of, Tensor):
-            self.compared(other, one)
+    def compared(self, one: Size, other: object, same: bool) -> None:
+        """An attribute that is found equal to an extent counts it; else the model chose by it."""
+        sizes = [one, other] if isinstance(other, Size) else [one]
+        extents = [(n.of, n.factor) for n in sizes if isinstance(n.of, Tensor)]
+        for size in sizes:
+            if not isinstance(size.of, Origin):
+                continue
+            if same and extents:
+                rows_counted, factor = extents[0]
+                self.found.append(Reading(size.of, rows_counted, size.factor / factor))
+            else:
+                self.calculated.add(size.of)
 
     def read(self, size: Any, labels: Tensor, dim: int) -> bool:
         """Say that an integer was given as the extent of a dimension of these labels.

@@ -50,6 +50,8 @@ def _parts(call: Call, labels: Tensor, dim: int, pieces: list[Tensor]) -> list[T
     followed = [tape.readings.read(n, piece, dim) for n, piece in zip(each, pieces, strict=True)]
     if len(set(sizes)) == 1 and sizes[0] > 1:
         _tie_equal_parts(tape, labels, dim, len(sizes), call.name)
+        if varying(labels) == [dim]:
+            tape.passes(core(pieces[0]).reshape(-1))
         return pieces
     reason = f"{call.name} at fixed places of the width"
     if not any(followed):
