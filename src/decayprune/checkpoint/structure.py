@@ -102,6 +102,13 @@ def reshape(model: Model, structure: Mapping[str, Any]) -> Model:
     fields.check(
         structure, "This structure", "decayprune.structure()", "Take it from the model again."
     )
+    # Normalisers are known by what they compute, wherever new tensors are made meanwhile.
+    with torch.device("cpu"):
+        _reshape(model, structure)
+    return model
+
+
+def _reshape(model: nn.Module, structure: Mapping[str, Any]) -> None:
     plan, shapes = _plan(structure, model), shapes_of(structure)
     own = saved_tensors(model)
     become_all(model, _losers(plan))
@@ -113,7 +120,6 @@ def reshape(model: Model, structure: Mapping[str, Any]) -> Model:
         if getattr(module, attribute) != value:
             note_changed(module, attribute)
             setattr(module, attribute, value)
-    return model
 
 
 def _leading(value: Tensor, shape: list[int]) -> Tensor:

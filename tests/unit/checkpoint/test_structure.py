@@ -58,6 +58,32 @@ def test_a_reshaped_model_takes_the_weights_and_computes_the_same(case: str, dev
         assert dp.structure(dp.reshape(fresh, said)) == said  # a second time changes nothing
 
 
+def test_a_default_device_is_no_hindrance() -> None:
+    """Loaders make models, and reshape them, where new tensors have no values."""
+
+    class OwnNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.eps = nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), OwnNorm(), nn.Linear(8, 3)).double()
+
+    torch.manual_seed(0)
+    model, inputs = make(), torch.randn(2, 4, dtype=torch.float64)
+    structures = trace(model, inputs)
+    gone = torch.arange(structures.num_structures) == 1
+    model.load_state_dict(slow.zeroed(model, structures, {1}).state_dict())
+    compact(model, structures, gone, example_inputs=inputs)
+    with torch.device("meta"):
+        fresh = dp.reshape(make(), dp.structure(model))
+    fresh.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert torch.equal(fresh(inputs), model(inputs))
+
+
 def test_the_first_indices_stay_until_weights_are_loaded() -> None:
     fresh = nn.Linear(4, 3)
     before = fresh.weight.detach().clone()

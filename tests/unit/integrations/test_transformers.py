@@ -32,10 +32,10 @@ def bert(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=WORDS,
-        hidden_size=16,
+        hidden_size=24,
         num_hidden_layers=1,
         num_attention_heads=4,
-        intermediate_size=24,
+        intermediate_size=30,
         max_position_embeddings=16,
         num_labels=LABELS,
         hidden_dropout_prob=0.0,
@@ -122,12 +122,12 @@ def pruned(cls: Any, config: Any, **inputs: Tensor) -> Any:
 
 def architectures() -> dict[str, tuple[Any, Any, dict[str, Tensor]]]:
     words = torch.randint(3, WORDS, (2, 6), generator=torch.Generator().manual_seed(0))
-    small = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 16}
+    small = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32}
     return {
         "GPT-2": (
             transformers.GPT2LMHeadModel,
             transformers.GPT2Config(
-                vocab_size=WORDS, n_embd=16, n_layer=1, n_head=4, n_positions=32, eos_token_id=2
+                vocab_size=WORDS, n_embd=32, n_layer=1, n_head=4, n_positions=32, eos_token_id=2
             ),
             {"input_ids": words},
         ),
@@ -144,7 +144,7 @@ def architectures() -> dict[str, tuple[Any, Any, dict[str, Tensor]]]:
                 vocab_size=WORDS,
                 intermediate_size=24,
                 num_key_value_heads=2,
-                head_dim=4,
+                head_dim=8,
                 tie_word_embeddings=True,
                 **small,
             ),
@@ -154,7 +154,7 @@ def architectures() -> dict[str, tuple[Any, Any, dict[str, Tensor]]]:
             transformers.T5ForConditionalGeneration,
             transformers.T5Config(
                 vocab_size=WORDS,
-                d_model=16,
+                d_model=32,
                 d_kv=4,
                 d_ff=24,
                 num_layers=1,
