@@ -14,6 +14,7 @@ from decayprune.cost import CostModel
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.tracing.trace import trace
+from decayprune.structures.wrappers import check_whole
 from decayprune.surgery.trial import refuse_uncuttable
 
 
@@ -106,7 +107,11 @@ def inspect(
         model: Left as it is.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
         ignored_layers: Names, globs or modules to leave alone.
+
+    Raises:
+        ValueError: The model is sharded, so that no process sees its widths, or does not run.
     """
+    check_whole(model)
     began = time.perf_counter()
     structures = trace(model, example_inputs, ignored_layers)
     structures = refuse_uncuttable(model, structures, example_inputs)

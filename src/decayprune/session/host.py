@@ -76,6 +76,11 @@ class Host:
         """Whether the target is met and nothing decays any more."""
         return self._session.finished
 
+    @property
+    def report(self) -> CompactionReport | None:
+        """What :meth:`compact` removed; None before."""
+        return self._session.report
+
     def remaining(self) -> dict[str, float]:
         """What remains, commitments counted, as fractions: MACs, parameters, structures."""
         return self._session.cost.fractions(self._session.kept(), self._costs())

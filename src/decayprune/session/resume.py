@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from decayprune.structures.structure_map import StructureMap
+from decayprune.surgery.compact import CompactionReport
 
 _FORMAT = 1
 
@@ -41,6 +42,20 @@ def header(owner: str, structures: StructureMap, settings: Mapping[str, Any]) ->
         "slices": [f"{s.name} (dimension {s.dim}, {s.width} wide)" for s in structures.slices],
         "settings": dict(settings),
     }
+
+
+def told(report: CompactionReport) -> dict[str, Any]:
+    """A report as plain values, without the kept indices."""
+    return {name: value for name, value in vars(report).items() if name != "kept"}
+
+
+def retold(said: Mapping[str, Any]) -> CompactionReport:
+    """The report that :func:`told` told.
+
+    Args:
+        said: Plain values.
+    """
+    return CompactionReport(**said)
 
 
 def check(state: Any, now: Mapping[str, Any]) -> None:

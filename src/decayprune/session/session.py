@@ -371,6 +371,7 @@ class Session:
             "waited": self.waited,
             "state": self.lifecycle.state_dict(),
             "events": [list(vars(event).values()) for event in self.events],
+            **({} if self.report is None else {"report": resume.told(self.report)}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -388,3 +389,6 @@ class Session:
         if self._watch is not None:
             self._watch.forget()
         self.vigil.followed()
+        if "report" in state:  # of after the cut: nothing is left to do
+            self.report = resume.retold(state["report"])
+            self.close()

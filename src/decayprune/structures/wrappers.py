@@ -12,7 +12,7 @@ import gc
 import torch
 from torch import nn
 
-_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
 def check_bare(model: nn.Module) -> None:
@@ -21,15 +21,10 @@ def check_bare(model: nn.Module) -> None:
     Raises:
         ValueError: It is; says what to pass instead.
     """
+    check_whole(model)
     for name, module in model.named_modules():
         kinds = {kind.__name__ for kind in type(module).__mro__}
-        where = f"The part {name!r} of the model" if name else "The model"
-        if kinds.intersection(_SHARDED):
-            raise ValueError(
-                f"{where} is sharded by FSDP, where no process holds a whole layer to prune. Prune "
-                "under DistributedDataParallel or on one device, and shard the model after "
-                "compact()."
-            )
+        where = _where(name)
         if kinds & {"DistributedDataParallel", "DataParallel"}:
             raise ValueError(
                 f"{where} is wrapped in {type(module).__name__}. Build the pruner from the bare "
@@ -45,6 +40,27 @@ def check_bare(model: nn.Module) -> None:
             raise ValueError(
                 f"{where} is compiled in place. Build the pruner first and call .compile() after."
             )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise if layers of a model are divided among processes (FSDP, tensor parallelism).
+
+    Raises:
+        ValueError: They are; says what to do instead.
+    """
+    for name, module in model.named_modules():
+        by_fsdp = not _SHARDED.isdisjoint(kind.__name__ for kind in type(module).__mro__)
+        own = module._parameters.values()
+        if by_fsdp or any(type(parameter).__name__ == "DTensor" for parameter in own):
+            raise ValueError(
+                f"{_where(name)} is sharded{' by FSDP' if by_fsdp else ''}, where no process holds "
+                "a whole layer to prune. Prune under DistributedDataParallel or on one device, and "
+                "shard the model after compact(): docs/integrations/fsdp.md shows both halves."
+            )
+
+
+def _where(name: str) -> str:
+    return f"The part {name!r} of the model" if name else "The model"
 
 
 def check_unwrapped(model: nn.Module) -> None:

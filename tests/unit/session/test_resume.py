@@ -101,6 +101,31 @@ def test_resuming_after_compaction(optimizer: str, tmp_path: Path) -> None:
     assert same(straight, model)
 
 
+@pytest.mark.parametrize("optimizer", ["SGD momentum", "AdamW"])
+def test_a_pruner_resumed_after_the_cut_has_nothing_left_to_do(optimizer: str) -> None:
+    whole = net()
+    opt = OPTIMIZERS[optimizer](whole.parameters())
+    pruner = pruner_for(whole, opt)
+    train(whole, opt, TOTAL, pruner)
+    report = pruner.compact()
+    parts = [dp.structure(whole), whole.state_dict(), opt.state_dict(), pruner.state_dict()]
+    structure, weights, moments, state = through_a_file(parts)
+
+    model = net(seed=5)
+    opt_again = OPTIMIZERS[optimizer](model.parameters())
+    again = pruner_for(model, opt_again)
+    dp.reshape(model, structure).load_state_dict(weights)
+    opt_again.load_state_dict(moments)
+    again.load_state_dict(state)
+    assert again.finished
+    assert str(again.compact()) == str(again.report) == str(report)
+    assert again.events == pruner.events
+    train(whole, opt, 4, pruner)
+    train(model, opt_again, 4, again)
+    assert same(whole, model)
+    assert again.state_dict()["report"] == state["report"]
+
+
 def test_the_state_is_small_and_plain() -> None:
     model = net()
     opt = OPTIMIZERS["AdamW"](model.parameters())

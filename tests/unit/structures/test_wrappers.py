@@ -8,8 +8,12 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+import decayprune as dp
 from decayprune.structures.wrappers import check_bare, check_unwrapped
 from loops import OPTIMIZERS, net, pruner_for, train
 
@@ -32,10 +36,7 @@ def test_data_parallelism_of_threads() -> None:
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.filterwarnings("ignore")  # torch's own, about sharding to a single process
-@pytest.mark.skipif(torch.__version__ < (2, 6), reason="fully_shard is public from torch 2.6 on")
 def test_sharded_models() -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     model = net()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
@@ -98,3 +99,23 @@ def test_a_deleted_wrapper_in_a_circle_is_no_hindrance() -> None:
         check_unwrapped(model)
     finally:
         gc.enable()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore")  # torch's own, about sharding to a single process
+@pytest.mark.parametrize("whole", [True, False], ids=["the model", "a part"])
+def test_a_sharded_model_is_not_said_to_have_0_structures(whole: bool) -> None:
+    model, mesh = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), init_device_mesh("cpu", (1,))
+    fully_shard(model if whole else model[1], mesh=mesh)
+    where = "The model" if whole else "The part '1' of the model"
+    with pytest.raises(ValueError, match=rf"{where} is sharded by FSDP, .*integrations/fsdp\.md"):
+        dp.inspect(model, torch.randn(2, 4))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore")
+def test_tensor_parallelism_is_sharding() -> None:
+    model, mesh = nn.Linear(4, 8), init_device_mesh("cpu", (1,))
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
+    with pytest.raises(ValueError, match="The model is sharded, where no process"):
+        dp.inspect(model, torch.randn(2, 4))
