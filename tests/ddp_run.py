@@ -114,10 +114,34 @@ def around(order: str, find_unused: bool) -> dict[str, Any]:
     }
 
 
+def torn() -> dict[str, Any]:
+    """One rank's gradients are changed after the backward pass, and it decides otherwise."""
+    rank = dist.get_rank()
+    model = net()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    pruner = pruner_for(model, optimizer)
+    parallel = DistributedDataParallel(model)
+    said = "nothing"
+    for batch in batches(STEPS, first=1000 * rank):
+        optimizer.zero_grad()
+        backward(parallel, batch)
+        if rank == 1:
+            for parameter in model.parameters():
+                parameter.grad.mul_(torch.rand_like(parameter) * 20)
+        optimizer.step()
+        try:
+            pruner.step()
+        except RuntimeError as error:
+            said = str(error)
+            break
+    return {"said": said, "steps": pruner.steps}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results: dict[str, Any] = {name: run(name) for name in ("magnitude", "random")}
+    results["torn"] = torn()
     for order in ORDERS:
         for find_unused in (False, True):
             results[f"{order} {find_unused}"] = around(order, find_unused)

@@ -44,6 +44,15 @@ def test_ranks_decide_alike_and_end_with_the_same_weights(
     assert one["fine-tuned"] != one["trained"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_decide_otherwise_are_told_apart(ranks: list[dict[str, Any]], rank: int) -> None:
+    torn = ranks[rank]["torn"]
+    assert (
+        "has not decided the same on all ranks (rank 1 is not at one with rank 0)" in torn["said"]
+    )
+    assert torn["steps"] == 16
+
+
 @pytest.mark.parametrize("find_unused", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_are_averaged_whenever_the_wrapper_came(

@@ -25,6 +25,7 @@ from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
+from decayprune.session.agreement import Agreement
 from decayprune.session.integrity import Anatomy, check_free, claim, give_up
 from decayprune.session.step_watch import StepWatch
 from decayprune.session.vigil import Vigil
@@ -177,6 +178,7 @@ class Session:
         self._settle()
         self._tried = False
         self.vigil = Vigil(self.name, self.model, self.parameters, self.optimizers, called=watch)
+        self._agreement = Agreement(self.model, self.name)
         if watch:
             self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
         claim(self.model, self)
@@ -278,6 +280,7 @@ class Session:
             return None
         self.steps += 1
         self.events += events
+        self._agreement.note(self.steps, events)
         if self.steps == 1:  # before it, optimizers have no state
             check_state(self.model, self.structures, self.optimizers)
         if events and not self._tried and self.selector.done(self.lifecycle, self.steps):

@@ -81,20 +81,24 @@ def check_unwrapped(model: nn.Module) -> None:
 
 def is_wrapped(model: nn.Module) -> bool:
     """Whether a living DistributedDataParallel holds this model."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return False
-    if not _wrapped(model):
+    if wrapper_of(model) is None:
         return False
     gc.collect()  # a wrapper that was deleted may hang in a cycle
-    return _wrapped(model)
+    return wrapper_of(model) is not None
 
 
-def _wrapped(model: nn.Module) -> bool:
+def wrapper_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """The DistributedDataParallel that holds this model; a deleted one may count, too."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
     parameters = {id(parameter) for parameter in model.parameters()}
     # type(), not isinstance(): the latter asks every object for its __class__, and lazy ones act.
-    wrappers = [
+    wrappers: list[nn.parallel.DistributedDataParallel] = [
         item
         for item in gc.get_objects()
         if issubclass(type(item), nn.parallel.DistributedDataParallel)
     ]
-    return any(id(p) in parameters for wrapper in wrappers for p in wrapper.parameters())
+    for wrapper in wrappers:
+        if any(id(parameter) in parameters for parameter in wrapper.parameters()):
+            return wrapper
+    return None
