@@ -885,6 +885,194 @@ class OwnForward(nn.LayerNorm):
 
 
 @case
+def moved_weights() -> tuple[nn.Module, Any]:
+    """Weights that are moved before they are used: transposed, divided, on the left."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.gelu(x @ m.first.T)
+        gate, value = m.both.contiguous().chunk(2)
+        x = F.linear(x, gate).sigmoid() * F.linear(x, value)
+        x = (m.left @ x.mT).mT
+        return m.head(m.c(m.b(x)))
+
+    return Lambda(
+        forward,
+        first=nn.Parameter(torch.randn(6, 4)),
+        both=nn.Parameter(torch.randn(12, 6)),
+        left=nn.Parameter(torch.randn(6, 6)),
+        b=nn.Linear(6, 5),
+        c=nn.Linear(5, 7),
+        head=nn.Linear(7, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+@case
+def experts() -> tuple[nn.Module, Any]:
+    """A mixture of experts with the weights of all of them in one parameter each."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        weights = m.router(x).softmax(-1)
+        result = torch.zeros_like(x)
+        for expert in range(3):
+            gate, up = F.linear(x, m.up[expert]).chunk(2, -1)
+            result = result + weights[:, expert, None] * F.linear(F.silu(gate) * up, m.down[expert])
+        stacked = torch.bmm(x.expand(3, -1, -1), m.up.mT).chunk(2, -1)
+        stacked = torch.bmm(stacked[0] * stacked[1], m.down.mT).sum(0)
+        return m.head(x + result + stacked)
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(4, 6),
+        router=nn.Linear(6, 3),
+        up=nn.Parameter(torch.randn(3, 10, 6)),
+        down=nn.Parameter(torch.randn(3, 6, 5)),
+        head=nn.Linear(6, 2),
+    ), torch.randn(5, 4, dtype=torch.float64)
+
+
+@case
+def einsums() -> tuple[nn.Module, Any]:
+    """An attention in einsums, with weights of three dimensions: whole heads leave."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        q, k, v = (torch.einsum("bnc,chd->bhnd", x, w) for w in (m.q, m.k, m.v))
+        scores = torch.einsum("b h n d, b h m d -> b h n m", q, k).softmax(-1)
+        y = torch.einsum("...nm,...md->...nd", scores, v)
+        y = torch.einsum("bhnd,hde->bhne", y, m.each)
+        return m.head(x + torch.einsum("bhnd,hdc->bnc", y, m.out))
+
+    def weight(*shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(*shape) / 2)
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(4, 8),
+        q=weight(8, 2, 4),
+        k=weight(8, 2, 4),
+        v=weight(8, 2, 4),
+        each=weight(2, 4, 3),
+        out=weight(2, 3, 8),
+        head=nn.Linear(8, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+@case
+def token_mixer() -> tuple[nn.Module, Any]:
+    """As MLP-Mixer: a layer runs over the tokens, and the channels pass through it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        x = x + m.tokens(m.norm(x).mT).mT
+        return m.head(x + m.down(F.gelu(m.up(x))))
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(4, 6),
+        norm=nn.LayerNorm(6),
+        tokens=nn.Linear(5, 5),
+        up=nn.Linear(6, 8),
+        down=nn.Linear(8, 6),
+        head=nn.Linear(6, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+@case
+def learned_queries() -> tuple[nn.Module, Any]:
+    """Parameters that go through a norm and layers of their own before they meet a width."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        y = (m.query(m.norm(m.queries)) @ x.mT).softmax(-1) @ x
+        return m.head((1 + m.gain) * y * m.decay.exp() + m.queries)
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(4, 6),
+        queries=nn.Parameter(torch.randn(3, 6)),
+        norm=nn.LayerNorm(6),
+        query=nn.Linear(6, 6),
+        gain=nn.Parameter(torch.randn(6)),
+        decay=nn.Parameter(torch.randn(6)),
+        head=nn.Linear(6, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+@case
+def l2_norms() -> tuple[nn.Module, Any]:
+    """Roots of sums of squares over the channels: they do not see channels of zeros."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.a(x))
+        norm = x.pow(2).sum(1, keepdim=True).sqrt() + 1e-6
+        x = m.weight.unsqueeze(0).unsqueeze(2).unsqueeze(3).expand_as(x) * (x / norm)
+        x = F.normalize(m.b(x), dim=1) * 5**0.5 * m.gamma + m.beta
+        x = m.c(x)
+        x = x / torch.norm(x, dim=1, keepdim=True).expand_as(x)
+        return m.head(x)
+
+    return Lambda(
+        forward,
+        a=nn.Conv2d(3, 6, 3),
+        weight=nn.Parameter(torch.rand(6) + 0.5),
+        b=nn.Conv2d(6, 5, 3),
+        gamma=nn.Parameter(torch.rand(5, 1, 1) + 0.5),
+        beta=nn.Parameter(torch.randn(5, 1, 1)),
+        c=nn.Conv2d(5, 4, 1),
+        head=nn.Conv2d(4, 3, 1),
+    ), image()
+
+
+@case
+def picked() -> tuple[nn.Module, Any]:
+    """Places picked by number, the same ones for all channels or found channel by channel."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        length = x[:, :, -1].size(1)  # a slice that is only asked for its shape
+        index = m.score.topk(4).indices
+        x = x.gather(1, index[None, :, None].expand(2, -1, x.shape[2]))
+        x = torch.take_along_dim(x, index[None, :, None] % 4, 1)
+        y = torch.zeros_like(x).scatter_add(1, (index[None, :, None] % 4).expand_as(x), x)
+        y = m.b(y + x.sort(1)[0] + x.cummax(1)[0] + x.topk(4, 1)[0])
+        y = y.gather(1, y.argsort(1))
+        return m.head(y * length)
+
+    return Lambda(
+        forward,
+        a=nn.Linear(4, 6),
+        score=torch.tensor([0.3, 0.1, 0.5, 0.2, 0.9]),
+        b=nn.Linear(6, 6),
+        head=nn.Linear(6, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+@case
+def other_operators() -> tuple[nn.Module, Any]:
+    """Fourier transforms over places, products that add, distances to a codebook."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        x = (
+            torch.fft.irfft(torch.fft.rfft(x, dim=1), n=5, dim=1)
+            + torch.fft.fft2(x, dim=(0, 1)).real
+        )
+        scores = torch.baddbmm(torch.ones_like(x @ x.mT), x, x.mT, beta=0.5, alpha=0.1)
+        y = m.b(torch.logaddexp(scores @ x, x))
+        near = torch.cdist(y, m.codes).softmax(-1)
+        return m.head(near @ m.codes)
+
+    return Lambda(
+        forward,
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 5),
+        codes=nn.Parameter(torch.randn(7, 5)),
+        head=nn.Linear(5, 3),
+    ), torch.randn(2, 5, 4, dtype=torch.float64)
+
+
+@case
 def norms_of_their_own() -> tuple[nn.Module, Any]:
     """Normalisers of other libraries, by no name that we know: every width between leaves."""
 

@@ -44,6 +44,8 @@ class Call:
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    tracer: Any = None
+    """Inside it, what a rule calls is traced in turn."""
 
     def run(self) -> Any:
         """The call itself."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from decayprune.structures.structure_map import Role
 from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
 from decayprune.structures.tracing.sizes import Readings
+from decayprune.structures.tracing.views import View, identity
 
 Key = tuple[str, int]
 """A dimension of a parameter or buffer: (qualified name, dim)."""
@@ -100,6 +101,10 @@ class Tape:
     seen: set[int] = field(default_factory=set)
     refused: list[tuple[str, int, str]] = field(default_factory=list)
     counting: bool = True
+    pending: dict[int, tuple[weakref.ref[Tensor], list[tuple[Tensor, str]]]] = field(
+        default_factory=dict
+    )
+    """What to fix once the values of a tensor are read."""
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -110,12 +115,20 @@ class Tape:
         self._names = {id(tensor): name for name, tensor in named}
         self._raw: list[range] = []
         self._marks: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
+        self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
         self._source_of: dict[Key, int] = {}
 
     # ---- activations -------------------------------------------------------------------------
 
     def mark(self, value: Any) -> Mark | None:
-        """What is known of a tensor; None if it is no tensor or carries no labels."""
+        """What is known of a tensor, a parameter that was moved included; None of any other."""
+        found = self.marked(value)
+        if found is None and (view := self._views.get(id(value))) is not None:
+            return self.raw(value) if view[0]() is value else None
+        return found
+
+    def marked(self, value: Any) -> Mark | None:
+        """What was said of a tensor so far."""
         # Marks hang on identities, as tensors compare by value. Python reuses the identity of a
         # tensor that died, so the reference tells whether it is still the same one.
         found = self._marks.get(id(value))
@@ -152,6 +165,18 @@ class Tape:
             if found is not None:
                 self.partition.fix(found.labels, reason)
 
+    def fix_if_read(self, out: Tensor, labels: list[tuple[Tensor, str]]) -> None:
+        """Fix labels once the values of a tensor are read, if they ever are."""
+        self.pending[id(out)] = (weakref.ref(out), labels)
+
+    def used(self, values: Iterable[Any]) -> None:
+        """The values of tensors are read: what waited for that is fixed."""
+        for value in values:
+            found = self.pending.get(id(value))
+            if found is not None and found[0]() is value:
+                for labels, reason in self.pending.pop(id(value))[1]:
+                    self.partition.fix(labels, reason)
+
     def channels(self, value: Tensor, dim: int, reason: str) -> Tensor:
         """Labels along one dimension, shape ``(width,)``; along the others nothing may vary."""
         labels = self.labels(value)
@@ -164,8 +189,32 @@ class Tape:
     # ---- parameters --------------------------------------------------------------------------
 
     def name(self, value: Any) -> str | None:
-        """Qualified name of a parameter or buffer, None for anything else."""
+        """Qualified name of a parameter or buffer, moved or not; None for anything else."""
+        found = self._views.get(id(value))
+        if found is not None and found[0]() is value:
+            value = found[1].parameter
         return self._names.get(id(value))
+
+    def is_parameter(self, value: Any) -> bool:
+        """Whether a tensor is a parameter, moved or not."""
+        return self.name(value) in self.parameters
+
+    def is_weight(self, value: Any) -> bool:
+        """Whether a tensor is a parameter of two or more dimensions, moved or not."""
+        view = self.view(value)
+        return view is not None and view.zero and value.dim() > 1 and self.is_parameter(value)
+
+    def view(self, value: Any) -> View | None:
+        """Where the elements of a parameter or buffer lie, moved or not; None for anything else."""
+        found = self._views.get(id(value))
+        if found is not None and found[0]() is value:
+            return found[1]
+        return identity(value) if id(value) in self._names and value.dim() else None
+
+    def put_view(self, out: Any, view: View) -> None:
+        """Say that a tensor is a parameter, moved."""
+        if isinstance(out, Tensor) and id(out) not in self._names:
+            self._views[id(out)] = (weakref.ref(out), view)
 
     def owner(self, value: Any) -> str:
         """Name of the module that holds a parameter, or else of the one that is running."""
@@ -184,12 +233,26 @@ class Tape:
         return [name for name in self.holders() if name not in seen]
 
     def known(self, value: Tensor, dim: int) -> Tensor | None:
-        """Labels that a dimension of a parameter already carries."""
-        found = self.labelled_dims.get((self.name(value) or "", dim))
-        return None if found is None else found.labels
+        """Labels that a dimension of a parameter, moved or not, already carries."""
+        name, axis = self._axis(value, dim)
+        found = self.labelled_dims.get((name, axis[0])) if axis else None
+        return found.labels[axis[1]] if found is not None and axis else None
+
+    def _axis(self, value: Tensor, dim: int) -> tuple[str, tuple[int, Tensor] | None]:
+        """Name of a parameter, and which of its dimensions lies along one of a tensor, if any."""
+        name = self._names.get(id(value))
+        if name is not None:
+            return name, (dim % value.dim(), torch.arange(value.shape[dim]))
+        view = self.view(value)
+        return (self.name(value) or "", None if view is None else view.axis(dim))
+
+    def key(self, value: Tensor | None, dim: int) -> Key | None:
+        """The labelled dimension of a parameter that lies along one of a tensor, if any."""
+        name, axis = ("", None) if value is None else self._axis(value, dim)
+        return (name, axis[0]) if axis and (name, axis[0]) in self.labelled_dims else None
 
     def label_dim(self, value: Tensor | None, dim: int, role: Role, labels: Tensor) -> Key | None:
-        """Say that a dimension of a parameter or buffer carries these labels.
+        """Say that a dimension of a parameter or buffer, moved or not, carries these labels.
 
         Where it is met a second time (a shared or tied parameter) the labels are unified. A
         tensor that is neither cannot be cut: the labels are fixed. A buffer is cut along,
@@ -197,41 +260,55 @@ class Tape:
         """
         if value is None:
             return None
-        name = self.name(value)
-        if name is None:
+        name, axis = self._axis(value, dim)
+        view = self.view(value)
+        if axis is None or (role != "affine" and view is not None and not view.zero):
             self.partition.fix(labels, "used with a weight that is computed, not a parameter")
             return None
-        key = (name, dim)
+        key, places = (name, axis[0]), axis[1]
         role = "buffer" if name in self.buffers else role
+        size = (self.buffers if role == "buffer" else self.parameters)[name].shape[key[1]]
+        if not torch.equal(places, torch.arange(size)):  # a part of it, or some of it repeated
+            own = self.labelled_dims.get(key)
+            whole = self.partition.fresh(size) if own is None else own.labels
+            self.partition.unify(whole[places], labels, f"shares `{name}` with a fixed width")
+            labels = whole
         if key in self.labelled_dims:
-            self.labelled_dims[key].labels = self.partition.unify(
-                self.labelled_dims[key].labels, labels, f"shares `{name}` with a fixed width"
+            item = self.labelled_dims[key]
+            item.labels = self.partition.unify(
+                item.labels, labels, f"shares `{name}` with a fixed width"
             ).contiguous()
+            # What was met as a factor first, and hands out or reads a width as well, is a weight.
+            item.role = role if item.role == "affine" else item.role
         else:
-            self.labelled_dims[key] = LabelledDim(name, dim, role, labels.contiguous())
+            self.labelled_dims[key] = LabelledDim(name, key[1], role, labels.contiguous())
         return key
 
     def raw(self, value: Any) -> Mark | None:
-        """The mark of a tensor; a parameter or buffer used as it is gets one along its last dim."""
-        found = self.mark(value)
-        return found if found is not None else self.raw_along(value, range(-99, 0))
+        """The mark of a tensor; a parameter or buffer used as it is gets one along its last dim.
 
-    def raw_along(self, value: Any, dims: Iterable[int]) -> Mark | None:
-        """The mark of a raw parameter or buffer, labelled along the last of some dimensions."""
-        if self.name(value) is None:
+        Of one that was moved, that is the last dimension of which all is shown: a table of biases
+        by head and offset is read at offsets, and its heads stay whole.
+        """
+        found, view = self.marked(value), self.view(value)
+        if found is not None or view is None:
+            return found
+        dims = [p for p in range(view.parameter.dim()) if view.whole(p)]
+        if not dims:
             return None
-        real = [d for d in range(value.dim()) if value.shape[d] > 1]
-        real = [d for d in real if d in dims or d - value.dim() in dims]
-        if not real:
-            return None
-        labels = self.known(value, real[-1])
+        labels = self.known(view.parameter, dims[-1])
         if labels is None:
-            labels = self.partition.fresh(value.shape[real[-1]])
+            labels = self.partition.fresh(view.parameter.shape[dims[-1]])
             self._raw.append(range(int(labels[0]), self.partition.size))
-        key = self.label_dim(value, real[-1], "affine", labels)
-        sources, is_buffer = self.scaled_by(key), id(value) not in self.parameter_ids
-        sources = self.unscaled(labels) if is_buffer else sources
-        return Mark(along(labels, real[-1], value.shape), sources, not is_buffer)
+        key = self.label_dim(view.parameter, dims[-1], "affine", labels)
+        sources = self.scaled_by(key)
+        scaled = view.zero and self.is_parameter(value)
+        sources = sources if scaled else self.unscaled(labels)
+        places = view.places[dims[-1]]
+        mark = Mark(labels[core(places)].expand(places.shape), sources, scaled)
+        if id(value) not in self._names:
+            self._marks[id(value)] = (weakref.ref(value), mark)
+        return mark
 
     def is_raw(self, mark: Mark) -> bool:
         """Whether a mark began at a raw parameter or buffer, of which no width is known."""
@@ -276,6 +353,8 @@ class Tape:
         """Channels are summed over here."""
         if found is None:
             return
+        if column is None and not found.zero:  # no weight that could leave them out of the sum
+            self.partition.fix(labels, "summed over where a channel of zeros is not zero any more")
         self.consumptions.append(Consumption(labels, found.sources, column))
         if not found.zero:
             self.unpinned.append(labels)
@@ -293,4 +372,6 @@ class Tape:
         sources: frozenset[int],
     ) -> None:
         """Mark the output of a layer that hands out a width along ``dim``."""
+        if labels.numel() == 1:
+            self.partition.fix(labels, "the only output of its layer")
         self.put(out, along(labels, dim % out.dim(), out.shape), sources)

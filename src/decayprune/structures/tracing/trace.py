@@ -31,17 +31,36 @@ from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tracing.assemble import assemble
 from decayprune.structures.tracing.call import Call, canonical, tensors_in
 from decayprune.structures.tracing.rules.attention import HEADS
-from decayprune.structures.tracing.rules.elementwise import RULES
+from decayprune.structures.tracing.rules.elementwise import RULES, words
 from decayprune.structures.tracing.rules.layers import LAYERS
 from decayprune.structures.tracing.rules.movement import MOVEMENT
+from decayprune.structures.tracing.rules.picking import PICKING
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
+from decayprune.structures.tracing.rules.rewritten import REWRITTEN
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
+from decayprune.structures.tracing.rules.vision import VISION
 from decayprune.structures.tracing.sizes import einops_uncached
 from decayprune.structures.tracing.tape import Tape
 from decayprune.structures.tracing.unreached import protected
 from decayprune.structures.twin import twin
 
-_RULES = {**RULES, **MOVEMENT, **WINDOWS, **LAYERS, **CONTRACTIONS, **HEADS}
+_RULES = {
+    **RULES,
+    **MOVEMENT,
+    **WINDOWS,
+    **LAYERS,
+    **CONTRACTIONS,
+    **PICKING,
+    **REWRITTEN,
+    **VISION,
+    **HEADS,
+}
+
+_ASKS_FOR_SHAPES = words(
+    "size dim stride numel len ndimension nelement is_floating_point is_complex new_zeros new_ones "
+    "new_empty new_full zeros_like ones_like full_like empty_like rand_like randn_like"
+)
+"""What reads no values: a slice that is only asked for its shape fixes nothing."""
 
 
 def trace(
@@ -122,15 +141,17 @@ class _Tracer(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = canonical(func)
-        call = Call(self.tape, func, name, args, kwargs or {})
+        call = Call(self.tape, func, name, args, kwargs or {}, self)
         for values in (args, call.kwargs.values()):
             self.tape.seen.update(map(id, values))
             self.tape.seen.update(
                 id(v) for group in values if isinstance(group, (list, tuple)) for v in group
             )
-        if name.startswith("get:") and name not in _RULES:
-            return call.run()
         rule = _RULES.get(name)
+        if rule is None and name.startswith("get:"):
+            return call.run()
+        if self.tape.pending and name not in _ASKS_FOR_SHAPES:
+            self.tape.used(call.tensors())
         if rule is not None and call.kwargs.get("out") is None:  # torch.norm names it, as None
             return rule(call)
         if not any(self.tape.mark(t) is not None for t in call.tensors()):
@@ -169,6 +190,7 @@ def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise ValueError(_did_not_run(tape, args, kwargs, error, where)) from error
         raise
     caches = getattr(getattr(tape.model, "config", None), "use_cache", False) is True
+    tape.used(returned(outputs))
     for value in returned(outputs):
         as_cache = caches and value.dim() == 4  # (batch, heads, tokens, width)
         hint = " (if that is its key/value cache, pass use_cache=False)" if as_cache else ""

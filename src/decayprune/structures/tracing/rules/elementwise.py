@@ -6,6 +6,8 @@ takes the labels of what it meets; so does a raw buffer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,21 +18,22 @@ from decayprune.structures.tracing.labels import along, core, varying
 from decayprune.structures.tracing.tape import Mark, Tape
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a text."""
     return text.split()
 
 
-KEEPS_ZERO = _words(
+KEEPS_ZERO = words(
     """
     relu relu6 gelu silu mish hardswish hardtanh tanh leaky_relu elu selu celu rrelu abs neg sin
     sign sqrt square tan asin atan sinh asinh erf expm1 log1p softsign tanhshrink hardshrink
-    softshrink dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+    softshrink angle dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
     feature_alpha_dropout floor ceil round trunc nan_to_num quantize_per_tensor pos positive
     """
 )
 """Functions of one element that map 0 to 0: a scaled structure stays (roughly) scaled."""
 
-MOVES_ZERO = _words(
+MOVES_ZERO = words(
     """
     sigmoid hardsigmoid logsigmoid softplus exp log log2 log10 cos reciprocal rsqrt isnan isfinite
     isinf logical_not erfc bitwise_not normal bernoulli zeros_like ones_like full_like rand_like
@@ -39,34 +42,37 @@ MOVES_ZERO = _words(
 )
 """Functions of one element that may make something else of 0: nothing scales their result."""
 
-SAME = _words(
+SAME = words(
     """
     contiguous clone to float half bfloat16 double type type_as cpu cuda detach requires_grad
-    alias get:data get:real int long bool
+    alias get:data get:real get:imag real imag conj resolve_conj int long bool
     """
 )
 """Functions that return the same values."""
 
-ADDITIVE = _words(
+ADDITIVE = words(
     """
-    add sub maximum minimum fmax fmin where masked_fill lerp addcmul addcdiv
+    add sub maximum minimum fmax fmin where masked_fill lerp addcmul addcdiv complex
     """
 )
-COMPARING = _words(
+COMPARING = words(
     """
     eq ne lt le gt ge greater less greater_equal less_equal not_equal logical_and logical_or
     logical_xor and or xor isclose
     """
 )
-MULTIPLICATIVE = _words("mul div pow remainder fmod")
+MULTIPLICATIVE = words("mul div pow remainder fmod")
 
-ALONG_DIM = _words("softmax log_softmax cumsum cumprod normalize logcumsumexp softmin")
-REDUCTIONS = _words(
+ALONG_DIM = words("softmax log_softmax cumsum cumprod normalize logcumsumexp softmin")
+REDUCTIONS = words(
     """
     mean sum amax amin max min std var norm logsumexp argmax argmin any all prod median
     vector_norm linalg_vector_norm count_nonzero std_mean var_mean nansum
     """
 )
+
+SUMS = words("sum nansum norm vector_norm linalg_vector_norm")
+"""Reductions that do not see zeros."""
 
 POOLS = [
     f"{kind}_pool{n}d{tail}"
@@ -74,13 +80,13 @@ POOLS = [
     for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
     for tail in ("", "_with_indices")
 ]
-RESIZES = _words("interpolate upsample upsample_nearest upsample_bilinear grid_sample")
+RESIZES = words("interpolate upsample upsample_nearest upsample_bilinear grid_sample")
 
 
 def unary(call: Call) -> Any:
     """A function of one element that keeps 0."""
-    out, found = call.run(), call.tape.mark(_first(call))
-    if found is None:
+    out = call.run()
+    if of_parameter(call, out, True) or (found := call.tape.mark(_first(call))) is None:
         return out
     if isinstance(out, Tensor):
         call.tape.put(out, found.labels, found.sources, found.zero)
@@ -91,17 +97,18 @@ def unary(call: Call) -> Any:
 
 def unary_moving_zero(call: Call) -> Any:
     """A function of one element that nothing scales; ``clamp`` keeps 0 if its bounds do."""
-    tape, found = call.tape, call.tape.mark(_first(call))
+    tape = call.tape
     if len(call.tensors()) > 1:
         return comparing(call)  # a bound, a mean ... per element
-    out = call.run()
-    if found is None:
-        return out
+    out, keeps = call.run(), False
     if call.name == "clamp":
         low, high = call.arg(1, "min"), call.arg(2, "max")
-        if (low is None or low <= 0) and (high is None or high >= 0):
-            tape.put(out, found.labels, found.sources, found.zero)
-            return out
+        keeps = (low is None or low <= 0) and (high is None or high >= 0)
+    if of_parameter(call, out, keeps) or (found := tape.mark(_first(call))) is None:
+        return out
+    if keeps:
+        tape.put(out, found.labels, found.sources, found.zero)
+        return out
     zero = call.name in ("zeros_like", "zero")
     tape.put(out, found.labels, tape.unscaled(found.labels), zero)
     return out
@@ -116,9 +123,10 @@ def _first(call: Call) -> Any:
 
 def additive(call: Call) -> Any:
     """add, sub, maximum, where ...: what is scaled is scaled by every operand's sources."""
-    found = _meet(call)
-    if found is None:
-        return call.run()
+    if (found := _meet(call)) is None:
+        out = call.run()
+        of_parameter(call, out, False)
+        return out
     tape, out, (labels, marks, constant) = call.tape, call.run(), found
     sources = frozenset[int]().union(*(mark.sources for mark in marks))
     tape.put(out, labels, sources, all(mark.zero for mark in marks) and not constant)
@@ -136,9 +144,10 @@ def comparing(call: Call) -> Any:
 
 def multiplicative(call: Call) -> Any:
     """mul, div ...: scaled by the last operand that something scales."""
-    found = _meet(call)
-    if found is None:
-        return call.run()
+    if (found := _meet(call)) is None:
+        out = call.run()
+        of_parameter(call, out, call.name == "mul")
+        return out
     tape, out, (labels, marks, _) = call.tape, call.run(), found
     scaled = [mark for mark in marks if tape.has_scale(mark.sources)] or marks
     if call.name in ("div", "pow", "remainder", "fmod"):
@@ -165,9 +174,14 @@ def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
     tape = call.tape
     tensors = [value for value in call.args if isinstance(value, Tensor)]
     tensors += [value for value in call.kwargs.values() if isinstance(value, Tensor)]
-    marked = [(value, mark) for value in tensors if (mark := tape.mark(value)) is not None]
+    marked = [(value, mark) for value in tensors if (mark := tape.marked(value)) is not None]
+    if not marked:  # weight * rsqrt(variance + eps): several that are used as they are
+        own = [value for value in tensors if tape.view(value) and value.is_floating_point()]
+        if len(own) > 1:
+            marked = [(value, mark) for value in own if (mark := tape.raw(value)) is not None]
     if not marked:
         return None
+    known = {id(value) for value, _ in marked}
     marked.sort(key=lambda item: tape.is_raw(item[1]))  # of these the width is not known
     shape = _broadcast([value.shape for value in tensors])
     reason = f"met a tensor of fixed width in {call.name}"
@@ -185,7 +199,7 @@ def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
         labels = tape.partition.unify(labels, other, reason)
         marks.append(mark)
     for value in tensors:
-        if tape.mark(value) is None:
+        if id(value) not in known:
             if (raw := raw_factor(tape, value, labels)) is not None:
                 marks.append(raw)
                 continue
@@ -219,7 +233,7 @@ def against_fixed(tape: Tape, value: Tensor, labels: Tensor, reason: str) -> Ten
     """Labels that meet a tensor without any: wherever it has full size nothing may leave."""
     for dim in varying(labels):
         own = _aligned(value, dim, labels.dim())
-        if own >= 0 and value.shape[own] > 1:
+        if own >= 0 and value.shape[own] > 1 and value.stride(own):  # 0: one value for all
             labels = tape.partition.collapse(labels, dim, reason)
     return labels
 
@@ -233,10 +247,30 @@ def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
     if own < 0 or value.shape[own] == 1:
         return None
     vector = core(labels, dims).reshape(-1)
+    if (view := tape.view(value)) is None or view.axis(own) is None:
+        return None
     key = tape.label_dim(value, own, "affine", vector)
-    if id(value) in tape.parameter_ids:
+    if tape.is_parameter(value) and view.zero:
         return Mark(along(vector, own, value.shape), tape.scaled_by(key))
     return Mark(along(vector, own, value.shape), tape.unscaled(vector), False)
+
+
+def of_parameter(call: Call, out: Any, zero: bool) -> bool:
+    """Say that a result is a function of each element of one parameter: 1 + weight, exp(weight).
+
+    Returns:
+        Whether it is, and no width of the parameter is known yet.
+    """
+    tape = call.tape
+    own = [value for value in call.tensors() if tape.view(value) is not None]
+    if len(own) != 1 or tape.marked(own[0]) is not None or not isinstance(out, Tensor):
+        return False
+    others = (value for value in call.tensors() if value is not own[0])
+    view = tape.view(own[0])
+    if view is None or out.shape != own[0].shape or any(value.numel() != 1 for value in others):
+        return False
+    tape.put_view(out, replace(view, zero=view.zero and zero))
+    return True
 
 
 # ---- along dimensions ------------------------------------------------------------------------
@@ -271,11 +305,33 @@ def along_dim(call: Call) -> Any:
     dim = call.arg(2 if call.name == "normalize" else 1, "dim", default)
     dim = default if dim is None else dim
     reason = f"{call.name} over the labelled dimension"
-    labels = tape.partition.collapse(found.labels, dim % x.dim(), reason)
+    labels = found.labels
+    if call.name == "normalize" and varying(labels) == [dim % x.dim()] and found.zero:
+        tape.consume(found, core(labels).reshape(-1), None)  # a norm does not see zeros
+    else:
+        labels = tape.partition.collapse(labels, dim % x.dim(), reason)
     if call.name in ("cumsum", "cumprod", "normalize"):
         tape.put(out, labels, found.sources, found.zero)
     else:
         tape.put(out, labels, tape.unscaled(labels), False)
+    return out
+
+
+def fourier(call: Call) -> Any:
+    """Fourier transforms: the dimensions they run over are needed whole, channels by themselves."""
+    tape, out, x = call.tape, call.run(), _first(call)
+    found = tape.mark(x)
+    if found is None:
+        return out
+    kind = call.name.removeprefix("fft_")
+    shift = kind.endswith("shift")
+    default = None if shift or kind[-1] == "n" else [-2, -1] if kind[-1] == "2" else [-1]
+    dims = call.arg(1 if shift else 2, "dim", default)
+    dims = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    labels = found.labels
+    for d in dims:
+        labels = tape.partition.collapse(labels, d % x.dim(), f"{call.name} over the width")
+    tape.put(out, core(labels).expand(out.shape), found.sources, found.zero)
     return out
 
 
@@ -296,6 +352,9 @@ def reduction(call: Call) -> Any:
         dims = [dim] if isinstance(dim, int) else list(dim)
     labels = found.labels
     gone = sorted({d % x.dim() for d in dims}, reverse=True)
+    if call.name in SUMS and found.zero and varying(labels) in [[d] for d in gone]:
+        tape.consume(found, core(labels).reshape(-1), None)  # zeros add nothing to a sum
+        return out
     for d in gone:
         reason = f"{call.name} over the labelled dimension"
         labels = tape.partition.collapse(labels, d, reason)
@@ -318,22 +377,44 @@ def unrelated(call: Call) -> Any:
 def shape(call: Call) -> Any:
     """x.shape and x.size(): extents of labelled dimensions remember their labels."""
     tape, out, x = call.tape, call.run(), _first(call)
-    found = tape.mark(x)
+    found = tape.marked(x)  # to ask a parameter for its shape tells nothing of its widths
     if found is None:
         return out
     extents = tape.readings.extents(x.shape, found.labels)
     return extents if isinstance(out, tuple) else extents[call.arg(1, "dim")]
 
 
+def of_values(rule: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """A rule that reads its first operand, be it a parameter (learned queries, a class token)."""
+
+    def reads(call: Call) -> Any:
+        tape, x = call.tape, call.args[0] if call.args else None
+        view = tape.view(x) if tape.is_parameter(x) and tape.mark(x) is None else None
+        if isinstance(x, Tensor) and view is not None:
+            x = x.detach()
+            tape.put_view(x, view)
+            call = replace(call, args=(x, *call.args[1:]))
+        return rule(call)
+
+    return reads
+
+
+FOURIER = [
+    *(f"fft_{i}{r}fft{n}" for i in ("", "i") for r in ("", "r", "h") for n in ("", "2", "n")),
+    "fft_fftshift",
+    "fft_ifftshift",
+]
+
 RULES = {
     **dict.fromkeys(["get:shape", "size"], shape),
+    **dict.fromkeys(FOURIER, fourier),
     **dict.fromkeys(["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"], unrelated),
-    **dict.fromkeys([*KEEPS_ZERO, *SAME], unary),
+    **dict.fromkeys(KEEPS_ZERO, unary),
     **dict.fromkeys(MOVES_ZERO, unary_moving_zero),
     **dict.fromkeys(ADDITIVE, additive),
     **dict.fromkeys(COMPARING, comparing),
     **dict.fromkeys(MULTIPLICATIVE, multiplicative),
-    **dict.fromkeys([*POOLS, *RESIZES], spatial),
-    **dict.fromkeys(ALONG_DIM, along_dim),
-    **dict.fromkeys(REDUCTIONS, reduction),
+    **dict.fromkeys([*POOLS, *RESIZES], of_values(spatial)),
+    **dict.fromkeys(ALONG_DIM, of_values(along_dim)),
+    **dict.fromkeys(REDUCTIONS, of_values(reduction)),
 }

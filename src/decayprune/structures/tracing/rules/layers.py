@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from decayprune.structures.tracing.call import Call
-from decayprune.structures.tracing.labels import along, varying
-from decayprune.structures.tracing.tape import Key, Tape
+from decayprune.structures.tracing.labels import along, core, varying
+from decayprune.structures.tracing.rules.elementwise import of_values
+from decayprune.structures.tracing.tape import Tape
 
 _ALONG_CHANNELS = "varies along a second dimension where a layer reads channels"
 
@@ -26,9 +27,8 @@ def handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
     if known is not None:
         return known
     labels = tape.partition.fresh(weight.shape[dim])
-    if tape.name(weight) is None:
+    if tape.label_dim(weight, dim, "row", labels) is None:
         reason = "produced with a weight that is computed, not a parameter"
-        tape.partition.fix(labels, reason)
         tape.refused.append((tape.owner(weight), weight.shape[dim], reason))
     return labels
 
@@ -45,9 +45,9 @@ def convolution(call: Call) -> Any:
     into = tape.channels(x, x.dim() - 1 - channel, _ALONG_CHANNELS)
     labels = handed_out(tape, weight, 0)
     if groups > 1:
-        labels, into = _tie_groups(tape, labels, groups), _tie_groups(tape, into, groups)
+        labels, into = tie_groups(tape, labels, groups), tie_groups(tape, into, groups)
     column = into[: weight.shape[1]]
-    _producer(tape, call, out, weight, bias, (0, labels), (1, column), x)
+    producer(tape, weight, bias, (0, labels), (1, column), x)
     layer = tape.owner(weight)
     tape.attribute(layer, "out_channels", labels)
     tape.attribute(layer, "in_channels", into)
@@ -57,7 +57,7 @@ def convolution(call: Call) -> Any:
     return out
 
 
-def _tie_groups(tape: Tape, labels: Tensor, groups: int) -> Tensor:
+def tie_groups(tape: Tape, labels: Tensor, groups: int) -> Tensor:
     """Each group of a grouped convolution loses the same offsets."""
     rows = labels.view(groups, -1)
     first = rows[:1].expand(rows.shape)
@@ -65,10 +65,8 @@ def _tie_groups(tape: Tape, labels: Tensor, groups: int) -> Tensor:
     return labels
 
 
-def _producer(
+def producer(
     tape: Tape,
-    call: Call,
-    out: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     row: tuple[int, Tensor],
@@ -77,16 +75,14 @@ def _producer(
 ) -> None:
     """Record rows, bias and columns of a layer and that it consumes its input."""
     tape.label_dim(weight, row[0], "row", row[1])
-    if bias is not None:
-        tape.label_dim(bias, 0, "row", row[1])
+    tape.label_dim(bias, -1, "row", row[1])
     key = tape.label_dim(weight, column[0], "column", column[1])
     tape.consume(tape.mark(x), column[1], key)
 
 
 def sources_of(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
     """What scales a producer's output: its rows and its bias."""
-    keys: list[Key] = [(tape.name(weight) or "", dim), (tape.name(bias) or "", 0)]
-    return tape.scaled_by(*(key for key in keys if key in tape.labelled_dims))
+    return tape.scaled_by(tape.key(weight, dim), tape.key(bias, -1))
 
 
 def _depthwise(
@@ -118,8 +114,8 @@ def transposed_convolution(call: Call) -> Any:
     row = handed_out(tape, weight, 1)
     labels = row.repeat(groups)
     if groups > 1:
-        into = _tie_groups(tape, into, groups)
-    _producer(tape, call, out, weight, None, (1, row), (0, into), x)
+        into = tie_groups(tape, into, groups)
+    producer(tape, weight, None, (1, row), (0, into), x)
     tape.label_dim(bias, 0, "row", labels)
     layer = tape.owner(weight)
     tape.attribute(layer, "out_channels", labels)
@@ -133,40 +129,97 @@ def transposed_convolution(call: Call) -> Any:
 def linear(call: Call) -> Any:
     """linear: the weight is (out, in)."""
     x, weight, bias = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
-    return _affine_map(call.tape, x, weight, bias, 0, call.run(), call)
+    return _product(call.tape, call.run(), (x, -1), weight, (-2, -1), bias)
 
 
 def addmm(call: Call) -> Any:
     """A bias plus x times a parameter (in, out), as GPT-2's Conv1D does it."""
     bias, x, weight = call.arg(0, "input"), call.arg(1, "mat1"), call.arg(2, "mat2")
-    tape = call.tape
-    plain = call.kwargs.get("beta", 1) == 1 and call.kwargs.get("alpha", 1) == 1
-    if tape.name(weight) is None or bias.dim() != 1 or not plain:
-        tape.fix(call.tensors(), f"unknown operator `{call.name}`")
-        out: Tensor = call.run()
-        tape.operator(tape.owner(None), x.numel() * weight.shape[1])
-        return out
-    return _affine_map(tape, x, weight, bias, 1, call.run(), call)
+    return _product(call.tape, call.run(), (x, -1), weight, (-1, -2), bias)
 
 
 def times_parameter(call: Call) -> Any:
-    """``x @ weight`` with a parameter as weight (in, out)."""
-    x, weight = call.args
-    return _affine_map(call.tape, x, weight, None, 1, call.run(), call)
+    """``x @ weight`` with a parameter as weight (in, out), or a stack of them; grouped_mm."""
+    x, weight = call.args[:2]
+    return _product(call.tape, call.run(), (x, -1), weight, (-1, -2))
 
 
-def _affine_map(
-    tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, row: int, out: Tensor, call: Call
+def parameter_times(call: Call) -> Any:
+    """``weight @ x`` with a parameter as weight (out, in), or a stack of them."""
+    weight, x = call.args[:2]
+    return _product(call.tape, call.run(), (x, -2), weight, (-2, -1))
+
+
+def _product(
+    tape: Tape,
+    out: Tensor,
+    operand: tuple[Tensor, int],
+    weight: Tensor,
+    dims: tuple[int, int],
+    bias: Tensor | None = None,
 ) -> Tensor:
-    into = tape.channels(x, -1, _ALONG_CHANNELS)
+    """A product with a weight: it reads one dimension of its operand and hands out another.
+
+    Args:
+        tape: The record.
+        out: The result.
+        operand: What is multiplied, and the dimension that is summed over.
+        weight: A parameter, moved or not.
+        dims: Dimensions of the weight that are handed out and read.
+        bias: Added along what is handed out.
+    """
+    (x, dim), (row, column) = operand, dims
+    layer, found = tape.owner(weight), tape.mark(x)
     labels = handed_out(tape, weight, row)
-    _producer(tape, call, out, weight, bias, (row, labels), (1 - row, into), x)
-    layer = tape.owner(weight)
+    if found is not None and _has_own(tape, weight, x):
+        return _across(tape, out, x, dim, weight, labels, bias)
+    if found is not None and varying(found.labels) and dim % x.dim() not in varying(found.labels):
+        return _across(tape, out, x, dim, weight, labels, bias)
+    into = tape.channels(x, dim, _ALONG_CHANNELS)
+    producer(tape, weight, bias, (row, labels), (column, into), x)
     for name, counted in (("out_features", labels), ("in_features", into)):
         tape.attribute(layer, name, counted)
     tape.attribute(layer, "nf", labels)  # what GPT-2's Conv1D calls it
-    tape.operator(layer, x.numel() // x.shape[-1], labels, into)
-    tape.produce(out, -1, labels, sources_of(tape, weight, row, bias))
+    tape.operator(layer, out.numel() // out.shape[dim], labels, into)
+    tape.produce(out, dim, labels, sources_of(tape, weight, row, bias))
+    return out
+
+
+def _has_own(tape: Tape, weight: Tensor, x: Tensor) -> bool:
+    """Whether each part of a width (a head) has a matrix of its own, which leaves with it."""
+    for d in range(weight.dim() - 2):
+        own = d - weight.dim() + x.dim()
+        if weight.shape[d] > 1 and own in varying(tape.labels(x)):
+            parts = tape.channels(x, own, "is one part of a width with a matrix of its own")
+            tape.label_dim(weight, d, "affine", parts)
+            return True
+    return False
+
+
+def _across(
+    tape: Tape,
+    out: Tensor,
+    x: Tensor,
+    dim: int,
+    weight: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """A product along another dimension than the one that can shrink: tokens are mixed.
+
+    Every channel is treated alike and passes through. The labels of an activation vary along one
+    dimension, so that the places it makes stay.
+    """
+    found = tape.mark(x)
+    tape.partition.fix(rows, "mixes places, not channels")
+    if found is None:
+        return out
+    labels = core(found.labels).narrow(dim, 0, 1).expand(out.shape)
+    dims = varying(labels)
+    vectors = [core(labels).reshape(-1)] if len(dims) == 1 else []
+    macs = out.numel() * x.shape[dim] // prod(v.numel() for v in vectors)
+    tape.operator(tape.owner(weight), macs, *vectors)
+    tape.put(out, labels, found.sources, found.zero and bias is None)
     return out
 
 
@@ -253,7 +306,7 @@ def group_norm(call: Call) -> Any:
         tape.attribute(tape.owner(weight), "num_groups", labels)
         tape.attribute(tape.owner(weight), "num_channels", labels)
     else:
-        _tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), groups)
+        tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), groups)
         _mixing(tape, x, out, 1, (weight, bias), "num_channels")
     return out
 
@@ -278,7 +331,7 @@ def counting_group_norm(call: Call) -> Any:
     """The group norm of a model that was cut before."""
     tape, out, x = call.tape, call.run(), call.arg(0, "x")
     if tape.mark(x) is not None:
-        _tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), call.arg(1, "groups"))
+        tie_groups(tape, tape.channels(x, 1, _ALONG_CHANNELS), call.arg(1, "groups"))
         _mixing(tape, x, out, 1, (call.arg(3, "weight"), call.arg(4, "bias")), "num_channels")
     return out
 
@@ -360,17 +413,17 @@ LAYERS = {
     "conv_transpose1d": transposed_convolution,
     "conv_transpose2d": transposed_convolution,
     "conv_transpose3d": transposed_convolution,
-    "linear": linear,
-    "addmm": addmm,
+    "linear": of_values(linear),
+    "grouped_mm": of_values(times_parameter),
     "embedding": embedding,
     "embedding_bag": bag,
     "batch_norm": batch_norm,
     "instance_norm": batch_norm,
-    "layer_norm": layer_norm,
-    "rms_norm": layer_norm,
-    "group_norm": group_norm,
-    "counting_layer_norm": counting_layer_norm,
-    "counting_rms_norm": counting_layer_norm,
+    "layer_norm": of_values(layer_norm),
+    "rms_norm": of_values(layer_norm),
+    "group_norm": of_values(group_norm),
+    "counting_layer_norm": of_values(counting_layer_norm),
+    "counting_rms_norm": of_values(counting_layer_norm),
     "counting_group_norm": counting_group_norm,
     "prelu": prelu,
 }

@@ -7,6 +7,7 @@ two gives way. Calls that name places of a width are in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import compress, core, varying
+from decayprune.structures.tracing.rules.elementwise import SAME, unary
 from decayprune.structures.tracing.rules.places import PLACES, index_labels, moved
 from decayprune.structures.tracing.tape import Mark, Tape
 
@@ -23,6 +25,36 @@ FREE = (
     "broadcast_to repeat_interleave adjoint pixel_unshuffle atleast_1d "
     "atleast_2d atleast_3d"
 )
+
+
+def of_parameters(rule: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """A movement that moves parameters and buffers too: of those it is told what lies where."""
+
+    def moves(call: Call) -> Any:
+        x = call.args[0] if call.args else next(iter(call.tensors()), None)
+        view = call.tape.view(x)
+        if view is None:
+            return rule(call)
+        out = call.run()
+        kwargs = {k: v for k, v in call.kwargs.items() if v is not x}
+        outs = list(tensors_in(out))
+        if isinstance(x, Tensor) and all(part.numel() for part in outs):
+            views = view.moved(lambda places: call.func(places, *call.args[1:], **kwargs))
+            for part, moved in zip(outs, views, strict=True):
+                call.tape.put_view(part, moved)
+        return out
+
+    return moves
+
+
+def kept(call: Call) -> Any:
+    """The same values in the same places, maybe in another dtype: of a parameter the same view."""
+    view = call.tape.view(call.args[0]) if call.args else None
+    if view is None:
+        return unary(call)
+    out = call.run()
+    call.tape.put_view(out, view)
+    return out
 
 
 def _spread(call: Call, out: Any, result: Any, found: Mark) -> Any:
@@ -186,10 +218,14 @@ def index_add(call: Call) -> Any:
     return out
 
 
-MOVEMENT = {
+_MOVES = {
     **PLACES,
     **dict.fromkeys(RESHAPES.split(), reshape),
     **dict.fromkeys(FREE.split(), free),
+}
+MOVEMENT = {
+    **{name: of_parameters(rule) for name, rule in _MOVES.items()},
+    **dict.fromkeys(SAME, kept),
     **dict.fromkeys(["cat", "stack"], join),
     "setitem": assign,
     "copy": assign,

@@ -17,11 +17,13 @@ from decayprune.structures.tracing.labels import core, varying
 from decayprune.structures.tracing.sizes import rows
 from decayprune.structures.tracing.tape import Mark, Tape
 
+_SLICED = "sliced at fixed places"
+
 
 def moved(call: Call) -> tuple[Tensor, Mark | None]:
-    """The tensor that is moved, a raw parameter or buffer labelled along its last dimension."""
+    """The tensor that is moved, and what is known of it."""
     x = call.args[0] if call.args else next(iter(call.tensors()))
-    return x, call.tape.raw(x)
+    return x, call.tape.mark(x)
 
 
 def divide(call: Call) -> Any:
@@ -87,22 +89,36 @@ def glu(call: Call) -> Any:
 
 def take(call: Call) -> Any:
     """x[...]: places of a labelled dimension that are named by number cannot follow a cut."""
-    tape, out, (x, index) = call.tape, call.run(), call.args
-    found = tape.mark(x)
-    if found is None:  # a table of biases by head and offset is read at offsets: heads stay whole
-        found = tape.raw_along(x, _taken_whole(x, index))
+    tape, out, (_, found) = call.tape, call.run(), moved(call)
     if found is None:
         return out
-    labels = index_labels(tape, found.labels, index)
-    tape.put(out, labels[index], found.sources, found.zero)
+    later: list[tuple[Tensor, str]] = []
+    labels = index_labels(tape, found.labels, call.args[1], later)
+    if later:
+        tape.fix_if_read(out, later)
+    else:
+        tape.put(out, labels[call.args[1]], found.sources, found.zero)
     return out
 
 
-def index_labels(tape: Tape, labels: Tensor, index: Any) -> Tensor:
-    """Labels, with every dimension collapsed of which an index takes a part that cannot follow."""
+def index_labels(
+    tape: Tape, labels: Tensor, index: Any, later: list[tuple[Tensor, str]] | None = None
+) -> Tensor:
+    """Labels, with every dimension collapsed of which an index takes a part that cannot follow.
+
+    Args:
+        tape: The record.
+        labels: Labels of what is indexed.
+        index: The index.
+        later: Gets what would have to be fixed, in place of fixing it.
+    """
     for dim, item in _by_dimension(index, labels.dim()):
-        if not _is_whole(item, labels.shape[dim]) and not _slice_follows(tape, labels, dim, item):
-            labels = tape.partition.collapse(labels, dim, "sliced at fixed places")
+        if _is_whole(item, labels.shape[dim]) or _slice_follows(tape, labels, dim, item):
+            continue
+        if later is not None and varying(labels) == [dim]:
+            later.append((labels, _SLICED))
+            return labels
+        labels = tape.partition.collapse(labels, dim, _SLICED)
     return labels
 
 
@@ -129,12 +145,6 @@ def _follows(tape: Tape, labels: Tensor, dim: int, place: Any) -> bool:
         return False
     _tie_equal_parts(tape, labels, dim, share.denominator, "sliced")
     return True
-
-
-def _taken_whole(x: Tensor, index: Any) -> set[int]:
-    """Dimensions of which an index takes everything, in order."""
-    named = dict(_by_dimension(index, x.dim()))
-    return {d for d in range(x.dim()) if d not in named or _is_whole(named[d], x.shape[d])}
 
 
 def _by_dimension(index: Any, dims: int) -> list[tuple[int, Any]]:
@@ -170,7 +180,10 @@ def take_along(call: Call) -> Any:
         stretch = found.labels.narrow(dim, call.arg(2, "start"), call.arg(3, "length"))
         tape.put(out, stretch, found.sources, found.zero)
         return out
-    labels = tape.partition.collapse(found.labels, dim, "sliced at fixed places")
+    if varying(found.labels) == [dim]:
+        tape.fix_if_read(out, [(found.labels, _SLICED)])
+        return out
+    labels = tape.partition.collapse(found.labels, dim, _SLICED)
     index = labels.narrow(dim, 0, 1)
     labels = index.squeeze(dim) if out.dim() < x.dim() else index.expand(out.shape)
     tape.put(out, labels, found.sources, found.zero)

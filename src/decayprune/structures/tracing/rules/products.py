@@ -9,7 +9,6 @@ dimension carries labels, the contracted dimensions are unified pair by pair.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
@@ -18,18 +17,21 @@ from torch import Tensor
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import along, core, varying
 from decayprune.structures.tracing.rules.elementwise import against_fixed, raw_factor
-from decayprune.structures.tracing.rules.layers import times_parameter
+from decayprune.structures.tracing.rules.layers import parameter_times, times_parameter
 from decayprune.structures.tracing.tape import Mark, Tape
 
 _MET = "met a tensor of fixed width in attention"
 _HEADS = "attention reads a whole head"
+_DISTANT = "varies beside the dimension that a distance sums over"
 
 
 def matmul(call: Call) -> Any:
     """matmul, bmm, mm and ``@``."""
     tape, (a, b) = call.tape, call.args[:2]
-    if tape.name(b) is not None and b.dim() == 2 and id(b) in tape.parameter_ids:
+    if tape.is_weight(b):
         return times_parameter(call)
+    if tape.is_weight(a) and b.dim() >= 2:
+        return parameter_times(call)
     out = call.run()
     if a.dim() < 2 or b.dim() < 2:
         tape.fix([a, b], "product of a vector")
@@ -139,6 +141,23 @@ def _by_pair(
         tape.put(out, along(vector, out.dim() + dim, out.shape), mark.sources, mark.zero)
 
 
+def distances(call: Call) -> Any:
+    """cdist: channels that are zero in both operands add nothing to a distance."""
+    tape, out = call.tape, call.run()
+    a, b = call.arg(0, "x1"), call.arg(1, "x2")
+    for value, other in ((a, b), (b, a)):
+        if tape.is_parameter(value):  # a codebook
+            tape.label_dim(value, -1, "affine", tape.channels(other, -1, _DISTANT))
+    of_a, of_b = (
+        tape.channels(other if tape.is_parameter(value) else value, -1, _DISTANT)
+        for value, other in ((a, b), (b, a))
+    )
+    joined = tape.partition.unify(of_a, of_b, "met a tensor of fixed width in cdist")
+    for value in (a, b):
+        tape.consume(tape.mark(value), joined, None)
+    return out
+
+
 def _vector(tape: Tape, labels: Tensor, dim: int) -> Tensor:
     """Labels along one of the last two dimensions, where the other does not vary too."""
     dim %= labels.dim()
@@ -188,7 +207,7 @@ def left_alone(call: Call) -> Any:
     tape.fix(call.tensors(), reason)
     for value in call.tensors():
         layer = tape.owner(value)
-        if id(value) in tape.parameter_ids and value.dim() > 1:
+        if tape.is_parameter(value) and value.dim() > 1:
             tape.refused.append((layer, value.shape[0], reason))
     return out
 
@@ -208,25 +227,8 @@ def _macs_of_multi_head(call: Call, out: Any) -> int:
 def _macs_of_recurrent(call: Call, out: Any) -> int:
     """Every matrix is applied at every position (torch's counter misses fused ones)."""
     x = call.args[0]
-    weights = [t for t in call.tensors() if id(t) in call.tape.parameter_ids and t.dim() == 2]
+    weights = [t for t in call.tensors() if call.tape.is_parameter(t) and t.dim() == 2]
     return int(x.numel() // x.shape[-1]) * sum(t.numel() for t in weights)
-
-
-def _macs_of_einsum(call: Call, out: Tensor) -> int:
-    """Elements of the result times the sizes summed over."""
-    if len(call.tensors()) != 2 or not isinstance(call.args[0], str):
-        return 0
-    inputs, _, result = call.args[0].replace(" ", "").replace("...", "").partition("->")
-    sizes: dict[str, int] = {}
-    for names, value in zip(inputs.split(","), call.tensors(), strict=True):
-        sizes.update(zip(reversed(names), reversed(value.shape), strict=False))
-    summed = [size for name, size in sizes.items() if name not in result]
-    return out.numel() * prod(summed) if summed else 0
-
-
-def _macs_of_batches(call: Call, out: Tensor) -> int:
-    first, second = call.arg(1, "batch1"), call.arg(2, "batch2")
-    return int(first.numel() * second.shape[-1])
 
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -238,15 +240,13 @@ _READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "in
 _COUNTED: dict[str, Callable[[Call, Any], int]] = {
     "multi_head_attention_forward": _macs_of_multi_head,
     **dict.fromkeys(_RECURRENT, _macs_of_recurrent),
-    "einsum": _macs_of_einsum,
-    "baddbmm": _macs_of_batches,
-    "addbmm": _macs_of_batches,
 }
 
 CONTRACTIONS = {
     "matmul": matmul,
     "bmm": matmul,
     "mm": matmul,
+    "cdist": distances,
     "scaled_dot_product_attention": attention,
     **dict.fromkeys(_COUNTED, left_alone),
 }

@@ -68,7 +68,8 @@ def test_a_raw_parameter_takes_the_labels_that_it_meets() -> None:
         (lambda x: x + torch.ones(6), "met a tensor of fixed width in add"),
         (lambda x: (x[:, :, None] + x[:, None]).sum(1), "met another width across in add"),
         (lambda x: x.softmax(-1), "softmax over the labelled dimension"),
-        (lambda x: x / x.sum(1, keepdim=True), "sum over the labelled dimension"),
+        (lambda x: x / x.mean(1, keepdim=True), "mean over the labelled dimension"),
+        (lambda x: x / x.exp().sum(1, keepdim=True), "sum over the labelled dimension"),
         (lambda x: x * x.amax(), "amax over the labelled dimension"),
         (lambda x: x.cumsum(1), "cumsum over the labelled dimension"),
         (lambda x: F.avg_pool1d(x, 1), "avg_pool1d over the labelled dimension"),
@@ -124,3 +125,18 @@ def test_a_buffer_along_the_channels_of_a_head_does_not_tie_heads(used) -> None:
     found = trace(model, torch.randn(2, 5, 4))
     assert [(g.size, g.width) for g in found.groups] == [(4, 6)]
     assert "turn" not in {item.name for item in found.slices}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: x / x.sum(1, keepdim=True),
+        lambda x: x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-6),
+        lambda x: x / x.norm(dim=1, keepdim=True).expand_as(x),
+        lambda x: x / torch.norm(x, p=2, dim=1, keepdim=True),
+        lambda x: F.normalize(x, dim=1),
+        lambda x: torch.fft.fft(x, dim=0).abs(),
+    ],
+)
+def test_channels_of_zeros_are_not_seen_by_a_sum(between) -> None:
+    assert groups(between) == [(6, 1)]

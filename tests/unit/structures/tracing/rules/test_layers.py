@@ -76,18 +76,17 @@ def test_a_layer_norm_over_places_too_cannot_be_counted() -> None:
     assert structures.refusals[0].reason == "mixed by LayerNorm"
 
 
-def test_addmm_is_a_linear_layer_only_as_a_plain_one() -> None:
-    def net(beta: float) -> nn.Module:
-        return Lambda(
-            lambda m, x: m.b(torch.addmm(m.bias, x, m.weight, beta=beta)),
-            weight=nn.Parameter(torch.randn(4, 6)),
-            bias=nn.Parameter(torch.randn(6)),
-            b=nn.Linear(6, 3),
-        )
-
-    found = trace(net(1), torch.randn(2, 4))
-    assert keys(found) == {("weight", 1): "row", ("bias", 0): "row", ("b.weight", 1): "column"}
-    assert trace(net(0.5), torch.randn(2, 4)).num_structures == 0
+@pytest.mark.parametrize("beta", [1, 0.5])
+def test_addmm_is_a_linear_layer(beta: float) -> None:
+    model = Lambda(
+        lambda m, x: m.b(torch.addmm(m.bias, x, m.weight, beta=beta)),
+        weight=nn.Parameter(torch.randn(4, 6)),
+        bias=nn.Parameter(torch.randn(6)),
+        b=nn.Linear(6, 3),
+    )
+    slices = keys(trace(model, torch.randn(2, 4)))
+    assert slices.keys() == {("weight", 1), ("bias", 0), ("b.weight", 1)}
+    assert slices["weight", 1] == "row"
 
 
 def test_tokens_that_index_a_table_are_fixed() -> None:
