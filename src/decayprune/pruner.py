@@ -28,6 +28,8 @@ from decayprune.session import arguments, resume
 from decayprune.session.host import BesideOptimizer
 from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
+from decayprune.structures.streams import residual_streams
+from decayprune.structures.structure_map import StructureMap
 
 
 class DecayPruner(BesideOptimizer):
@@ -71,6 +73,9 @@ class DecayPruner(BesideOptimizer):
         slices: Shrink the ``"carriers"`` of a structure, or ``"all"`` its slices along with them.
         decay: ``"linear"``, ``"cosine"``, or a function of progress.
         floor: Share of every width that stays in any case.
+        residual_width: Whether the width of a transformer's residual stream, which all its blocks
+            share, is pruned like others. None: only if the budget cannot be met with heads and
+            inner widths alone.
         pin: Zero pruned structures again after every step. Where training revives them by itself
             (a sigmoid, noise on the weights) that happens anyway, once it was noticed.
 
@@ -98,6 +103,7 @@ class DecayPruner(BesideOptimizer):
         slices: Literal["carriers", "all"] = "carriers",
         decay: str | Curve = "linear",
         floor: float = 0.1,
+        residual_width: bool | None = None,
         pin: bool = False,
     ) -> None:
         arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
@@ -108,7 +114,12 @@ class DecayPruner(BesideOptimizer):
         arguments.check_round_to(round_to, target)
         curve = arguments.as_curve(decay)
         self._session = Session(
-            model, optimizer, example_inputs, ignored_layers=ignored_layers, name="pruner"
+            model,
+            optimizer,
+            example_inputs,
+            ignored_layers=ignored_layers,
+            refine=partial(_without_streams, model) if residual_width is False else _as_found,
+            name="pruner",
         )
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self._latency: LatencyModel | None = None
@@ -136,6 +147,7 @@ class DecayPruner(BesideOptimizer):
             round_to=multiples,
             haste=haste,
             floor=floor,
+            spared=None if residual_width else residual_streams(model, self.structures),
             rectify=rectify,
         )
         if self._latency is not None:
@@ -147,6 +159,7 @@ class DecayPruner(BesideOptimizer):
             self._compensated = Compensated(self._selector, self._calibration)
         self._options = _plain(
             **({} if calibrate is None else {"calibrated": True}),
+            **({} if residual_width is None else {"residual_width": residual_width}),
             importance=self._importance,
             round_to=round_to,
             scope=scope,
@@ -242,6 +255,16 @@ class DecayPruner(BesideOptimizer):
     def _load_own(self, state: Mapping[str, Any]) -> None:
         self._seed = int(state["seed"])
         self._selector.importance = self._ranking()
+
+
+def _as_found(structures: StructureMap) -> StructureMap:
+    return structures
+
+
+def _without_streams(model: nn.Module, structures: StructureMap) -> StructureMap:
+    reason = "it is the width of the residual stream, and residual_width=False keeps that"
+    numbers = residual_streams(model, structures).nonzero().flatten().tolist()
+    return structures.without(dict.fromkeys(numbers, reason))
 
 
 def _plain(**options: Any) -> dict[str, Any]:

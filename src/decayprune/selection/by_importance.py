@@ -48,6 +48,8 @@ class ImportanceSelector:
         haste: Shape ``(G,)``; a group of twice the figure is cut as if its structures mattered half
             as much. Scopes ``"local"`` and ``"isomorphic"`` have shares of their own.
         floor: Share of each group that stays in any case (at least one structure).
+        spared: Groups that are left whole as long as the budget can be met without them, bool,
+            shape ``(G,)``; None: none.
         rectify: Its tournament has a round commit more than it needs.
 
     Raises:
@@ -66,6 +68,7 @@ class ImportanceSelector:
         round_to: int | Tensor | None = None,
         haste: Tensor | None = None,
         floor: float = 0.1,
+        spared: Tensor | None = None,
         rectify: Rectify | None = None,
     ) -> None:
         if scope not in get_args(Scope):
@@ -81,6 +84,7 @@ class ImportanceSelector:
         self._families = [group.family or group.layer for group in structures.groups]
         self._width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
         self._floor = floor
+        self._spared = torch.zeros_like(self._width, dtype=torch.bool) if spared is None else spared
         self.suit(round_to, haste)
 
     def suit(self, round_to: int | Tensor | None, haste: Tensor | None) -> None:
@@ -93,6 +97,7 @@ class ImportanceSelector:
         Raises:
             ValueError: The budget cannot be reached.
         """
+        self._round_to = round_to
         channels = torch.full_like(self._width, 1)
         self._haste = channels.double() if haste is None else haste
         if round_to is not None:
@@ -110,6 +115,7 @@ class ImportanceSelector:
         # A structure may hold several channels (a head).
         unit, sizes = channels // torch.gcd(channels, self._width), self._cost.sizes
         least = torch.ceil(sizes * self._floor - 1e-9).to(torch.int64).clamp(min=1)
+        least = torch.where(self._spared, sizes, least)
         return Target(
             group_of=self._structures.group_of,
             cost=self._cost,
@@ -119,8 +125,15 @@ class ImportanceSelector:
         )
 
     def check_reachable(self) -> None:
-        """Raise a ValueError unless the budget can be met; it says what can."""
+        """Raise a ValueError unless the budget can be met; it says what can.
+
+        What is spared is spared no longer if it cannot be met otherwise.
+        """
         if self._target.met(self._target.floor):
+            return
+        if bool(self._spared.any()):
+            self._spared = torch.zeros_like(self._spared)
+            self.suit(self._round_to, self._haste)
             return
         bounds = self._budget.bounds
         lowest = self._cost.fractions(self._target.floor, list(bounds))
