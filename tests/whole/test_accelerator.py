@@ -49,6 +49,7 @@ def run(name: str, device: torch.device) -> tuple[dp.DecayPruner, list[accelerat
         optimizer,
         inputs,
         budget=dp.Budget(structures=0.8),
+        round_to=None,  # the same widths on every device
         schedule=dp.Schedule(start=BEGIN, stop=2 * PRUNED, decay_steps=PRUNED - BEGIN + 1),
         rectify=dp.Rectify(extra=0.2),
     )

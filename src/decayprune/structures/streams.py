@@ -30,12 +30,12 @@ def residual_streams(model: nn.Module, structures: StructureMap) -> Tensor:
     )
     for item in structures.slices:
         module, _, kind = item.name.rpartition(".")
-        here = structures.group_of[item.structure[item.structure >= 0]].unique().tolist()
+        here = set(structures.group_of[item.structure[item.structure >= 0]].tolist())
         if item.role == "row" and kind != "bias":
             for group in here:
                 producers[group].add(module)
         elif item.role == "affine" and _over_the_width(model.get_submodule(module)):
-            normalised[here] = True
+            normalised[list(here)] = True
     return normalised & torch.tensor([len(found) >= _PRODUCERS for found in producers])
 
 
