@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from decayprune.structures.example import ExampleInputs, outputs, outputs_and_draws
 from decayprune.surgery.order import Order
+from decayprune.surgery.rounding import measured
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; half precisions below
 _HALF_TOLERANCE = 2e-2
@@ -140,7 +141,8 @@ def compare(
         model: Run in the mode it was remembered in.
         example_inputs: What to run it on.
         before: What it returned before the cut.
-        tolerance: Largest relative difference; None for what rounding explains.
+        tolerance: Largest relative difference; None for what rounding explains, which is measured
+            on the model where the difference is larger than usual.
 
     Raises:
         torch.OutOfMemoryError: There is no room to run it, which says nothing about the cut.
@@ -157,6 +159,8 @@ def compare(
         raise
     except Exception as raised:  # forward() of a cut model may fail in any way
         return Comparison(0.0, 0.0, limit, first_line(raised), training=training)
+    if tolerance is None and limit < found.relative < 1:
+        limit = measured(model, example_inputs, limit, training=training)
     return Comparison(
         found.error,
         found.relative,
