@@ -25,11 +25,11 @@ _SIZE = re.compile(
     r"|^groups$|^c_?$|^ch$|^nf$"
 )
 _NO_WIDTH = re.compile(
-    r"kernel|patch|img|image|window|stride|pool|vocab|class|length|seq|pos|resolution|grid|batch"
+    r"kernel|patch|sample|img|image|window|stride|pool|vocab|class|length|seq|pos|resolution|grid|batch"
     r"|block|(?<!all_)head_(dim|size|width)|dim_head"
 )
 _INTO = re.compile(r"(^|_)in(put)?(_|$)|^c1$")
-_WITHIN = re.compile(r"hidden|inner|^c_?$")
+_WITHIN = re.compile(r"hidden(?!_size)|inner|^c_?$")
 _OUT = re.compile(r"(^|_)out(put)?(_|$)|features$|head_hidden_size|^c2$")
 
 
@@ -126,5 +126,11 @@ def _chosen(name: str, meant: list[Candidate]) -> Candidate | None:
         return meant[0]
     if _OUT.search(name):
         return meant[-1]
-    first = meant[0].structures
-    return meant[0] if all(torch.equal(c.structures, first) for c in meant) else None
+    reads = [c for c in meant if c.name.startswith("in_")]
+    makes = [c for c in meant if c.name.startswith("out_")]
+    # A block that hands out the width it reads is named by it, whatever it computes with inside.
+    ends = [reads[0], makes[-1]] if reads and makes and not _WITHIN.search(name) else []
+    for several in (ends, meant):
+        if several and all(torch.equal(c.structures, several[0].structures) for c in several):
+            return several[0]
+    return None

@@ -46,13 +46,13 @@ def test_other_integers_stay(name: str) -> None:
 
 
 def test_where_several_widths_fit_the_name_decides_or_nobody() -> None:
-    integers = dict.fromkeys(("in_channels", "out_channels", "dim", "groups"), 8)
+    integers = dict.fromkeys(("in_channels", "out_channels", "dim", "hidden", "groups"), 8)
     structures = trace(net(Block(8, 8, **integers), 8), IMAGE)
     own = {a: v for m, a, v, _ in structures.attributes if m == "1"}
     outer = next(v for m, a, v, _ in structures.attributes if (m, a) == ("0", "out_channels"))
-    assert set(own) == {"in_channels", "out_channels"}
+    assert set(own) == {"in_channels", "out_channels", "dim"}
     assert all(torch.equal(v, outer) for v in own.values())
-    assert [(m, a) for m, a, _ in structures.doubtful] == [("1", "dim")]
+    assert [(m, a) for m, a, _ in structures.doubtful] == [("1", "hidden")]
     inner = next(v for m, a, v, _ in structures.attributes if (m, a) == ("1.a", "out_channels"))
     assert set(structures.doubtful[0][2].tolist()) == {*outer.tolist(), *inner.tolist()}
 
