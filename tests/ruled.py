@@ -39,7 +39,8 @@ def groups(between: Between, **options: Any) -> list[tuple[int, int]]:
 
 
 def reason(between: Between, **options: Any) -> str:
-    """Why the width of ``a`` stays whole."""
+    """Why the width of ``a`` stays whole, without the line of the test that is to blame."""
     structures = traced(between, **options)[2]
     assert not structures.num_structures
-    return next(item.reason for item in structures.refusals if item.layer == "a")
+    found = next(item.reason for item in structures.refusals if item.layer == "a")
+    return found.partition(" (")[0]

@@ -10,7 +10,7 @@ from torch import nn
 
 from decayprune.method.decay import CURVES, Curve
 from decayprune.selection.importance import IMPORTANCES, Importance, random
-from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.structure_map import Refusal, StructureMap
 
 
 def check_kind(name: str, value: object, kind: type, example: str) -> None:
@@ -68,14 +68,26 @@ def check_prunable(structures: StructureMap) -> None:
     """Raise if there is no structure at all, and say why."""
     if structures.num_structures:
         return
-    reasons = "; ".join(
-        f"{r.layer or 'the model itself'}: {r.reason}" for r in structures.refusals[:5]
-    )
+    reasons = "; ".join(_by_weight(structures.refusals))
     raise ValueError(
         "Nothing in this model can be pruned. "
         + (f"What is left alone, and why: {reasons}. " if reasons else "No layer was found. ")
         + "See dp.inspect(model, example_inputs) for the whole list."
     )
+
+
+def _by_weight(refusals: Iterable[Refusal]) -> list[str]:
+    """Each reason once, with its widest layer; first what keeps the most channels."""
+    kinds: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        kinds.setdefault(refusal.reason.partition(" (")[0], []).append(refusal)
+    lines = []
+    for alike in sorted(kinds.values(), key=lambda alike: -sum(r.width for r in alike)):
+        widest = max(alike, key=lambda r: r.width)
+        more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        name = f"`{widest.layer}`" if widest.layer else "the model itself"
+        lines.append(f"{name} ({widest.width} wide){more}: {widest.reason}")
+    return lines
 
 
 def check_held(

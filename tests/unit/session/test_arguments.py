@@ -385,3 +385,20 @@ def test_it_never_prints(capsys: pytest.CaptureFixture[str]) -> None:
     train(model, optimizer, 22, pruner)
     pruner.compact()
     assert capsys.readouterr() == ("", "")
+
+
+def test_reasons_are_told_once_and_the_widest_first() -> None:
+    gates = [nn.Sequential(nn.Linear(6, 1), nn.Softmax(-1), nn.Linear(1, 6)) for _ in range(6)]
+    wide = nn.Sequential(nn.Linear(6, 40), nn.Softmax(-1), nn.Linear(40, 6))
+    wider = nn.Sequential(nn.Linear(6, 50), nn.Softmax(-1), nn.Linear(50, 6))
+    blocks = [m for block in (*gates, wide, wider) for m in (block, nn.Softmax(-1))]
+    with pytest.raises(ValueError, match="Nothing in this model can be pruned") as caught:
+        pruner_for(
+            nn.Sequential(*blocks),
+            torch.optim.SGD(nn.Sequential(*blocks).parameters(), lr=0.1),
+            inputs=torch.randn(2, 6),
+        )
+    told = str(caught.value)
+    assert told.count("softmax over the channels") == 1
+    assert "`14.0` (50 wide) and 9 more: softmax over the channels (in `14.1`)" in told
+    assert told.index("softmax over") < told.index("the only output of its layer")

@@ -9,6 +9,8 @@ answers only at the end, with one pass of connected components.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -90,6 +92,8 @@ class Partition:
         self.size = 1
         self._pairs: list[Tensor] = []
         self._fixed: list[tuple[Tensor, str]] = []
+        self.blame: Callable[[], str] = str
+        """What to add to each reason: where in the model's code it came up."""
 
     def fresh(self, count: int) -> Tensor:
         """New labels, each a structure of its own so far, shape ``(count,)``."""
@@ -106,7 +110,8 @@ class Partition:
         labels = core(labels).reshape(-1)
         labels = labels[labels != 0]
         if labels.numel():
-            self._fixed.insert(0 if first else len(self._fixed), (labels, reason))
+            where = 0 if first else len(self._fixed)
+            self._fixed.insert(where, (labels, reason + self.blame()))
 
     def unify(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Say that ``a`` and ``b`` leave together, element by element.

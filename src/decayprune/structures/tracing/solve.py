@@ -174,7 +174,7 @@ def _straighten(tape: Tape, matrix: Tensor, component: Array, heads: Array) -> b
         return True
     if np.isin(free, heads).all():
         return False
-    tape.partition.fix(matrix, "reshapes and splits tie all of the width together")
+    tape.partition.fix(matrix, "a reshape divides it into a fixed number of parts")
     return True
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures.structure_map import Role
+from decayprune.structures.tracing.blame import running_line
 from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
 from decayprune.structures.tracing.sizes import Readings
 from decayprune.structures.tracing.views import View, identity
@@ -153,7 +154,7 @@ class Tape:
         if not varying(labels):
             # A call that picks one channel by its number has no dimension left to shrink along,
             # and would read a neighbour after a cut.
-            self.partition.fix(labels, "one index of the width was picked out")
+            self.partition.fix(labels, "one channel is picked out by its number")
             self._marks.pop(id(out), None)
             return
         self._marks[id(out)] = (weakref.ref(out), Mark(labels, sources, zero))
@@ -164,6 +165,12 @@ class Tape:
             found = self.mark(value)
             if found is not None:
                 self.partition.fix(found.labels, reason)
+
+    def where(self) -> str:
+        """The module and the line of its code that run, in brackets."""
+        layer = f"in `{self.stack[-1]}`" if self.stack and self.stack[-1] else ""
+        found = ", ".join(filter(None, (layer, running_line("_run"))))
+        return f" ({found})" if found else ""
 
     def fix_if_read(self, out: Tensor, labels: list[tuple[Tensor, str]]) -> None:
         """Fix labels once the values of a tensor are read, if they ever are."""

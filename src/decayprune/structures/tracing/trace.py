@@ -178,6 +178,7 @@ def _body(func: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the model under the tracer and protect what it returns."""
+    tape.partition.blame = tape.where
     try:
         with _Tracer(tape):
             outputs = tape.model(*args, **kwargs)
@@ -189,6 +190,8 @@ def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         except Exception:  # the model's own error, not one of a rule
             raise ValueError(_did_not_run(tape, args, kwargs, error, where)) from error
         raise
+    finally:
+        tape.partition.blame = str
     caches = getattr(getattr(tape.model, "config", None), "use_cache", False) is True
     tape.used(returned(outputs))
     for value in returned(outputs):

@@ -111,7 +111,7 @@ def test_whole_rows_leave_only_as_heads_of_an_attention(heads: bool) -> None:
         assert solution.structures(labels).tolist() == [0, 0, 0, 1, 1, 1]
         assert solution.width.tolist() == [3, 3]
     else:
-        assert why(solution, labels) == {"reshapes and splits tie all of the width together"}
+        assert why(solution, labels) == {"a reshape divides it into a fixed number of parts"}
 
 
 def test_structures_are_numbered_by_group_and_inside_it_along_the_first_row() -> None:

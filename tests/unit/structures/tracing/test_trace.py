@@ -361,7 +361,7 @@ def test_an_unknown_operator_is_named() -> None:
     )
     structures = trace(model, torch.randn(2, 4))
     assert structures.num_structures == 0
-    assert reason_of(structures, "a") == "unknown operator `linalg_qr`"
+    assert reason_of(structures, "a").startswith("unknown operator `linalg_qr` (")
 
 
 def test_a_parametrised_weight_is_left_alone_and_listed() -> None:
@@ -396,8 +396,11 @@ def test_an_autograd_function_does_not_slip_through() -> None:
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
-        (lambda m, x: m.b(m.a(x).softmax(-1)), "softmax over the labelled dimension"),
-        (lambda m, x: m.b(m.a(x) + torch.ones(6)), "met a tensor of fixed width in add"),
+        (lambda m, x: m.b(m.a(x).softmax(-1)), "softmax over the channels"),
+        (
+            lambda m, x: m.b(m.a(x) + torch.ones(6)),
+            "meets a tensor of shape 6 that keeps its size in add",
+        ),
         (lambda m, x: m.b(torch.cat([m.a(x)[:, 1:], m.a(x)[:, :1]], 1)), "sliced at fixed places"),
         (lambda m, x: m.b(m.a(x).roll(1, 1)), "roll along the width"),
         (
@@ -414,7 +417,7 @@ def test_an_autograd_function_does_not_slip_through() -> None:
         (lambda m, x: m.b(x.new_zeros(2, 6).copy_(m.a(x))), "written in place"),
         (
             lambda m, x: m.b(m.a(x) * float(m.a(x).mean().item())),
-            "mean over the labelled dimension",
+            "mean over the channels",
         ),
         (lambda m, x: m.b(torch.from_numpy(m.a(x).numpy())), "unknown operator `numpy`"),
         (lambda m, x: m.b(m.a(x)[:, torch.randperm(6)]), "sliced at fixed places"),

@@ -20,7 +20,7 @@ from decayprune.structures.tracing.rules.layers import handed_out, sources_of
 from decayprune.structures.tracing.rules.products import left_alone
 from decayprune.structures.tracing.tape import Consumption, Tape
 
-_ALONG = "varies along a second dimension where attention reads channels"
+_ALONG = "attention reads it along another dimension than its channels"
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 

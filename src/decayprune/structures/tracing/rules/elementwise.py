@@ -174,41 +174,56 @@ def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
     tape = call.tape
     tensors = [value for value in call.args if isinstance(value, Tensor)]
     tensors += [value for value in call.kwargs.values() if isinstance(value, Tensor)]
-    marked = [(value, mark) for value in tensors if (mark := tape.marked(value)) is not None]
-    if not marked:  # weight * rsqrt(variance + eps): several that are used as they are
-        own = [value for value in tensors if tape.view(value) and value.is_floating_point()]
-        if len(own) > 1:
-            marked = [(value, mark) for value in own if (mark := tape.raw(value)) is not None]
+    marked = _marked(tape, tensors)
     if not marked:
         return None
     known = {id(value) for value, _ in marked}
-    marked.sort(key=lambda item: tape.is_raw(item[1]))  # of these the width is not known
-    shape = _broadcast([value.shape for value in tensors])
-    reason = f"met a tensor of fixed width in {call.name}"
-    labels, marks = marked[0][1].labels.expand(shape), [marked[0][1]]
-    for value, mark in marked[1:]:
-        other = mark.labels.expand(shape)
-        if tape.is_raw(mark) and varying(labels) != varying(other):  # no width, but a place
-            tape.partition.fix(other, reason)
-            labels = against_fixed(tape, value, labels, reason)
-            continue
-        if _across(labels, other):
-            tape.partition.fix(labels, f"met another width across in {call.name}")
-            tape.partition.fix(other, f"met another width across in {call.name}")
-            return None
-        labels = tape.partition.unify(labels, other, reason)
-        marks.append(mark)
+    labels, marks = _unified(call, marked, _broadcast([value.shape for value in tensors]))
     for value in tensors:
         if id(value) not in known:
             if (raw := raw_factor(tape, value, labels)) is not None:
                 marks.append(raw)
                 continue
+            size = "x".join(map(str, value.shape))
+            reason = f"meets a tensor of shape {size} that keeps its size in {call.name}"
             labels = against_fixed(tape, value, labels, reason)
     plain = [value for value in tensors if value.dtype != torch.bool]
     constant = len(marks) < len(plain) or any(
         isinstance(value, (int, float)) and value != 0 for value in call.args
     )
     return labels, marks, constant
+
+
+def _marked(tape: Tape, tensors: list[Tensor]) -> list[tuple[Tensor, Mark]]:
+    """The operands that carry labels; last those of which only a place is known, no width."""
+    marked = [(value, mark) for value in tensors if (mark := tape.marked(value)) is not None]
+    if not marked:  # weight * rsqrt(variance + eps): several that are used as they are
+        own = [value for value in tensors if tape.view(value) and value.is_floating_point()]
+        if len(own) > 1:
+            marked = [(value, mark) for value in own if (mark := tape.raw(value)) is not None]
+    return sorted(marked, key=lambda item: tape.is_raw(item[1]))
+
+
+def _unified(
+    call: Call, marked: list[tuple[Tensor, Mark]], shape: torch.Size
+) -> tuple[Tensor, list[Mark]]:
+    """One label for what meets, and the marks of the operands that have it."""
+    tape, reason = call.tape, f"meets channels that stay in {call.name}"
+    labels, marks = marked[0][1].labels.expand(shape), [marked[0][1]]
+    for value, mark in marked[1:]:
+        other = mark.labels.expand(shape)
+        if tape.is_raw(mark) and varying(labels) != varying(other):  # no width, but a place
+            tape.partition.fix(other, reason)
+            labels = against_fixed(tape, value, labels, reason)
+        elif _across(labels, other):  # labels vary along one dimension: the width that came first
+            if int(core(other).max()) < int(core(labels).max()):
+                labels, other, marks = other, labels, [mark]
+            why = f"meets another width along another dimension in {call.name}"
+            tape.partition.fix(other, why)
+        else:
+            labels = tape.partition.unify(labels, other, reason)
+            marks.append(mark)
+    return labels, marks
 
 
 def _across(labels: Tensor, other: Tensor) -> bool:
@@ -288,7 +303,7 @@ def spatial(call: Call) -> Any:
     count = int(digits[-1]) if digits else x.dim() - 2
     labels = found.labels
     for d in range(x.dim() - count, x.dim()):
-        labels = tape.partition.collapse(labels, d, f"{call.name} over the labelled dimension")
+        labels = tape.partition.collapse(labels, d, f"{call.name} over the channels")
     slim = core(labels)
     for value in tensors_in(out):
         tape.put(value, slim.expand(value.shape), found.sources, found.zero)
@@ -304,7 +319,7 @@ def along_dim(call: Call) -> Any:
     default = 1 if call.name == "normalize" else -1
     dim = call.arg(2 if call.name == "normalize" else 1, "dim", default)
     dim = default if dim is None else dim
-    reason = f"{call.name} over the labelled dimension"
+    reason = f"{call.name} over the channels"
     labels = found.labels
     if call.name == "normalize" and varying(labels) == [dim % x.dim()] and found.zero:
         tape.consume(found, core(labels).reshape(-1), None)  # a norm does not see zeros
@@ -356,7 +371,7 @@ def reduction(call: Call) -> Any:
         tape.consume(found, core(labels).reshape(-1), None)  # zeros add nothing to a sum
         return out
     for d in gone:
-        reason = f"{call.name} over the labelled dimension"
+        reason = f"{call.name} over the channels"
         labels = tape.partition.collapse(labels, d, reason)
     kept = next(tensors_in(out)).dim() == x.dim()
     for d in gone:

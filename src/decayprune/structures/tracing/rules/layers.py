@@ -18,7 +18,7 @@ from decayprune.structures.tracing.labels import along, core, varying
 from decayprune.structures.tracing.rules.elementwise import of_values
 from decayprune.structures.tracing.tape import Tape
 
-_ALONG_CHANNELS = "varies along a second dimension where a layer reads channels"
+_ALONG_CHANNELS = "a layer reads it along another dimension than its channels"
 
 
 def handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
@@ -29,7 +29,7 @@ def handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
     labels = tape.partition.fresh(weight.shape[dim])
     if tape.label_dim(weight, dim, "row", labels) is None:
         reason = "produced with a weight that is computed, not a parameter"
-        tape.refused.append((tape.owner(weight), weight.shape[dim], reason))
+        tape.refused.append((tape.owner(weight), weight.shape[dim], reason + tape.where()))
     return labels
 
 

@@ -130,7 +130,7 @@ def join(call: Call) -> Any:
     dims = sorted({d for value in labels for d in varying(value)} | {dim})
     joined = compress(torch.cat([core(value, dims).contiguous() for value in labels], dim))
     if len(varying(joined)) > 1:
-        joined = _tie_parts(tape, joined, dim, f"met a tensor of fixed width in {call.name}")
+        joined = _tie_parts(tape, joined, dim, f"meets channels that stay in {call.name}")
     sources = frozenset[int]().union(*(mark.sources for mark in known))
     zero = all(mark.zero for mark in known)
     tape.put(out, joined.expand(out.shape), sources, zero)
@@ -211,7 +211,7 @@ def index_add(call: Call) -> Any:
         labels = tape.labels(value) if mark is None else mark.labels
         labels = tape.partition.collapse(labels, dim, "index_add along the width")
         met.append(labels.narrow(dim, 0, 1))
-    joined = tape.partition.unify(met[0], met[1], "met a tensor of fixed width in index_add")
+    joined = tape.partition.unify(met[0], met[1], "meets channels that stay in index_add")
     sources = frozenset[int]().union(*(mark.sources for mark in marks))
     zero = len(marks) == 2 and all(mark.zero for mark in marks)
     tape.put(out, joined.expand(out.shape), sources, zero)

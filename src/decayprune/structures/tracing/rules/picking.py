@@ -84,7 +84,7 @@ def scatter(call: Call) -> Any:
         if met[0].shape != met[1].shape:
             tape.fix(operands, _PICKED)
             return out
-        reason = f"met a tensor of fixed width in {call.name}"
+        reason = f"meets channels that stay in {call.name}"
         joined = tape.partition.unify(met[0], met[1], reason)
     found = [mark for mark in marks if mark is not None]
     sources = frozenset[int]().union(*(mark.sources for mark in found))

@@ -20,9 +20,9 @@ from decayprune.structures.tracing.rules.elementwise import against_fixed, raw_f
 from decayprune.structures.tracing.rules.layers import parameter_times, times_parameter
 from decayprune.structures.tracing.tape import Mark, Tape
 
-_MET = "met a tensor of fixed width in attention"
+_MET = "meets channels that stay in attention"
 _HEADS = "attention reads a whole head"
-_DISTANT = "varies beside the dimension that a distance sums over"
+_DISTANT = "it is spread over two dimensions, and a distance sums over one of them"
 
 
 def matmul(call: Call) -> Any:
@@ -122,17 +122,17 @@ def _by_pair(
 ) -> None:
     """A plain product: contracted dimensions pair by pair, outer ones keep their labels."""
     inner = _vector(tape, left, -1), _vector(tape, right, -2)
-    joined = tape.partition.unify(*inner, "met a tensor of fixed width in matmul")
+    joined = tape.partition.unify(*inner, "meets channels that stay in matmul")
     rows, columns = _vector(tape, left, -2), _vector(tape, right, -1)
     if inner[0].any() or inner[1].any():
         for labels in (rows, columns):
-            tape.partition.fix(labels, "a product over labelled dimensions")
+            tape.partition.fix(labels, "a product mixes it with another width")
         found = [mark for mark in marks if mark is not None]
         tape.consume(found[-1], joined, None)
         tape.operator(tape.owner(None), macs // joined.numel(), joined)
         return
     if rows.any() and columns.any():
-        tape.partition.fix(rows, "met another width across in matmul")
+        tape.partition.fix(rows, "meets another width along another dimension in matmul")
         rows = torch.zeros_like(rows)
     vector, dim = (rows, -2) if rows.any() else (columns, -1)
     mark = marks[0] if rows.any() else marks[1]
@@ -152,7 +152,7 @@ def distances(call: Call) -> Any:
         tape.channels(other if tape.is_parameter(value) else value, -1, _DISTANT)
         for value, other in ((a, b), (b, a))
     )
-    joined = tape.partition.unify(of_a, of_b, "met a tensor of fixed width in cdist")
+    joined = tape.partition.unify(of_a, of_b, "meets channels that stay in cdist")
     for value in (a, b):
         tape.consume(tape.mark(value), joined, None)
     return out
@@ -163,7 +163,9 @@ def _vector(tape: Tape, labels: Tensor, dim: int) -> Tensor:
     dim %= labels.dim()
     for d in varying(labels):
         if d != dim and dim in varying(labels):
-            tape.partition.fix(labels, "varies along both dimensions of a product")
+            tape.partition.fix(
+                labels, "it is spread over two dimensions, and a product sums over one of them"
+            )
             return torch.zeros(labels.shape[dim], dtype=torch.int64)
     if dim not in varying(labels):
         return torch.zeros(labels.shape[dim], dtype=torch.int64)
@@ -208,7 +210,7 @@ def left_alone(call: Call) -> Any:
     for value in call.tensors():
         layer = tape.owner(value)
         if tape.is_parameter(value) and value.dim() > 1:
-            tape.refused.append((layer, value.shape[0], reason))
+            tape.refused.append((layer, value.shape[0], reason + tape.where()))
     return out
 
 

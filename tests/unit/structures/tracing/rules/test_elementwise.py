@@ -65,14 +65,17 @@ def test_a_raw_parameter_takes_the_labels_that_it_meets() -> None:
 @pytest.mark.parametrize(
     ("between", "why"),
     [
-        (lambda x: x + torch.ones(6), "met a tensor of fixed width in add"),
-        (lambda x: (x[:, :, None] + x[:, None]).sum(1), "met another width across in add"),
-        (lambda x: x.softmax(-1), "softmax over the labelled dimension"),
-        (lambda x: x / x.mean(1, keepdim=True), "mean over the labelled dimension"),
-        (lambda x: x / x.exp().sum(1, keepdim=True), "sum over the labelled dimension"),
-        (lambda x: x * x.amax(), "amax over the labelled dimension"),
-        (lambda x: x.cumsum(1), "cumsum over the labelled dimension"),
-        (lambda x: F.avg_pool1d(x, 1), "avg_pool1d over the labelled dimension"),
+        (lambda x: x + torch.ones(6), "meets a tensor of shape 6 that keeps its size in add"),
+        (
+            lambda x: (x[:, :, None] + x[:, None]).sum(1),
+            "meets another width along another dimension in add",
+        ),
+        (lambda x: x.softmax(-1), "softmax over the channels"),
+        (lambda x: x / x.mean(1, keepdim=True), "mean over the channels"),
+        (lambda x: x / x.exp().sum(1, keepdim=True), "sum over the channels"),
+        (lambda x: x * x.amax(), "amax over the channels"),
+        (lambda x: x.cumsum(1), "cumsum over the channels"),
+        (lambda x: F.avg_pool1d(x, 1), "avg_pool1d over the channels"),
     ],
 )
 def test_what_reads_all_of_a_width_fixes_it(between, why: str) -> None:

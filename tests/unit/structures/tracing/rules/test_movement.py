@@ -95,7 +95,13 @@ def test_in_place_and_by_keywords_it_is_the_same() -> None:
     [
         (1, torch.arange(6), same, same, "index_add along the width"),
         (0, INDEX, torch.ones_like, lambda s: torch.ones(3, 6), "index_add"),
-        (0, INDEX, lambda a: torch.zeros(3, 6), same, "met a tensor of fixed width in index_add"),
+        (
+            0,
+            INDEX,
+            lambda a: torch.zeros(3, 6),
+            same,
+            "meets channels that stay in index_add",
+        ),
         (0, INDEX[:0], same, lambda s: s[:0], "added to nothing by the example inputs"),
     ],
     ids=["along the width", "fixed source", "fixed target", "empty"],

@@ -27,7 +27,7 @@ def test_outer_dimensions_keep_their_labels() -> None:
 
 def test_a_product_of_a_width_with_a_constant_fixes_it() -> None:
     why = reason(lambda x: x @ torch.eye(6, dtype=x.dtype))
-    assert why == "met a tensor of fixed width in matmul"
+    assert why == "meets channels that stay in matmul"
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -33,7 +33,7 @@ def test_regions_and_deformed_convolutions_treat_channels_alike(pool, bias: bool
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     structures = trace(model, x)
     assert [(g.layer, g.size) for g in structures.groups] == [("a", 6), ("b", 5)]
-    assert [(r.layer, r.reason) for r in structures.refusals] == [
+    assert [(r.layer, r.reason.partition(" (")[0]) for r in structures.refusals] == [
         ("offset", "used as coordinates"),
         ("head", "the model's output"),
     ]
