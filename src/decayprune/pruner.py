@@ -118,42 +118,21 @@ class DecayPruner(BesideOptimizer):
             optimizer,
             example_inputs,
             ignored_layers=ignored_layers,
-            refine=partial(_without_streams, model) if residual_width is False else _as_found,
+            refine=partial(_refined, model, residual_width),
             name="pruner",
         )
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
-        self._latency: LatencyModel | None = None
-        if budget.latency is not None:
-            self._latency = LatencyModel(model, self.structures, example_inputs)
-            self._session.cost = self.cost.timed_by(self._latency)
+        self._latency = self._timed(budget)
         self._calibration = self._calibrated(calibrate)
         self._importance = importance or ("magnitude" if calibrate is None else "variance")
         self._seed = arguments.shared_seed(self._importance)
-        self._suit: Suit | None = None
-        multiples: int | torch.Tensor | None
-        haste: torch.Tensor | None = None
-        if isinstance(round_to, str):  # "auto"
-            self._suit = self._suited(target)
-            multiples, haste = self._suit.tensors()
-        else:
-            multiples = round_to
-        self._selector = ImportanceSelector(
-            self.structures,
-            self.cost,
-            budget,
-            schedule,
-            self._ranking(),
+        self._suit = self._suited(target) if isinstance(round_to, str) else None
+        self._selector = self._chooser(
             scope=scope,
-            round_to=multiples,
-            haste=haste,
+            round_to=None if isinstance(round_to, str) else round_to,
             floor=floor,
             spared=None if residual_width else residual_streams(model, self.structures),
-            rectify=rectify,
         )
-        if self._latency is not None:
-            choose = partial(self._selector.preview, self._session.parameters)
-            self._latency.refine(model, self.structures, example_inputs, choose)
-            self._selector.check_reachable()
         self._compensated: Compensated | None = None
         if self._calibration is not None:
             self._compensated = Compensated(self._selector, self._calibration)
@@ -178,6 +157,44 @@ class DecayPruner(BesideOptimizer):
             pin=pin,
             reads_gradients=self._selector.reads_gradients,
         )
+
+    # ---------------------------------------------------------------- parts of the constructor
+
+    def _timed(self, budget: Budget) -> LatencyModel | None:
+        """What forward passes cost, from now on a cost like others, if the budget bounds it."""
+        if budget.latency is None:
+            return None
+        session = self._session
+        latency = LatencyModel(session.model, self.structures, session.example_inputs)
+        session.cost = self.cost.timed_by(latency)
+        return latency
+
+    def _chooser(
+        self, *, scope: Scope, round_to: int | None, floor: float, spared: torch.Tensor | None
+    ) -> ImportanceSelector:
+        multiples: int | torch.Tensor | None = round_to
+        haste: torch.Tensor | None = None
+        if self._suit is not None:
+            multiples, haste = self._suit.tensors()
+        session = self._session
+        selector = ImportanceSelector(
+            self.structures,
+            self.cost,
+            self.budget,
+            self.schedule,
+            self._ranking(),
+            scope=scope,
+            round_to=multiples,
+            haste=haste,
+            floor=floor,
+            spared=spared,
+            rectify=self.rectify,
+        )
+        if self._latency is not None:  # measured again near the widths that will be chosen
+            choose = partial(selector.preview, session.parameters)
+            self._latency.refine(session.model, self.structures, session.example_inputs, choose)
+            selector.check_reachable()
+        return selector
 
     def _calibrated(
         self, batches: Iterable[ExampleInputs] | None
@@ -257,11 +274,12 @@ class DecayPruner(BesideOptimizer):
         self._selector.importance = self._ranking()
 
 
-def _as_found(structures: StructureMap) -> StructureMap:
-    return structures
-
-
-def _without_streams(model: nn.Module, structures: StructureMap) -> StructureMap:
+def _refined(
+    model: nn.Module, residual_width: bool | None, structures: StructureMap
+) -> StructureMap:
+    """The structures that may be pruned at all."""
+    if residual_width is not False:
+        return structures
     reason = "it is the width of the residual stream, and residual_width=False keeps that"
     numbers = residual_streams(model, structures).nonzero().flatten().tolist()
     return structures.without(dict.fromkeys(numbers, reason))
