@@ -10,25 +10,28 @@ import typer
 from rich.console import Console
 
 import decayprune as dp
+from decayprune.app.cli import example
 from decayprune.app.cli.errors import readable
 from decayprune.app.cli.export import export
-from decayprune.app.cli.prune import Typed, prune
+from decayprune.app.cli.options import Plain, PlainGroup
+from decayprune.app.cli.prune import prune
 from decayprune.app.cli.reproduce import reproduce
 from decayprune.app.report import Report, write_html
-from decayprune.app.run import own, subject
+from decayprune.app.run import subject
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import DATA_DIR, Settings
 
 app = typer.Typer(
     name="decayprune",
+    cls=PlainGroup,
     help="Smooth, self-rectifying structured pruning of PyTorch models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(cls=Typed)(prune)
-app.command()(export)
-app.command()(reproduce)
+app.command(cls=Plain)(prune)
+app.command(cls=Plain)(export)
+app.command(cls=Plain)(reproduce)
 
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error happened.")]
 
@@ -42,44 +45,61 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     pass
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"--input expects sizes such as 1,3,224,224; found {text!r}.")
-    return sizes
-
-
-@app.command()
+@app.command(cls=Plain)
 def inspect(
     model: Annotated[
-        str | None, typer.Option(help="A name (resnet20, ...) or pkg.mod:factory.")
+        str | None,
+        typer.Option(
+            help="resnet20 or another of ours, torchvision:NAME, timm:NAME, or pkg.mod:factory; "
+            "arguments follow as in NAME?argument=value.",
+            metavar="NAME",
+        ),
     ] = None,
-    shape: Annotated[
-        str | None, typer.Option("--input", help="Sizes of the input, such as 1,3,224,224.")
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="Sizes of an input, such as 1,3,224,224; of token ids 1,6:long; of a named one "
+            "mask=1,6:bool. Once for each input.",
+            metavar="SIZES",
+        ),
     ] = None,
-    dataset: Annotated[str, typer.Option(help="Takes the input from this data set.")] = "digits",
+    dataset: Annotated[
+        str, typer.Option(help="For one of our models: takes the input from this data set.")
+    ] = "digits",
     data: Annotated[
-        str | None, typer.Option(help="Takes the input from your own pkg.mod:loaders.")
+        str | None,
+        typer.Option(help="Takes the input from a folder of images or your own pkg.mod:loaders."),
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Where files of data sets are.")] = DATA_DIR,
+    ignored_layers: Annotated[
+        str | None, typer.Option(help="Names of layers to leave alone, by commas.", metavar="NAMES")
+    ] = None,
     traceback: Traceback = False,
 ) -> None:
     """List what of a model can be pruned, what cannot, and why."""
     with readable(traceback):
+        own = model is not None and ":" in model
         found: Any
-        if shape is not None and model is not None and ":" in model:
-            network, found = own.model(model), torch.zeros(_shape(shape))
-        elif shape is not None:
-            raise ValueError("--input goes with a model of your own: --model pkg.mod:factory.")
+        if sizes and own and not data:
+            network, found = subject.named(model or ""), example.inputs(sizes)
+        elif sizes:
+            raise ValueError(
+                "--input goes with --model torchvision:NAME, timm:NAME or pkg.mod:factory, and "
+                "without --data, which has inputs."
+            )
+        elif own and not data:
+            raise ValueError(
+                f"--model {model} needs an input to be looked at with: give its sizes, such as "
+                "--input 1,3,224,224 (several: --input once for each; token ids: --input 1,6:long)."
+            )
         else:
             settings = Settings(
                 dataset=dataset, data=data, model=model, data_dir=str(data_dir), device="cpu"
@@ -87,16 +107,17 @@ def inspect(
             source = subject.read_data(settings)
             network = subject.fresh_model(settings, source)
             found = subject.example(settings, source, 1)
-        typer.echo(str(dp.inspect(network, found)))
+        ignored = [name.strip() for name in (ignored_layers or "").split(",") if name.strip()]
+        typer.echo(str(dp.inspect(network, found, ignored)))
 
 
-@app.command()
+@app.command(cls=Plain)
 def bench(
     folder: Annotated[Path, typer.Argument(help="What prune wrote.")] = Path("decayprune-out"),
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per forward pass.")] = 64,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
-    compiled: Annotated[bool, typer.Option(help="Time torch.compile, too.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Time torch.compile, too.")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Time the compact model of a finished run beside the dense one."""
@@ -112,7 +133,7 @@ def bench(
         typer.echo(str(found))
 
 
-@app.command()
+@app.command(cls=Plain)
 def report(
     folder: Annotated[Path, typer.Argument(help="What prune wrote.")] = Path("decayprune-out"),
     traceback: Traceback = False,

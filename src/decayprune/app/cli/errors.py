@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import traceback as tracebacks
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-_PACKAGE = Path(__file__).parents[2]
+from decayprune.app.run.blame import on_purpose
+
 # What the library and the command usually raise; anything else gets its type as well.
 _EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError)
 
 
-def _on_purpose(error: BaseException) -> bool:
-    """Whether the library raised an error itself: such a message needs no traceback."""
-    last = tracebacks.extract_tb(error.__traceback__)[-1:]
-    ours = bool(last) and Path(last[0].filename).is_relative_to(_PACKAGE)
-    return ours and (last[0].line or "").startswith("raise ")
-
-
 def describe(error: BaseException) -> str:
     """One message for an error, with a hint where the error itself gives none."""
-    if isinstance(error, _EXPECTED) or _on_purpose(error):
+    if isinstance(error, _EXPECTED) or on_purpose(error):
         return str(error)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""

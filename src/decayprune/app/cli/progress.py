@@ -54,6 +54,10 @@ class Bars:
         if note:
             self._progress.update(self._task, note=note)
 
+    def note(self, text: str) -> None:
+        """Say something above the bars."""
+        self._progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
     def close(self) -> None:
         """Fill the last bar: a phase may end before its longest possible time."""
         if self._task is not None:
@@ -82,6 +86,10 @@ class Lines:
         fifth = self._total >= 20 and self._done % max(1, self._total // _LINES) == 0
         if (fifth and self._done < self._total) or time.monotonic() - self._said > _SECONDS:
             self._say(f"{self._done}/{self._total}")
+
+    def note(self, text: str) -> None:
+        """Say something on a line of its own."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def close(self) -> None:
         """Say that the part is over."""

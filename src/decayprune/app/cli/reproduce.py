@@ -20,7 +20,9 @@ from decayprune.app.study.trial import Trial
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="A recipe, such as resnet56-cifar10-depgraph.")],
+    name: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(paper.RECIPES)}.", metavar="RECIPE")
+    ],
     data_dir: Annotated[Path, typer.Option(help="Where files of data sets are.")] = DATA_DIR,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, each with all variants.")] = 5,
     out: Annotated[Path, typer.Option(help="Where runs are kept; what exists is skipped.")] = Path(

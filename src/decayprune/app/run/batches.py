@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decayprune.app.run.blame import blamed
+
 Batch = tuple[Any, Any]
 """Inputs of the model, targets of the loss."""
 
@@ -132,10 +134,16 @@ class LoaderBatches:
     The generators of torch, numpy and Python are set from (seed, epoch, position) before each
     batch is fetched, so that a shuffling or augmenting ``DataLoader`` repeats itself; batches
     before the first one asked for are fetched and dropped.
+
+    Attributes:
+        loader: Iterated over once an epoch.
+        seed: What its order follows from, with the epoch.
+        given: The word of ``--data`` that brought it, for errors; empty for our own.
     """
 
     loader: Iterable[Batch]
     seed: int = 0
+    given: str = ""
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -152,16 +160,17 @@ class LoaderBatches:
         own = getattr(self.loader, "generator", None)
         if isinstance(own, torch.Generator):
             own.manual_seed(torch.initial_seed())
-        iterator = iter(self.loader)
+        with blamed("--data", self.given):
+            iterator = iter(self.loader)
         for position in range(len(self)):
             seed_all(self.seed, number, position)
-            try:
-                batch = next(iterator)
-            except StopIteration:
+            with blamed("--data", self.given):
+                batch = next(iterator, None)
+            if batch is None:
                 raise ValueError(
                     f"A loader said that it holds {len(self)} batches and gave {position}. It "
                     "must be iterable again and again, and as long as its len()."
-                ) from None
+                )
             if position >= first:
                 yield _pair(batch)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decayprune.app.run.batches import Augmentation, Batches, LoaderBatches, MemoryBatches
+from decayprune.app.run.batches import Augmentation, Batches, MemoryBatches
 
 DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 """The names that ``decayprune prune --dataset`` understands."""
@@ -45,6 +45,7 @@ class Data:
         in_channels: Channels of an image; 0 where the user's own loaders decide.
         image_size: Height and width of an image.
         num_classes: Number of classes.
+        judged_on: What the figures were measured on, in words.
     """
 
     train: Batches
@@ -53,6 +54,7 @@ class Data:
     in_channels: int = 0
     image_size: int = 0
     num_classes: int = 0
+    judged_on: str = "the test split"
 
 
 def load(name: str, folder: Path, batch_size: int, seed: int) -> Data:
@@ -78,7 +80,7 @@ def load(name: str, folder: Path, batch_size: int, seed: int) -> Data:
         return _imagenet(folder, batch_size, seed)
     raise ValueError(
         f"--dataset expects one of {', '.join(DATASETS)}; found {name!r}. For your own data give "
-        "--data pkg.mod:loaders."
+        "--data, a folder of class folders or pkg.mod:loaders."
     )
 
 
@@ -300,9 +302,7 @@ def _cifar(name: str, folder: Path, batch_size: int, seed: int) -> Data:
 
 def _imagenet(folder: Path, batch_size: int, seed: int) -> Data:
     """Folders ``train/<class>/*`` and ``val/<class>/*``, at 224x224; too large for memory."""
-    from torch.utils.data import DataLoader
-    from torchvision import transforms as T
-    from torchvision.datasets import ImageFolder
+    from decayprune.app.run.images import load_folder
 
     for part in ("train", "val"):
         if not (folder / part).is_dir():
@@ -310,29 +310,4 @@ def _imagenet(folder: Path, batch_size: int, seed: int) -> Data:
                 f"--dataset imagenet expects the folders train/<class>/*.JPEG and "
                 f"val/<class>/*.JPEG under --data-dir; {folder / part} is no folder."
             )
-    normalise = [T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    train = ImageFolder(
-        str(folder / "train"),
-        T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip(), *normalise]),
-    )
-    test = ImageFolder(
-        str(folder / "val"), T.Compose([T.Resize(256), T.CenterCrop(224), *normalise])
-    )
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(
-            f"train/ and val/ under {folder} should hold the same classes; only one of them has "
-            f"{', '.join(odd[:5])}."
-        )
-    workers = min(8, torch.get_num_threads())
-    loader = DataLoader(
-        train, batch_size, shuffle=True, num_workers=workers, drop_last=len(train) >= batch_size
-    )
-    return Data(
-        LoaderBatches(loader, seed),
-        None,
-        LoaderBatches(DataLoader(test, batch_size, num_workers=workers)),
-        in_channels=3,
-        image_size=224,
-        num_classes=len(train.classes),
-    )
+    return load_folder(folder, batch_size, seed)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decayprune.app.run.batches import Batch, Batches, seed_all, to_device
+from decayprune.app.run.objective import Objective, forward, imitated
+
+CLASSIFIER = Objective()
+"""Cross-entropy of logits, judged by the accuracy."""
 
 CLIP = 1.0
 """Largest norm of the gradient; abrupt cuts at a high rate diverge without a limit."""
@@ -53,31 +56,24 @@ def cosine(step: int, start: int, stop: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _logits(model: nn.Module, inputs: object, targets: Tensor) -> Tensor:
-    if isinstance(inputs, dict):
-        outputs = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        outputs = model(*inputs)
-    else:
-        outputs = model(inputs)
-    if isinstance(outputs, Tensor) and outputs.dim() == 2 and len(outputs) == len(targets):
-        return outputs
-    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    raise TypeError(
-        f"The command trains classifiers: the model must return logits (batch, classes), here "
-        f"({len(targets)}, classes); found {found}. For another task use decayprune.DecayPruner "
-        "in your own training loop."
-    )
-
-
 def _gradients(
-    model: nn.Module, batch: Batch, device: torch.device, bf16: bool, pruner: Pruner | None
+    model: nn.Module,
+    batch: Batch,
+    objective: Objective,
+    *,
+    bf16: bool,
+    pruner: Pruner | None,
+    teacher: nn.Module | None,
 ) -> tuple[Tensor, bool]:
     """Loss of one batch, gradients clipped in place, and whether they are finite."""
+    device = next(model.parameters()).device
     inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        loss = F.cross_entropy(_logits(model, inputs, targets).float(), targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+        outputs = forward(model, inputs)
+        loss = objective.loss(outputs, targets)
+        if teacher is not None:
+            loss = imitated(outputs, teacher, inputs, targets, loss)
+    loss.backward()
     if pruner is not None:
         pruner.observe()
     norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -95,11 +91,13 @@ def train_steps(
     seed: int = 0,
     bf16: bool = False,
     pruner: Pruner | None = None,
+    objective: Objective = CLASSIFIER,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Step]:
     """Train from step ``start`` up to ``stop``, one yield per step.
 
     Args:
-        model: Returns logits ``(B, classes)``.
+        model: Returns what the objective takes.
         optimizer: Its learning rate is set before each step.
         batches: Epoch and position follow from the step.
         start: Number of the first step; not 0 when a run is resumed.
@@ -108,15 +106,16 @@ def train_steps(
         seed: What the model draws (dropout) follows from this and the step.
         bf16: Forward in bfloat16 autocast.
         pruner: Observes before clipping and steps after the optimizer.
+        objective: Whose loss is minimised.
+        teacher: Whose logits are imitated as well.
 
     Yields:
         Each step after it was made. One whose gradient is not finite changes no weight.
 
     Raises:
         RuntimeError: The gradients stay infinite or NaN.
-        TypeError: The model does not return logits.
+        TypeError: The model does not return what the loss takes.
     """
-    device = next(model.parameters()).device
     model.train()
     bad, number = 0, start
     while number < stop:
@@ -126,7 +125,9 @@ def train_steps(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             seed_all(seed, number)
-            loss, finite = _gradients(model, batch, device, bf16, pruner)
+            loss, finite = _gradients(
+                model, batch, objective, bf16=bf16, pruner=pruner, teacher=teacher
+            )
             bad = 0 if finite else bad + 1
             if bad > PATIENCE:
                 raise RuntimeError(
@@ -150,31 +151,43 @@ def evaluate(
     batches: Batches,
     bf16: bool = False,
     tick: Callable[[], None] = lambda: None,
+    objective: Objective = CLASSIFIER,
 ) -> float:
-    """Share of a split that the model gets right, 0..1; its training mode is restored.
+    """Mean of the metric over a split, such as the share of right answers; in eval mode.
 
     Args:
-        model: Returns logits ``(B, classes)``.
+        model: Returns what the objective takes; its training mode is restored.
         batches: The split.
         bf16: Forward in bfloat16 autocast.
         tick: Called after each batch, for progress bars.
+        objective: Whose metric is measured.
 
     Raises:
         ValueError: The split is empty.
-        TypeError: The model does not return logits.
+        TypeError: The model does not return what the metric takes.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    right, count = torch.zeros((), dtype=torch.int64, device=device), 0
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in batches.epoch(0):
         inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = _logits(model, inputs, targets)
-        right += (logits.argmax(1) == targets).sum()
-        count += len(targets)
+            value = torch.as_tensor(objective.metric(forward(model, inputs), targets))
+        size = _size(targets)
+        total += value.double().sum() if value.dim() else value.double() * size
+        count += size
         tick()
     model.train(training)
     if not count:
         raise ValueError("Expected at least one example to judge the model by; found none.")
-    return int(right) / count
+    return float(total) / count
+
+
+def _size(targets: Any) -> int:
+    """Examples in a batch, by its targets: a tensor, or a nest of them."""
+    if isinstance(targets, dict):
+        return _size(next(iter(targets.values())))
+    if isinstance(targets, tuple):
+        return _size(targets[0])
+    return len(targets)

@@ -335,8 +335,8 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.
     key = name.replace("-", "_").lower()
     if key not in MODELS:
         raise ValueError(
-            f"--model expects one of {', '.join(MODELS)}, or pkg.mod:factory for your own; "
-            f"found {name!r}."
+            f"--model expects one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME, or "
+            f"pkg.mod:factory for your own; found {name!r}."
         )
     factory = MODELS[key]
     needs_size = "image_size" in signature(factory).parameters

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from decayprune.app.run import own
 from decayprune.app.run.methods import Plan
 from decayprune.app.run.settings import Settings
 from decayprune.cost import Budget
@@ -43,19 +44,39 @@ def plan(
     """
     found = Plan(
         host=settings.host,
-        budget=Budget(macs=settings.budget, params=settings.params_budget),
+        budget=Budget(**settings.budgets),
         schedule=schedule,
         rectify=Rectify() if settings.variant == "sp_sr" else None,
     )
+    ignored = [name.strip() for name in (settings.ignored_layers or "").split(",") if name.strip()]
     of_host: dict[str, Callable[[], Plan]] = {
-        "default": lambda: replace(found, options={"importance": settings.importance}),
-        "dhspg": lambda: _dhspg(found, settings.lr),
+        "default": lambda: replace(found, options=_default(settings)),
+        "dhspg": lambda: _dhspg(found, settings.peak_lr),
         "hesso": lambda: _hesso(found, settings),
-        "depgraph": lambda: _depgraph(found, _refused(model, example)),
-        "depgraph-sl": lambda: _sparse(_depgraph(found, _refused(model, example))),
+        "depgraph": lambda: _depgraph(found, _refused(model, example, ignored)),
+        "depgraph-sl": lambda: _sparse(_depgraph(found, _refused(model, example, ignored))),
         "gate-decorator": lambda: _gate_decorator(found, settings, steps),
     }
-    return of_host[settings.host]()
+    wanted = of_host[settings.host]()
+    if not ignored or "ignored_layers" in wanted.options:
+        return wanted
+    return replace(wanted, options={**wanted.options, "ignored_layers": ignored})
+
+
+def _default(settings: Settings) -> dict[str, Any]:
+    """What the command hands to our own host."""
+    importance: Any = settings.importance
+    if ":" in importance:
+        importance = own.function(
+            importance, "--importance", "a function of (structures, parameters)"
+        )
+    floor = {} if settings.floor is None else {"floor": settings.floor}
+    return {
+        "importance": importance,
+        "scope": settings.scope,
+        "round_to": settings.round_to,
+        **floor,
+    }
 
 
 def _dhspg(found: Plan, lr: float) -> Plan:
@@ -80,9 +101,10 @@ def _hesso(found: Plan, settings: Settings) -> Plan:
     return replace(found, schedule=schedule, options=published)
 
 
-def _refused(model: nn.Module, example: Any) -> list[nn.Module]:
-    """Layers whose widths cannot be cut; Torch-Pruning has to be told."""
-    refused = {refusal.layer for refusal in inspect(model, example).structures.refusals}
+def _refused(model: nn.Module, example: Any, ignored: list[str]) -> list[nn.Module]:
+    """Layers whose widths cannot or shall not be cut; Torch-Pruning has to be told."""
+    found = inspect(model, example, ignored).structures.refusals
+    refused = {refusal.layer for refusal in found}
     return [module for name, module in model.named_modules() if name in refused]
 
 

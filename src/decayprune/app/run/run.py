@@ -18,8 +18,10 @@ from torch import nn
 
 import decayprune as dp
 from decayprune.app.run import methods, subject, summary
+from decayprune.app.run.batches import to_device
 from decayprune.app.run.decaylog import DecayLog
 from decayprune.app.run.loop import Step, cosine, evaluate, train_steps
+from decayprune.app.run.objective import forward, objective
 from decayprune.app.run.plan import plan
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
@@ -41,6 +43,9 @@ class Watch(Protocol):
 
     def tick(self, note: str = "") -> None:
         """One tick of the current part is over."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
 
 
 class Run:
@@ -71,7 +76,9 @@ class Run:
         self.data = subject.read_data(settings)
         self.model = subject.fresh_model(settings, self.data)
         self.example = subject.example(settings, self.data, 1)
-        self.optimizer = self._sgd(self.model)
+        self.objective = objective(settings.loss, settings.metric)
+        self.optimizer = subject.optimizer(settings, self.model)
+        self.teacher: nn.Module | None = None
         epoch = len(self.data.train)
         self.dense_steps = epoch * (settings.epochs or 0)
         self.total_steps = self.dense_steps + epoch * (
@@ -79,21 +86,42 @@ class Run:
         )
         self.schedule = settings.schedule(epoch)
         self.phase, self.step = "train", 0
-        self.figures: dict[str, Any] = {"seconds": 0.0, "command": command}
+        self.figures: dict[str, Any] = {
+            "seconds": 0.0,
+            "command": command,
+            "metric": self.objective.name,
+            "judged_on": self.data.judged_on,
+        }
         self.pruner: methods.Pruning | None = None
         self._counted = self._saved = time.monotonic()
 
     # ------------------------------------------------------------ the line of phases
 
+    def check(self) -> None:
+        """Try what may be refused, which should be known before hours of dense training.
+
+        Raises:
+            ValueError: The host refuses the model or the budget, or the model the loss.
+            TypeError: Something of the user's returns another thing than it should.
+        """
+        trial = subject.fresh_model(self.settings, self.data)
+        subject.teacher(self.settings, self.data, trial)
+        next(iter(self.data.train.epoch(0)))
+        inputs, targets = next(iter(self.data.test.epoch(0)))
+        device = next(trial.parameters()).device
+        with torch.no_grad():
+            outputs = forward(trial.eval(), to_device(inputs, device))
+            self.objective.loss(outputs, to_device(targets, device))
+            self.objective.metric(outputs, to_device(targets, device))
+        trial.train().requires_grad_(True)
+        self._new_pruner(trial, subject.optimizer(self.settings, trial))
+
     def start(self) -> dict[str, Any]:
-        """Begin anew and run to the end.
+        """Begin anew and run to the end; :meth:`check` first.
 
         Returns:
             The report.
         """
-        # What the host would refuse should be known before hours of dense training.
-        trial = subject.fresh_model(self.settings, self.data)
-        self._new_pruner(trial, self._sgd(trial))
         self.folder.begin(self.settings.to_dict())
         self._save()
         return self._go()
@@ -128,6 +156,7 @@ class Run:
     def _train_dense(self) -> None:
         self._train("train", 0, self.dense_steps)
         self.figures["accuracy_before"] = self._evaluate("accuracy before")
+        self._doubt()
         self.phase = "prune"
         self._save()
 
@@ -184,11 +213,22 @@ class Run:
 
     # ------------------------------------------------------------ steps
 
-    def _sgd(self, model: nn.Module) -> torch.optim.Optimizer:
-        decay = self.settings.weight_decay
-        return torch.optim.SGD(
-            model.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=decay
+    def _doubt(self) -> None:
+        """Say so if a model that was to be trained already does no better than guessing."""
+        classes = self.data.num_classes or self._outputs()
+        right = self.figures["accuracy_before"]
+        if self.dense_steps or self.objective.name != "accuracy" or right > 1.5 / max(classes, 1):
+            return
+        self.watch.note(
+            f"The dense model is right on {right:.1%} of {self.data.judged_on}, no better than "
+            "guessing, and --epochs is 0: the model is untrained. Give its --weights, or --epochs "
+            "to train it first."
         )
+
+    def _outputs(self) -> int:
+        with torch.no_grad():
+            found = forward(self.model.eval(), self.example)
+        return int(getattr(found, "logits", found).shape[-1])
 
     def _new_pruner(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> methods.Pruning:
         steps = self.total_steps - self.dense_steps
@@ -197,19 +237,21 @@ class Run:
 
     def _enter(self) -> methods.Pruning:
         """Begin to prune: from now on the host may be the optimizer."""
+        self.teacher = subject.teacher(self.settings, self.data, copy.deepcopy(self.model))
         self.pruner = self._new_pruner(self.model, self.optimizer)
         self.optimizer = self.pruner.optimizer
         return self.pruner
 
     def _evaluate(self, name: str) -> float:
         self.watch.phase(name, len(self.data.test), 0)
-        return evaluate(self.model, self.data.test, bool(self.settings.bf16), self.watch.tick)
+        bf16 = bool(self.settings.bf16)
+        return evaluate(self.model, self.data.test, bf16, self.watch.tick, self.objective)
 
     def _rate(self, step: int) -> float:
         """Two falls of the learning rate: dense training; then pruning and fine-tuning, at half."""
         if step < self.dense_steps:
-            return cosine(step, 0, self.dense_steps, self.settings.lr)
-        return cosine(step, self.dense_steps, self.total_steps, self.settings.lr / 2)
+            return cosine(step, 0, self.dense_steps, self.settings.peak_lr)
+        return cosine(step, self.dense_steps, self.total_steps, self.settings.peak_lr / 2)
 
     def _train(self, phase: str, begin: int, end: int, at_most: int | None = None) -> None:
         """Train to step ``end``; while pruning, until the pruner has finished."""
@@ -225,6 +267,8 @@ class Run:
             seed=self.settings.seed,
             bf16=bool(self.settings.bf16),
             pruner=self.pruner,
+            objective=self.objective,
+            teacher=self.teacher,
         )
         if self.pruner is not None and self.pruner.host.finished:
             return
@@ -249,8 +293,10 @@ class Run:
         if self.pruner is not None:
             row["committed"] = self.pruner.host.remaining()["macs"]
         if epoch_over:
-            row["accuracy"] = evaluate(self.model, self.data.test, bool(self.settings.bf16))
-            note += f", accuracy {row['accuracy']:.1%}"
+            bf16 = bool(self.settings.bf16)
+            row["accuracy"] = evaluate(self.model, self.data.test, bf16, objective=self.objective)
+            name = self.objective.name
+            note += f", {name} {row['accuracy']:{'.1%' if name == 'accuracy' else '.4g'}}"
         self.folder.append("history.jsonl", [row])
         self.watch.tick(note)
 
@@ -280,6 +326,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "pruner": None if self.pruner is None else self.pruner.state_dict(),
         }
+        if self.settings.teacher == "dense" and self.teacher is not None:
+            state["teacher"] = self.teacher.state_dict()
         self.folder.save(state, before_cut=before_cut)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -289,3 +337,5 @@ class Run:
             self._enter().load_state_dict(state["pruner"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.teacher is not None and "teacher" in state:
+            self.teacher.load_state_dict(state["teacher"])

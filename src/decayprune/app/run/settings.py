@@ -1,25 +1,46 @@
-"""Every choice of a run, in one flat record that is kept in its folder and read back on resume."""
+"""Every choice of a run, in one flat record that is kept in its folder and read back on resume.
+
+Each field is an option of ``decayprune prune`` and carries its own words: the command, its help and
+``docs/command.md`` are made from this record, and so is the file that ``--config`` reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from decayprune.app.run import checks
 from decayprune.app.run.methods import HOSTS, VARIANTS
+from decayprune.app.run.models import MODELS
 from decayprune.selection.schedule import Schedule
 
 DATA_DIR = Path.home() / ".cache" / "decayprune"
 """Where data sets are looked for and downloaded to unless the user says otherwise."""
 
-
 OLD_WORDS = {"torch-pruning": "depgraph", "sp+sr": "sp_sr"}
 """Spellings of version 0.1, which scripts and folders of runs still have."""
 
-_HOSTS_WITH_ROUNDS = ("default", "hesso", "depgraph", "depgraph-sl")
+WHAT, HOW, WHERE = "What is pruned", "How", "Where and when"
+"""Panels of the help."""
+
+T = TypeVar("T")
+
+
+def _option(default: T, words: str, panel: str = HOW, metavar: str | None = None) -> T:
+    """A field that is an option of the command.
+
+    Args:
+        default: Of the field; None: what suits the data, said in the words.
+        words: The help.
+        panel: Where the help lists it.
+        metavar: What the help shows for a value; None: by its type.
+    """
+    metadata = {"help": words, "panel": panel, "metavar": metavar}
+    return field(default=default, metadata=metadata)
 
 
 class _Defaults(NamedTuple):
@@ -40,65 +61,164 @@ _BY_DATASET = {
     "cifar100": _Defaults("vgg19", 100, 60, 40, 128, True),
     "imagenet": _Defaults("torchvision.models:resnet50", 40, 30, 20, 256, True),
 }
-_OWN_DATA = _Defaults(None, 10, 6, 4, None, False)
+_OWN_LOADERS = _Defaults(None, 10, 6, 4, None, False)
+_OWN_IMAGES = _Defaults(None, 10, 6, 4, 32, False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What ``decayprune prune`` was asked to do; None means: what suits the data set.
+    """What ``decayprune prune`` was asked to do; None means: what suits the data and the model."""
 
-    Attributes:
-        dataset: Name of a data set; ignored when ``data`` is given.
-        model: Name of a model, or ``pkg.mod:factory``.
-        data: ``pkg.mod:loaders`` of the user, or None.
-        host: The pruning method that selects, one of :data:`~.methods.HOSTS`; spelt as in 0.1,
-            it is understood.
-        variant: One of :data:`~.methods.VARIANTS`; likewise.
-        budget: Multiply-accumulates that remain, as a fraction.
-        params_budget: Parameters that remain, as a fraction; None leaves them free.
-        epochs: Dense training before anything decays; 0 when the model is trained already.
-        prune_epochs: Training during which structures decay.
-        finetune_epochs: Training of the compact model.
-        batch_size: Images per step; the user's own loaders decide for themselves.
-        lr: Peak learning rate of dense training; half of it from then on.
-        weight_decay: Of SGD.
-        decay_steps: ``N``, steps of one decay.
-        rounds: Instalments in which the budget is reached.
-        importance: Criterion by which the default host ranks structures.
-        seed: What everything random follows from.
-        data_dir: Where files of data sets are.
-        threads: Threads of torch.
-        device: Where to compute.
-        bf16: Forward passes in bfloat16 autocast. None: where the processor has units for it
-            (AMX, or a GPU that supports it), except on digits and the user's own data.
-    """
-
-    dataset: str = "digits"
-    model: str | None = None
-    data: str | None = None
-    host: str = "default"
-    variant: str = "sp_sr"
-    budget: float = 0.5
-    params_budget: float | None = None
-    epochs: int | None = None
-    prune_epochs: int | None = None
-    finetune_epochs: int | None = None
-    batch_size: int | None = None
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    decay_steps: int | None = None
-    rounds: int | None = None
-    importance: str = "magnitude"
-    seed: int = 0
-    data_dir: str = str(DATA_DIR)
-    threads: int | None = None
-    device: str | None = None
-    bf16: bool | None = None
+    model: str | None = _option(
+        None,
+        "torchvision:NAME or timm:NAME; pkg.mod:factory, your function that returns a model; or "
+        f"one of ours: {', '.join(MODELS)}. Arguments follow as in NAME?argument=value. Default: "
+        "what suits --dataset.",
+        WHAT,
+        "NAME",
+    )
+    weights: str | None = _option(
+        None,
+        "Trained weights: a .safetensors, .pt or .ckpt file, or a folder that save_pretrained "
+        "wrote.",
+        WHAT,
+        "PATH",
+    )
+    data: str | None = _option(
+        None,
+        "A folder of images, one folder per class; or pkg.mod:loaders, your function that returns "
+        "(train_loader, test_loader).",
+        WHAT,
+        "FOLDER",
+    )
+    dataset: str = _option(
+        "digits", f"Without --data: one of {', '.join(_BY_DATASET)}.", WHAT, "NAME"
+    )
+    data_dir: str = _option(str(DATA_DIR), "Where files of --dataset are.", WHAT, "FOLDER")
+    image_size: int | None = _option(
+        None, "Height and width that images of a folder are brought to. Default: 224.", WHAT
+    )
+    loss: str | None = _option(
+        None,
+        "pkg.mod:function, called with (outputs, targets). Default: cross-entropy of logits.",
+        WHAT,
+        "NAME",
+    )
+    metric: str | None = _option(
+        None,
+        "What the model is judged by: accuracy, loss, or pkg.mod:function, called with (outputs, "
+        "targets). Default: accuracy; with --loss that loss.",
+        WHAT,
+        "NAME",
+    )
+    teacher: str | None = _option(
+        None,
+        "Whose logits are imitated as well: dense, the model as it was before pruning; or a "
+        "model as in --model.",
+        WHAT,
+        "NAME",
+    )
+    budget: float | None = _option(
+        None,
+        "Share of the MACs that remains. Default: 50%, if no other budget is given.",
+        HOW,
+        "SHARE",
+    )
+    params_budget: float | None = _option(
+        None, "Share of the parameters that remains.", HOW, "SHARE"
+    )
+    latency_budget: float | None = _option(
+        None, "Share of the time of a forward pass that remains, measured here.", HOW, "SHARE"
+    )
+    epochs: int | None = _option(
+        None, "Dense training first. Default: 0 for trained weights, else by the data."
+    )
+    prune_epochs: int | None = _option(None, "Training while structures decay.")
+    finetune_epochs: int | None = _option(None, "Training of the compact model.")
+    batch_size: int | None = _option(None, "Images per step; your own loaders have theirs.")
+    optimizer: str = _option(
+        "sgd",
+        "sgd, adamw, or pkg.mod:function, called with (parameters, lr=LR), such as "
+        "torch.optim:RMSprop?momentum=0.9.",
+        HOW,
+        "NAME",
+    )
+    lr: float | None = _option(
+        None,
+        "Peak learning rate; half of it from pruning on. Default: 0.1 with sgd, else 0.001; a "
+        "tenth of that for a trained model.",
+    )
+    weight_decay: float = _option(5e-4, "Of sgd and adamw.")
+    decay_steps: int | None = _option(
+        None, "Steps in which a structure decays. Default: what suits the number of steps."
+    )
+    rounds: int | None = _option(None, "Instalments in which the budget is reached. Default: 1.")
+    host: str = _option(
+        "default", f"The pruning method that selects: {', '.join(HOSTS)}.", HOW, "NAME"
+    )
+    variant: str = _option(
+        "sp_sr",
+        "alone: the host as published; sp: what it picks decays smoothly; sp_sr: and is released "
+        "if training resists.",
+        HOW,
+        "NAME",
+    )
+    importance: str = _option(
+        "magnitude",
+        "What ranks structures: magnitude, magnitude_l1, taylor, bn_scale, random, or "
+        "pkg.mod:function, called with (structures, parameters).",
+        HOW,
+        "NAME",
+    )
+    scope: str = _option(
+        "width",
+        "What competes: width (wide layers lose more), local (every layer loses the same share), "
+        "isomorphic (layers of one kind) or global (the whole model).",
+        HOW,
+        "NAME",
+    )
+    round_to: int | None = _option(None, "Every pruned width becomes a multiple of it.")
+    floor: float | None = _option(
+        None, "Share of every width that stays in any case. Default: 10%.", HOW, "SHARE"
+    )
+    ignored_layers: str | None = _option(
+        None, "Names of layers to leave alone, by commas, such as 'stem.*,head'.", HOW, "NAMES"
+    )
+    seed: int = _option(0, "What everything random follows from.")
+    threads: int | None = _option(None, "Threads of torch. Default: torch's own choice.", WHERE)
+    device: str | None = _option(
+        None, "cpu or cuda. Default: cuda where there is one.", WHERE, "NAME"
+    )
+    bf16: bool | None = _option(
+        None, "Forward passes in bfloat16; by default where the processor is made for it.", WHERE
+    )
 
     def __post_init__(self) -> None:
         for name in ("host", "variant"):
             word = getattr(self, name)
             object.__setattr__(self, name, OLD_WORDS.get(word, word))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model is known to come with trained weights."""
+        spec = self.model or ""
+        return self.weights is not None or "weights=" in spec or "pretrained=true" in spec.lower()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of images that ``data`` names, if it names one."""
+        named = Path(self.data or "").expanduser()
+        return named if self.data and (named.is_dir() or ":" not in self.data) else None
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Bounds on what remains, by their names in :class:`~decayprune.Budget`."""
+        found = {
+            "macs": self.budget,
+            "params": self.params_budget,
+            "latency": self.latency_budget,
+        }
+        return {name: share for name, share in found.items() if share is not None}
 
     def resolved(self) -> Settings:
         """The same with every None that has a default filled in, and checked.
@@ -106,80 +226,51 @@ class Settings:
         Raises:
             ValueError: A value makes no sense.
         """
-        if self.data and not self.model:
-            raise ValueError("--data needs a model that fits it: give --model as well.")
-        if self.data and self.batch_size is not None:
-            raise ValueError("--batch-size has no effect on the loaders of --data: leave it out.")
-        if not self.data and self.dataset not in _BY_DATASET:
-            raise ValueError(
-                f"--dataset expects one of {', '.join(_BY_DATASET)}; found {self.dataset!r}. "
-                "For your own data give --data pkg.mod:loaders."
-            )
-        defaults = _OWN_DATA if self.data else _BY_DATASET[self.dataset]
-        filled = {
-            name: value for name, value in defaults._asdict().items() if getattr(self, name) is None
+        checks.check_data(self, tuple(_BY_DATASET))
+        defaults = _BY_DATASET.get(self.dataset, _OWN_LOADERS)
+        if self.data:
+            defaults = _OWN_IMAGES if self.folder else _OWN_LOADERS
+        usual = defaults._asdict() | {
+            "threads": torch.get_num_threads(),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
         }
-        threads = torch.get_num_threads() if self.threads is None else self.threads
-        device = _device(self.device)
+        usual |= {"epochs": 0} if self.trained else {}
+        usual |= {"budget": 0.5} if not self.budgets else {}
+        filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        device = str(filled.get("device", self.device))
+        checks.check_device(device)
         if filled.get("bf16"):
             filled["bf16"] = _has_bf16_units(device)
-        settings = replace(self, **filled, threads=threads, device=device)
-        settings._check()
+        settings = replace(self, **filled)
+        if settings.lr is None:
+            settings = replace(settings, lr=settings.peak_lr)
+        checks.check(settings, HOSTS, VARIANTS)
         return settings
 
-    def _check(self) -> None:
-        lowest = {"epochs": 0, "prune_epochs": 1, "finetune_epochs": 0, "batch_size": 1, "seed": 0}
-        lowest |= {"threads": 1, "decay_steps": 1, "rounds": 1}
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} must be at least {low}; found {value}.")
-        self._check_host()
-        if not self.lr > 0:
-            raise ValueError(f"--lr must be above 0; found {self.lr}.")
-        for option, share in (("--budget", self.budget), ("--params-budget", self.params_budget)):
-            if share is not None and not 0 < share <= 1:
-                raise ValueError(
-                    f"{option} is the fraction that remains, a number above 0 and up to 1; found "
-                    f"{share}. To remove 30 %, write {option} 0.7."
-                )
-
-    def _check_host(self) -> None:
-        for name, known in (("host", HOSTS), ("variant", VARIANTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"--{name} expects one of {', '.join(known)}; found {getattr(self, name)!r}."
-                )
-        if self.host != "default" and self.importance != "magnitude":
-            raise ValueError(
-                f"--importance has no effect with --host {self.host}, which ranks by a criterion "
-                "of its own: leave one of them out."
-            )
-        if self.rounds is not None and self.host not in _HOSTS_WITH_ROUNDS:
-            raise ValueError(
-                f"--rounds has no effect with --host {self.host}, which selects in steps of its "
-                "own: leave one of them out."
-            )
-        if self.decay_steps is not None and self.variant == "alone":
-            raise ValueError(
-                "--decay-steps has no effect with --variant alone, the host as published: leave "
-                "one of them out."
-            )
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate: as asked for, or the usual one."""
+        if self.lr is not None:
+            return self.lr
+        peak = 0.1 if self.optimizer == "sgd" else 1e-3
+        return peak / 10 if self.trained or self.epochs == 0 else peak
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Settings:
-        """Settings as they were kept.
+        """Settings as they were kept; what an older version did not know has its default.
 
         Raises:
             ValueError: A field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        if names != set(found):
-            odd = ", ".join(sorted(names ^ set(found)))
+        odd = set(found) ^ names
+        if found.keys().isdisjoint(_SINCE_0_3):
+            odd -= _SINCE_0_3
+        if odd:
             raise ValueError(
                 f"The settings of the run should hold exactly the fields of this version of "
-                f"decayprune; these differ: {odd}. Resume with the version that began the run."
+                f"decayprune; these differ: {', '.join(sorted(odd))}. Resume with the version "
+                "that began the run."
             )
         return cls(**found)
 
@@ -215,19 +306,13 @@ class Settings:
         return Schedule(stop=stop, rounds=rounds, decay_steps=decay if smooth else 1)
 
 
-def _device(name: str | None) -> str:
-    """Where to compute: as asked for, or the best there is."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"--device expects cpu, cuda or cuda:1 and the like; found {name!r}.")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "--device cuda expects a GPU that this torch can use; found none. Leave --device out "
-            "to compute on the processor."
-        )
-    return name
+_SINCE_0_3 = frozenset(
+    [
+        *("weights", "image_size", "loss", "metric", "teacher", "latency_budget", "optimizer"),
+        *("scope", "round_to", "floor", "ignored_layers"),
+    ]
+)
+"""Fields that the folder of an older run does not have."""
 
 
 def _has_bf16_units(device: str) -> bool:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import decayprune as dp
 from decayprune.app.run.methods import Pruning
+from decayprune.app.run.objective import forward
 from decayprune.app.run.settings import Settings
 from decayprune.app.run.surroundings import machine, versions
 from decayprune.latency.benchmark import Latency
@@ -65,18 +67,21 @@ def check_saved(folder: Path, dense: nn.Module, compact: nn.Module, inputs: Any)
     """
     loaded = dp.load(folder, dense).eval()
     compact.eval()
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     with torch.no_grad():
-        if isinstance(inputs, dict):
-            expected, found = compact(**inputs), loaded(**inputs)
-        else:
-            expected, found = compact(*arguments), loaded(*arguments)
-    if not torch.equal(expected, found):
-        worst = float((expected - found).abs().max())
+        pairs = zip(
+            _tensors(forward(compact, inputs)), _tensors(forward(loaded, inputs)), strict=True
+        )
+    apart = [float((one - other).abs().max()) for one, other in pairs if not one.equal(other)]
+    if apart:
+        worst = max(apart)
         raise RuntimeError(
             f"The model saved in {folder} should give exactly the outputs of the one in memory; "
             f"they differ by up to {worst:.1e}. Do not use the files; please report this."
         )
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _shortened(folder: str) -> str:
@@ -93,7 +98,6 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
         figures: Gathered on the way.
         latency: Measured at the end.
     """
-    budget = {"macs": settings.budget, "params": settings.params_budget}
     return {
         "format": "decayprune-report",
         "version": 1,
@@ -105,7 +109,7 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
         "host": None if settings.host == "default" else settings.host,
         "variant": settings.variant,
         "seed": settings.seed,
-        "budget": {name: bound for name, bound in budget.items() if bound is not None},
+        "budget": settings.budgets,
         "latency_before_ms": latency.before_ms,
         "latency_after_ms": latency.after_ms,
         "batch_size_latency": latency.batch_size,

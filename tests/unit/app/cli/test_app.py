@@ -128,6 +128,44 @@ def test_inspect_lists_groups_and_refusals() -> None:
     assert "16" in out
 
 
+def test_inspect_takes_several_inputs_and_whole_numbers(folder: Path) -> None:
+    (folder / "more.py").write_text(
+        """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(8, 32), nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x, y):
+        return self.o((self.a(x) + self.b(y)).relu())
+
+def tokens(width=32):
+    layers = [nn.Embedding(50, width), nn.Linear(width, 48), nn.ReLU(), nn.Linear(48, 4)]
+    return nn.Sequential(*layers)
+"""
+    )
+    for words in (
+        ["more:Two", "--input", "1,8", "--input", "1,6"],
+        ["more:Two", "--input", "y=1,6", "--input", "x=1,8"],
+        ["more:tokens?width=40", "--input", "1,6:long"],
+    ):
+        code, out, err = call("inspect", "--model", *words)
+        assert (code, err) == (0, "")
+        assert ("40" if "tokens" in words[0] else "32") in out
+    code, out, _ = call("inspect", "--model", "mine:net", "--input", "1,6", "--ignored-layers", "0")
+    assert code == 0
+    assert "ignored" in out
+    sys.modules.pop("more")
+
+
+def test_what_is_said_before_a_run_comes_after_every_check() -> None:
+    code, out, err = call("prune", "--importance", "luck")
+    assert (code, out) == (2, "")
+    assert "importance is one of" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -144,12 +182,22 @@ def test_inspect_lists_groups_and_refusals() -> None:
         (["prune", "--importance", "luck"], "importance is one of"),
         (["prune", "--resume"], "holds no settings.json"),
         (["prune", "--json", "no/such/x.json"], "there is no folder no/such"),
-        (["prune", "--model", "mine:fails"], "inside your code'\nRun the command again with --tr"),
-        (["inspect", "--input", "1,6"], "--input goes with a model of your own"),
+        (
+            ["prune", "--model", "mine:fails"],
+            "--model mine:fails raised KeyError: 'inside your code' (mine.py, line 27). Mend it th",
+        ),
+        (["inspect", "--input", "1,6"], "--input goes with --model torchvision:NAME"),
         (["inspect", "--model", "mine:net", "--input", "a,b"], "sizes such as 1,3,224,224"),
         (
             ["inspect", "--model", "mine:net", "--input", "1,3,8,8"],
             "does not run on example_inputs",
+        ),
+        (["inspect", "--model", "mine:net"], "give its sizes, such as --input 1,3,224,224"),
+        (["inspect", "--model", "torchvision:resnt50", "--input", "1,3,8,8"], "you mean resnet50"),
+        (["prune", "--data", "nowhere", "--model", "mine:net"], "there is no folder nowhere"),
+        (
+            ["prune", "--weights", "no.pt"],
+            "a file or a folder; there is no no.pt",
         ),
         (["report", "nowhere"], "found no folder"),
         (["bench", "nowhere"], "Expected the folder of an earlier run of `decayprune prune`; now"),
@@ -186,8 +234,9 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_traceback_shows_where() -> None:
-    with pytest.raises(KeyError, match="inside your code"):
+    with pytest.raises(ValueError, match="inside your code") as caught:
         call("prune", "--model", "mine:fails", "--traceback")
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_an_out_that_cannot_be_made(folder: Path) -> None:

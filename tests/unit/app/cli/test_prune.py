@@ -6,9 +6,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import decayprune as dp
@@ -142,6 +145,96 @@ def test_rounds_too_short_for_depgraph(folder: Path) -> None:
     code, _, _ = prune(*WORDS, "--host", "depgraph", "--rounds", "2", "--out", "two")
     assert code == 0
     assert len(json.loads((folder / "two" / "report.json").read_text())["rounds"]) == 2
+
+
+TRAINED = """
+from mine import *
+import torch.nn.functional as F
+
+def smooth(outputs, targets):
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+def second_is_right(outputs, targets):
+    return (outputs.topk(2).indices == targets[:, None]).any(1)
+
+def last_go(structures, parameters):
+    return -torch.arange(structures.num_structures, dtype=torch.float)
+"""
+
+
+def test_a_trained_model_with_ones_own_loss_metric_teacher_and_ranking(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it imitates the dense model and resumed, it ends the same."""
+    (folder / "more.py").write_text(TRAINED)
+    code, _, err = prune(*WORDS[:8], "--epochs", "2", "--prune-epochs", "1", "--out", "dense")
+    assert (code, err) == (0, "")
+    namespace: dict[str, Any] = {}
+    exec(OWN, namespace)
+    torch.manual_seed(5)
+    torch.save({"state_dict": namespace["net"]().state_dict()}, folder / "w.ckpt")
+    words = ["--model", "more:net", "--data", "more:loaders", "--weights", "w.ckpt"]
+    words += ["--loss", "more:smooth", "--metric", "more:second_is_right", "--teacher", "dense"]
+    words += ["--optimizer", "torch.optim:RMSprop", "--importance", "more:last_go", "--floor"]
+    words += ["25%", "--scope", "local", "--prune-epochs", "2", "--finetune-epochs", "1"]
+    words += ["--params-budget", "60%", "--ignored-layers", "3", "--threads", "1", "--out"]
+    code, out, err = prune(*words, "whole")
+    assert (code, err) == (0, "")
+    assert "more:net with w.ckpt on more:loaders, to 60% of its parameters" in out
+    report = json.loads((folder / "whole" / "report.json").read_text())
+    assert (report["metric"], report["judged_on"]) == ("second_is_right", "the test loader")
+    assert report["budget"] == {"params": 0.6}
+    assert report["settings"]["epochs"] == 0
+    assert report["params_after"] <= 0.6 * report["params_before"]
+    assert {width["layer"] for width in report["widths"]} == {"0", "6"}
+    original = run.Run._record
+
+    def interrupting(self: run.Run, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        if self.step in (9, 55):  # while it decays, and after the cut
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.Run, "_record", interrupting)
+    assert prune(*words, "parts")[0] == 130
+    assert prune("--resume", "--out", "parts")[0] == 130
+    monkeypatch.setattr(run.Run, "_record", original)
+    assert prune("--resume", "--out", "parts")[::2] == (0, "")
+    for name in FILES:
+        assert (folder / "whole" / name).read_bytes() == (folder / "parts" / name).read_bytes()
+    sys.modules.pop("more")
+
+
+def test_an_untrained_model_that_is_not_trained_first_is_told(folder: Path) -> None:
+    (folder / "blind.py").write_text(
+        OWN.replace("    return nn.Sequential(", "    return Blind(")
+        + """
+class Blind(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) * 0 + torch.tensor([0.0, -1.0, -2.0])
+"""
+    )
+    words = ["--data", "blind:loaders", "--model", "blind:net", "--lr", "0.05", "--epochs", "0"]
+    code, out, _ = prune(*words, "--prune-epochs", "1", "--finetune-epochs", "0", "--threads", "1")
+    assert code == 0
+    assert "no better than guessing, and --epochs is 0: the model is untrained" in out
+    sys.modules.pop("blind")
+
+
+def test_a_folder_of_images(folder: Path) -> None:
+    pixels = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            image = pixels.integers(90 * number, 90 * number + 90, (10, 12, 3), dtype=np.uint8)
+            Image.fromarray(image).save(folder / "images" / name / f"{i}.png")
+    (folder / "run.toml").write_text("data = 'images'\nimage-size = 8\nbatch-size = 8\n")
+    words = ["--config", "run.toml", "--model", "resnet8", "--epochs", "1", "--prune-epochs", "2"]
+    code, out, err = prune(*words, "--finetune-epochs", "1", "--budget", "60%", "--threads", "1")
+    assert (code, err) == (0, "")
+    assert "resnet8 on images, to 60% of its MACs" in out
+    report = json.loads((folder / "decayprune-out" / "report.json").read_text())
+    assert report["judged_on"] == "a held-out fifth"
+    assert report["macs_after"] <= 0.6 * report["macs_before"]
 
 
 def test_without_torch_pruning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

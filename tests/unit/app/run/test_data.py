@@ -194,5 +194,5 @@ def test_imagenet_is_read_from_folders(tmp_path: Path) -> None:
 
 
 def test_unknown_data_sets_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"one of digits, .*found 'mnist'.*--data pkg.mod"):
+    with pytest.raises(ValueError, match=r"one of digits, .*found 'mnist'.*or pkg.mod"):
         data.load("mnist", Path(), 4, 0)

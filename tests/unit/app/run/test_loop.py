@@ -167,7 +167,7 @@ def test_what_is_no_classifier_is_refused(outputs: object) -> None:
         def forward(self, x: Tensor) -> object:
             return outputs(self.fc(x))  # type: ignore[operator]
 
-    with pytest.raises(TypeError, match=r"logits \(batch, classes\).*in your own training loop"):
+    with pytest.raises(TypeError, match=r"logits \(batch, classes\).*give --loss pkg.mod:fun"):
         evaluate(Odd(), batches())
 
 

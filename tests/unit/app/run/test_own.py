@@ -32,6 +32,22 @@ def numbers():
 
 def empty():
     return [], loaders()[1]
+
+def sized(width, depth=1):
+    return nn.Linear(4, width)
+
+def fails():
+    raise KeyError("deep inside")
+
+def broken_loaders():
+    class Broken:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            raise OSError("the disk is gone")
+
+    return Broken(), Broken()
 """
 
 
@@ -77,3 +93,24 @@ def test_what_functions_should_return(here: Path) -> None:
         own.data("mynets:numbers", 0)
     with pytest.raises(ValueError, match="the train loader holds no batch"):
         own.data("mynets:empty", 0)
+
+
+def test_arguments_behind_the_name(here: Path) -> None:
+    assert own.model("mynets:sized?width=7").out_features == 7  # type: ignore[union-attr]
+    assert own.arguments("a=1&b=true&c=[1,2]&d=x%26y&e=None", "--model") == {
+        "a": 1, "b": True, "c": [1, 2], "d": "x&y", "e": None,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"as name\?argument=value&argument=value; found 'a b'"):
+        own.arguments("a b", "--model")
+    with pytest.raises(ValueError, match=r"sized\(width, depth=1\).*missing.*'width'.*Give those"):
+        own.model("mynets:sized")
+    with pytest.raises(ValueError, match=r"--model mynets:net\?x=1"):
+        own.model("mynets:net?x=1")
+
+
+def test_errors_inside_name_the_option_and_the_line(here: Path) -> None:
+    with pytest.raises(ValueError, match=r"--model mynets:fails raised KeyError: 'deep inside'"):
+        own.model("mynets:fails")
+    found = own.data("mynets:broken_loaders", 0)
+    with pytest.raises(ValueError, match="--data mynets:broken_loaders raised OSError: the disk"):
+        next(iter(found.train.epoch(0)))

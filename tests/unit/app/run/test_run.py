@@ -25,12 +25,16 @@ class Watch:
     def __init__(self) -> None:
         self.phases: list[str] = []
         self.ticks = 0
+        self.notes: list[str] = []
 
     def phase(self, name: str, total: int, done: int) -> None:
         self.phases.append(name)
 
     def tick(self, note: str = "") -> None:
         self.ticks += 1
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class Net(nn.Module):

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,28 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str
         Settings(**changes).resolved()  # type: ignore[arg-type]
 
 
+def test_the_budget_is_half_of_the_macs_unless_another_cost_is_bounded() -> None:
+    assert Settings().resolved().budgets == {"macs": 0.5}
+    assert Settings(params_budget=0.3).resolved().budgets == {"params": 0.3}
+    both = Settings(budget=0.4, latency_budget=0.6).resolved().budgets
+    assert both == {"macs": 0.4, "latency": 0.6}
+
+
+def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    weights.touch()
+    for settings in (
+        Settings(weights=str(weights)),
+        Settings(model="timm:resnet18?pretrained=True"),
+        Settings(model="torchvision:resnet18?weights=DEFAULT"),
+    ):
+        found = settings.resolved()
+        assert (found.trained, found.epochs, found.lr) == (True, 0, 0.01)
+    assert Settings(weights=str(weights), epochs=2, lr=0.3).resolved().epochs == 2
+    plain = Settings(optimizer="adamw").resolved()
+    assert (plain.trained, plain.epochs, plain.lr) == (False, 15, 1e-3)
+
+
 def test_the_spellings_of_version_0_1_are_understood() -> None:
     old = Settings(host="torch-pruning", variant="sp+sr")
     assert (old.host, old.variant) == ("depgraph", "sp_sr")
@@ -50,6 +73,11 @@ def test_the_spellings_of_version_0_1_are_understood() -> None:
 def test_a_dict_gives_the_same_settings_back_and_nothing_else() -> None:
     settings = Settings(dataset="cifar10", variant="sp", seed=4).resolved()
     assert Settings.from_dict(settings.to_dict()) == settings
+    # A folder of a version that had fewer options.
+    newer = ("weights", "image_size", "loss", "metric", "teacher", "latency_budget", "optimizer")
+    newer += ("scope", "round_to", "floor", "ignored_layers")
+    older = {k: v for k, v in settings.to_dict().items() if k not in newer}
+    assert Settings.from_dict(older) == settings
     with pytest.raises(ValueError, match="these differ: newer"):
         Settings.from_dict(settings.to_dict() | {"newer": 1})
     with pytest.raises(ValueError, match="these differ: seed"):

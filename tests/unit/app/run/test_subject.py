@@ -57,3 +57,51 @@ def test_examples_are_cut_as_the_model_takes_them() -> None:
     assert [part.tolist() for part in example([rows, rows + 8])] == [[0, 1], [8, 9]]
     assert isinstance(example((rows, rows)), tuple)
     assert example({"ids": rows})["ids"].tolist() == [0, 1]
+
+
+def test_models_of_torchvision_have_as_many_outputs_as_the_data_has_classes() -> None:
+    assert subject.named("torchvision:squeezenet1_1", 7).classifier[1].out_channels == 7
+    model = subject.named("torchvision:squeezenet1_1?num_classes=4", 7)
+    assert model.classifier[1].out_channels == 4
+    with pytest.raises(ValueError, match=r"no model 'resnt18'. Did you mean resnet18"):
+        subject.named("torchvision:resnt18")
+    with pytest.raises(ValueError, match=r"--model torchvision:resnet18\?odd=1 raised"):
+        subject.named("torchvision:resnet18?odd=1")
+
+
+def test_models_of_timm() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert subject.named("timm:resnet10t", 7).get_classifier().out_features == 7
+    with pytest.raises(ValueError, match=r"no model 'resnet10q'. Did you mean resnet10t"):
+        subject.named("timm:resnet10q")
+
+
+def test_optimizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    (tmp_path / "odd_optimizers.py").write_text("def made(parameters, lr): return [lr]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def made(name: str) -> torch.optim.Optimizer:
+        return subject.optimizer(Settings(optimizer=name, lr=0.3), model)
+
+    assert made("sgd").defaults["momentum"] == 0.9
+    assert isinstance(made("adamw"), torch.optim.AdamW)
+    own = made("torch.optim:RMSprop?momentum=0.5")
+    assert isinstance(own, torch.optim.RMSprop)
+    assert (own.defaults["lr"], own.defaults["momentum"]) == (0.3, 0.5)
+    with pytest.raises(ValueError, match=r"--optimizer torch.optim:Adam\?x=1 raised TypeError"):
+        made("torch.optim:Adam?x=1")
+    with pytest.raises(TypeError, match=r"a torch.optim.Optimizer; it returned list"):
+        made("odd_optimizers:made")
+
+
+def test_teachers() -> None:
+    data = Data(Served(None), None, Served(None))
+    dense = torch.nn.Linear(2, 2)
+    assert subject.teacher(Settings(), data, dense) is None
+    found = subject.teacher(Settings(teacher="dense", device="cpu"), data, dense)
+    assert found is dense
+    assert not any(p.requires_grad for p in dense.parameters())
+    with pytest.raises(ValueError, match=r"--teacher expects dense, .*found 'professor'"):
+        subject.teacher(Settings(teacher="professor"), data, dense)
