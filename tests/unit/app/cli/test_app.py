@@ -184,7 +184,7 @@ def test_what_is_said_before_a_run_comes_after_every_check() -> None:
         (["prune", "--json", "no/such/x.json"], "there is no folder no/such"),
         (
             ["prune", "--model", "mine:fails"],
-            "--model mine:fails raised KeyError: 'inside your code' (mine.py, line 27). Mend it th",
+            "--model mine:fails raised KeyError: 'inside your code' (mine.py, line 24). Mend it th",
         ),
         (["inspect", "--input", "1,6"], "--input goes with --model torchvision:NAME"),
         (["inspect", "--model", "mine:net", "--input", "a,b"], "sizes such as 1,3,224,224"),
