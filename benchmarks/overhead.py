@@ -63,6 +63,7 @@ def pruner_of(
         "budget": dp.Budget(structures=0.9),
         "schedule": dp.Schedule(start=0, stop=10**6, rounds=1, decay_steps=10**6),
         "rectify": dp.Rectify(rule="thresholds", t_rate=1.0),  # statistics, but no release
+        "residual_width": True,
     } | arguments
     return dp.DecayPruner(model, optimizer, torch.randn(1, 3, 64, 64), **settings), optimizer
 

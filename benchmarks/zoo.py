@@ -134,6 +134,7 @@ def measure(make: Maker) -> dict[str, Any]:
             schedule=dp.Schedule(stop=1, rounds=1, decay_steps=2),
             scope="global",
             round_to=None,
+            residual_width=True,
         )
     except (ValueError, RuntimeError) as error:
         return row | {"refusal": str(error)}

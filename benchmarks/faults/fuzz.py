@@ -60,7 +60,13 @@ def cut_model(inputs: Tensor) -> nn.Module:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     budget, schedule = dp.Budget(structures=0.6), dp.Schedule(stop=1, decay_steps=1)
     pruner = dp.DecayPruner(
-        model, optimizer, inputs, budget=budget, schedule=schedule, scope="local"
+        model,
+        optimizer,
+        inputs,
+        budget=budget,
+        schedule=schedule,
+        scope="local",
+        residual_width=True,
     )
     while not pruner.finished:
         model(inputs).square().sum().backward()

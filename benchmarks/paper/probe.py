@@ -137,7 +137,7 @@ class Run:
             budget=dp.Budget(macs=p.budget),
             schedule=dp.Schedule(**chosen),
             rectify=rectify,
-            **{"round_to": None, **p.pruner},
+            **{"round_to": None, "residual_width": True, **p.pruner},
         )
         if p.rectify == "score":
             release_by_score(pruner)

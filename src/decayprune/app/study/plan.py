@@ -84,8 +84,9 @@ def _default(found: Plan, trial: Trial, steps: int) -> Plan:
     if trial.variant == "rounds":
         schedule = replace(schedule, rounds=_ROUNDS, stop=(schedule.start + steps) // 2)
     random = {"importance": "random"} if trial.variant == "random_selection" else {}
-    # Equal on every machine, and any width, so that all hosts keep the very same budget.
-    options = {"round_to": None, **found.options, **random}
+    # Equal on every machine, and any width, so that all hosts keep the very same budget and are
+    # free to take the same structures.
+    options = {"round_to": None, "residual_width": True, **found.options, **random}
     return replace(found, schedule=schedule, options=options)
 
 

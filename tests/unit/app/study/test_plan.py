@@ -85,7 +85,8 @@ def test_rounds_are_ten_abrupt_cuts_in_the_first_half() -> None:
 
 def test_selection_at_random_is_a_control_of_our_own_pruner() -> None:
     found = planned("default", "random_selection", options={"scope": "global"})
-    assert found.options == {"scope": "global", "importance": "random"}
+    same_everywhere = {"round_to": None, "residual_width": True}
+    assert found.options == {"scope": "global", "importance": "random", **same_everywhere}
     with pytest.raises(ValueError, match="a control of the default pruner"):
         planned("hesso", "random_selection")
 
