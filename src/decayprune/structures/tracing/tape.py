@@ -305,8 +305,7 @@ class Tape:
             return None
         labels = self.known(view.parameter, dims[-1])
         if labels is None:
-            labels = self.partition.fresh(view.parameter.shape[dims[-1]])
-            self._raw.append(range(int(labels[0]), self.partition.size))
+            labels = self.fresh_raw(view.parameter.shape[dims[-1]])
         key = self.label_dim(view.parameter, dims[-1], "affine", labels)
         sources = self.scaled_by(key)
         scaled = view.zero and self.is_parameter(value)
@@ -316,6 +315,12 @@ class Tape:
         if id(value) not in self._names:
             self._marks[id(value)] = (weakref.ref(value), mark)
         return mark
+
+    def fresh_raw(self, count: int) -> Tensor:
+        """New labels of something of which no width is known yet."""
+        labels = self.partition.fresh(count)
+        self._raw.append(range(int(labels[0]), self.partition.size))
+        return labels
 
     def is_raw(self, mark: Mark) -> bool:
         """Whether a mark began at a raw parameter or buffer, of which no width is known."""

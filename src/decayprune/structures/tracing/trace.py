@@ -31,6 +31,7 @@ from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tracing.assemble import assemble
 from decayprune.structures.tracing.call import Call, canonical, tensors_in
 from decayprune.structures.tracing.rules.attention import HEADS
+from decayprune.structures.tracing.rules.constants import CONSTANTS
 from decayprune.structures.tracing.rules.elementwise import RULES, words
 from decayprune.structures.tracing.rules.layers import LAYERS
 from decayprune.structures.tracing.rules.movement import MOVEMENT
@@ -46,6 +47,7 @@ from decayprune.structures.twin import twin
 
 _RULES = {
     **RULES,
+    **CONSTANTS,
     **MOVEMENT,
     **WINDOWS,
     **LAYERS,

@@ -423,7 +423,7 @@ FOURIER = [
 RULES = {
     **dict.fromkeys(["get:shape", "size"], shape),
     **dict.fromkeys(FOURIER, fourier),
-    **dict.fromkeys(["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"], unrelated),
+    "new_tensor": unrelated,
     **dict.fromkeys(KEEPS_ZERO, unary),
     **dict.fromkeys(MOVES_ZERO, unary_moving_zero),
     **dict.fromkeys(ADDITIVE, additive),
