@@ -959,6 +959,27 @@ def einsums() -> tuple[nn.Module, Any]:
 
 
 @case
+def generator() -> tuple[nn.Module, Any]:
+    """Outputs of a linear layer become feature maps: whole maps leave."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        x = F.relu(m.norm(x.view(x.shape[0], -1, 2, 2)))
+        x = m.second(m.up(x).flatten(1))
+        return m.head(F.relu(m.maps(x)))
+
+    return Lambda(
+        forward,
+        first=nn.Linear(4, 24),
+        norm=nn.BatchNorm2d(6),
+        up=nn.ConvTranspose2d(6, 5, 2, 2),
+        second=nn.Linear(80, 12),
+        maps=nn.Unflatten(1, (3, 2, 2)),
+        head=nn.Conv2d(3, 2, 1),
+    ), torch.randn(2, 4, dtype=torch.float64)
+
+
+@case
 def token_mixer() -> tuple[nn.Module, Any]:
     """As MLP-Mixer: a layer runs over the tokens, and the channels pass through it."""
 

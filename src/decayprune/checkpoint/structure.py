@@ -29,6 +29,7 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.RMSNorm: ("normalized_shape",),
     nn.PReLU: ("num_parameters",),
     nn.Embedding: ("embedding_dim",),
+    nn.Unflatten: ("unflattened_size",),
     nn.RNNBase: ("input_size", "hidden_size", "proj_size"),
     HeadwiseWindowAttention: ("num_heads", "dim"),
     nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "num_heads", "head_dim"),

@@ -74,7 +74,7 @@ class Tape:
         consumptions: Where labelled channels are summed over.
         mixed: Labels whose values a normaliser mixes, and the module that does it.
         matrices: Labels that a reshape spread over two or more dimensions.
-        heads: Labels of which an attention reads one per head.
+        heads: Labels of which an attention reads one per head, or a layer one per feature map.
         unpinned: Labels whose all-zero structure reaches a consumer as something else than 0.
         operators: (module, constant, label vectors) of each counted operator.
         attributes: (module, attribute, labels, divisor).
@@ -188,10 +188,13 @@ class Tape:
         """Labels along one dimension, shape ``(width,)``; along the others nothing may vary."""
         labels = self.labels(value)
         dim %= value.dim()
-        for d in varying(labels):
-            if d != dim:
-                labels = self.partition.collapse(labels, d, reason)
-        return core(labels, [dim]).reshape(-1)[: value.shape[dim]].clone()
+        parts = [d for d in varying(labels) if d != dim]
+        for d in parts:
+            labels = self.partition.collapse(labels, d, reason)
+        vector = core(labels, [dim]).reshape(-1)[: value.shape[dim]].clone()
+        if parts and dim in varying(labels):  # a layer's outputs made a feature map: maps leave
+            self.heads.append(vector)
+        return vector
 
     # ---- parameters --------------------------------------------------------------------------
 

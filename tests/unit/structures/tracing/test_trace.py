@@ -83,6 +83,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     ),
     "experts": ([("stem", 6, 1), ("", 5, 2)], ["head", "router"]),
     "einsums": ([("stem", 8, 1), ("", 2, 1)], ["", "head"]),
+    "generator": ([("first", 6, 4), ("up", 5, 1), ("second", 3, 4)], ["head"]),
     "token_mixer": ([("stem", 6, 1), ("up", 8, 1)], ["tokens", "head"]),
     "learned_queries": ([("stem", 6, 1)], ["head"]),
     "l2_norms": ([("a", 6, 1), ("b", 5, 1), ("c", 4, 1)], ["head"]),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import compress, core, varying
@@ -89,10 +89,20 @@ def reshape(call: Call) -> Any:
     read = {d for d, size in named.items() if call.tape.readings.read(size, labels, d)}
     if len(dims) > 1:
         call.tape.matrices.append(core(labels))
+        _unflattened(call.tape, labels, dims)
     elif dims and dims[0] not in read and named.get(dims[0], -1) != -1:
         call.tape.passes(core(labels).reshape(-1))
     call.tape.put(out, labels, found.sources, found.zero)
     return out
+
+
+def _unflattened(tape: Tape, labels: Tensor, dims: list[int]) -> None:
+    """nn.Unflatten names the maps that it makes of a width: so many as stay."""
+    layer = tape.stack[-1] if tape.stack else ""
+    module, count = tape.modules[layer], labels.shape[dims[0]]
+    if isinstance(module, nn.Unflatten) and tuple(module.unflattened_size)[:1] == (count,):
+        maps = core(labels, dims[:1]).reshape(-1)
+        tape.attributes.append((layer, "unflattened_size.0", maps, 1))
 
 
 def _named_sizes(call: Call, out: Tensor) -> dict[int, int]:
