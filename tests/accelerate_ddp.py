@@ -41,11 +41,13 @@ def main(folder: Path) -> None:
             bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             del model
             accelerator.free_memory()
-            pruner.compact()
+            report = pruner.compact()
             model, optimizer, loader = accelerator.prepare(bare, optimizer, loader)
     said = {
         "wrapped": type(model).__name__,
-        "width": bare.a[0].out_channels,
+        "dense": report.params_before,
+        "params_after": report.params_after,
+        "left": sum(parameter.numel() for parameter in bare.parameters()),
         "weights": [parameter.tolist() for parameter in bare.parameters()],
     }
     (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(said))

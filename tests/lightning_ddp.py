@@ -56,6 +56,8 @@ def main(folder: Path) -> None:
     trainer.save_checkpoint(folder / "last.ckpt")
     said = {
         "cut": prune.report is not None,
+        "params_after": None if prune.report is None else prune.report.params_after,
+        "left": sum(parameter.numel() for parameter in module.parameters()),
         "wrapped": type(trainer.strategy.model).__name__,
         "steps": trainer.global_step,
         "weights": [parameter.tolist() for parameter in module.parameters()],

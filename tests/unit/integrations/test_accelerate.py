@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from torch import nn
 
 import decayprune as dp
+import two_processes
 from stage import Loader, Net
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -122,31 +120,10 @@ def test_a_forged_structure_is_refused_before_anything_is_loaded(tmp_path: Path)
         assert dp.structure(again.bare) == before
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """Wrapped, unwrapped for the cut, and wrapped again."""
-    root = Path(__file__).parents[3]
-    paths = os.pathsep.join([str(root / "src"), str(root / "tests")])
-    environment = os.environ | {
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29500 + os.getpid() % 1000),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, str(root / "tests" / "accelerate_ddp.py"), str(tmp_path)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    errors = [rank.communicate(timeout=200)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors[0][-3000:]
-    said = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    said = two_processes.run("accelerate_ddp.py", tmp_path)
     assert said[0]["wrapped"] == "DistributedDataParallel"
-    assert said[0]["width"] < 16
+    assert said[0]["left"] == said[0]["params_after"] < said[0]["dense"]
     assert said[0] == said[1]

@@ -144,7 +144,7 @@ def test_it_prunes_and_cuts(options: dict[str, Any], own: dict[str, Any], tmp_pa
     run.fit(model, loader(), loader())
     assert prune.report is not None
     assert prune.report.macs_after <= 0.5 * prune.report.macs_before
-    assert model.net[0].out_channels < 16
+    assert sum(p.numel() for p in model.parameters()) == prune.report.params_after
     assert run.global_step == 16
     assert prune.pruner.steps < 16
     assert float(run.callback_metrics["macs_left"]) <= 0.5
@@ -296,6 +296,7 @@ def test_the_best_model_is_one_of_the_pruned(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_cut_while_they_train(tmp_path: Path) -> None:
     """Wrapped before the pruner is built; the wrapper is made anew at the cut."""
     root = Path(__file__).parents[3]
@@ -308,7 +309,7 @@ def test_two_processes_cut_while_they_train(tmp_path: Path) -> None:
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["cut"]
     assert ranks[0]["steps"] == 12
-    assert len(ranks[0]["weights"][0]) < 16
+    assert ranks[0]["left"] == ranks[0]["params_after"]
     assert ranks[0]["weights"] == ranks[1]["weights"]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import decayprune as dp
+import two_processes
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 hf = pytest.importorskip(
@@ -367,6 +368,17 @@ def test_example_inputs_may_be_given(tmp_path: Path) -> None:
     prune = callback(example_inputs={"input_ids": INPUTS})
     trainer(tmp_path, bert(), prune).train()
     assert prune.report is not None
+
+
+@pytest.mark.slow
+def test_two_processes_are_cut_after_training(tmp_path: Path) -> None:
+    """The wrapper is alive as long as ``train()`` runs."""
+    said = two_processes.run("transformers_ddp.py", tmp_path)
+    assert said[0]["wrapper"] == "DistributedDataParallel"
+    assert said[0]["waits"]
+    assert said[0]["left"] == said[0]["params_after"] <= 0.7 * said[0]["dense"]
+    assert said[0]["same"]
+    assert said[0] == said[1]
 
 
 # ---------------------------------------------------------------- refusals
