@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 import decayprune
+from decayprune.method import flag
 
 DEVICE = torch.device("lazy", 0)  # torch knows the name, needs no driver, and leaves it alone
 
@@ -255,7 +256,19 @@ def simulated() -> Iterator[None]:
         made_here = tensor(data, *args, **kwargs)
         return made_here.to(device) if _ours(device) else made_here
 
-    with _Factories(), mock.patch.object(torch, "tensor", made):
+    empty = torch.empty
+
+    def pageable(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        return empty(*args, **kwargs)
+
+    device = mock.Mock()  # copies arrive at once, and its events say so
+    with (
+        _Factories(),
+        mock.patch.object(torch, "tensor", made),
+        mock.patch.object(torch, "empty", pageable),
+        mock.patch.object(torch, "get_device_module", return_value=device),
+        mock.patch.object(flag, "ASYNCHRONOUS", {DEVICE.type}),
+    ):
         yield
 
 

@@ -104,7 +104,9 @@ class Witness:
     def _loss(self, ids: torch.Tensor) -> float:
         """Loss on held-out images without some structures, BatchNorm by the batch itself."""
         model = copy.deepcopy(self._run.model)
-        carriers = self._run.pruner._session.decayer._weights.carriers(ids)
+        pruner = self._run.pruner
+        mask = torch.zeros_like(pruner.lifecycle.pruned).index_fill(0, ids, True)
+        carriers = pruner._session.decayer._weights.carriers(mask)
         edits.zero_(carriers, dict(model.named_parameters()))
         images, targets = self._batch
         with torch.autocast("cpu", torch.bfloat16):

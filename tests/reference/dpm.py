@@ -326,6 +326,8 @@ class Literal:
                 for tensor in tensors:
                     if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                         tensor.select(dim, index).zero_()
+        for s, d in self.decaying.items():  # a column that was zeroed may cross their rows
+            d.last = norm(carriers(s), self.weights)
 
     def over(self, s: int) -> bool:
         return self.decaying[s].age >= self.set.decay_steps

@@ -227,7 +227,9 @@ def test_two_optimizers() -> None:
         two.zero_grad()
     assert q.steps == STEPS
     assert same(one, two)
-    assert p.events == q.events
+    assert moves(p) == moves(q)
+    for ours, theirs in zip(p.events, q.events, strict=True):  # sums of another order
+        assert (ours.work or 0.0) == pytest.approx(theirs.work or 0.0, rel=1e-4)
     q.compact()
     assert all(opt.state[w]["momentum_buffer"].shape == w.shape for opt in opts for w in opt.state)
 

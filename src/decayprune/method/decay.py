@@ -74,8 +74,10 @@ def step_factors(age: Tensor, span: Tensor, curve: Curve) -> Tensor:
         Factors, shape ``(D,)``; exactly 0 where ``age >= span``.
     """
     # Ages are whole numbers of at most 2**24, so float64 holds them and their shares to the ulp.
-    after, before = curve(age.double() / span), curve((age.double() - 1) / span)
-    return torch.where(age >= span, 0.0, after / before.clamp(min=1e-300))
+    fine = torch.float32 if age.device.type == "mps" else torch.float64  # MPS has no other
+    age = age.to(fine)
+    after, before = curve(age / span), curve((age - 1) / span)
+    return torch.where(age >= span, 0.0, after / before.clamp(min=torch.finfo(fine).tiny))
 
 
 def scale_factors(length: Tensor, target: Tensor) -> Tensor:

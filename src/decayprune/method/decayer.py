@@ -4,25 +4,31 @@ A :class:`Decayer` owns the state of every structure and does the work of one op
 order that the method prescribes: statistics of the step just taken, releases, selection, one step
 of age, scaling, zeroing. It knows neither the model nor who selects; the pruner and the hosts
 drive it.
+
+A step in which nobody is picked, released or finished asks nothing of the device: vectors have one
+place for each structure, whether it decays or not, the host knows all ages by itself, and whether
+everything was finite it reads a step later.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from decayprune.method import lifecycle
+from decayprune.method import flag, lifecycle
 from decayprune.method import rectify as rules
 from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
-from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.lifecycle import DECAYING, LifecycleState
 from decayprune.method.live_weights import LiveWeights
+from decayprune.method.moves import Moves
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
+from decayprune.method.weight_decay import WeightDecay
 from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
 
@@ -31,10 +37,13 @@ logger = logging.getLogger("decayprune")
 _LOOK_EVERY = 64  # steps from one look at the pruned structures to the next
 
 
-class _Members(NamedTuple):
+@dataclass
+class _Members:
     """The structures that decay now."""
 
     ids: Tensor
+    mask: Tensor
+    """The same, bool, shape ``(S,)``."""
     carriers: edits.Pick
     """Their norm is held to the schedule."""
     shrinking: edits.Pick
@@ -42,17 +51,26 @@ class _Members(NamedTuple):
     read: bool
     """Scaled lengths are read, not computed: a carrier may be a row of one and a column of another,
     and take both their factors; in half precision rounding moves them by more than training."""
+    ages: Tensor
+    """Every (age, span) among them, on the host, shape ``(2, n)``."""
 
 
 @dataclass
 class _Step:
     """What is known of the step that is being taken, of one membership of the decaying set."""
 
-    before: edits.Values | None = None
-    """Carriers before the optimizer's step: the weights that the gradients belong to."""
-    resistance: Tensor | None = None
-    now: Tensor | None = None
+    along: dict[int, Tensor] = field(default_factory=dict)
+    """Inner products of weights and gradients, of the parameters of each optimizer."""
+    observed: bool = False
+    """Gradients were read on request; what they are when an optimizer steps is of no interest."""
+    shrunk: Tensor | float = 0.0
+    """Length that weight decay alone takes."""
+    moving: Tensor | None = None
+    """Who decays if everything is finite, nobody if not."""
+    length: Tensor | None = None
     """Norms of the carriers, if they were read since the optimizer's step."""
+    factors: Tensor | None = None
+    """What they are scaled by."""
 
 
 class Decayer:
@@ -101,8 +119,10 @@ class Decayer:
         self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
         self._curve, self._all, self._hold = curve, slices == "all", hold
+        self._optimizers = list(optimizers)
         self._weights = LiveWeights(structures, parameters, optimizers)
         self._weights.unpinned |= pin
+        self._weight_decay = WeightDecay(self._optimizers, self._weights.parameters)
         self._pin_carriers = pin_carriers
         self._waiting, self._look_again = False, 0
         self.load(LifecycleState.fresh(structures.num_structures, self._weights.device))
@@ -110,45 +130,72 @@ class Decayer:
     def load(self, state: LifecycleState) -> None:
         """Continue from a saved state."""
         self.state = state
+        self._unread: tuple[flag.Flag, int] | None = None
         self._forget()
 
     def _forget(self) -> None:
         """Drop everything that belongs to one membership of the decaying set."""
         self._current: _Members | None = None
-        self._pinned: edits.Pick | None = None  # carriers of the pruned structures
+        self._zeroed: edits.Pick | None = None  # what is zeroed after each step
+        self._begun = False
         self._step = _Step()
 
     # ------------------------------------------------------------ around the optimizer step
 
     @torch.no_grad()
-    def remember(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Note the weights that the optimizer step starts from (the gradient belongs to them).
+    def remember(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        first: bool = True,
+        grad_scale: Tensor | float = 1.0,
+    ) -> None:
+        """Read what the optimizer step starts from: the gradients, and the weights they belong to.
 
         Args:
-            optimizer: Who is about to step; None for all. Only its own weights are noted anew, for
-                one of several may have stepped already.
+            optimizer: Who is about to step; None for all. Only its own parameters are read, for one
+                of several may have stepped already, and another not have its gradients yet.
+            first: None of them has stepped yet.
+            grad_scale: What the gradients are multiplied with at this moment.
         """
-        pick = self._members().carriers
-        if self.rectify is not None and pick.size:
-            self._step.before = self._weights.read_anew(pick, self._step.before, optimizer)
+        members = self._members()
+        if self.rectify is None or not members.ids.numel():
+            return
+        if first:
+            length = self.state.length
+            self._step.shrunk = self._weight_decay.shrinkage(members.carriers, length)
+        if not self._step.observed:
+            if first:
+                self._step.along.clear()
+            self._read(self._optimizers if optimizer is None else [optimizer], grad_scale)
 
     @torch.no_grad()
-    def observe(self, grad_scale: float = 1.0) -> None:
+    def observe(
+        self,
+        grad_scale: Tensor | float = 1.0,
+        stepped: Collection[torch.optim.Optimizer] = (),
+    ) -> None:
         """Read the resistance of the decaying structures from the gradients as they are now.
 
         Args:
             grad_scale: What the gradients are multiplied with at this moment.
+            stepped: Optimizers that have stepped already; of their parameters it was read before.
         """
-        pick = self._members().carriers
-        if not pick.size:
+        if not self._members().ids.numel():
             return
-        before = self._step.before or self._weights.read(pick)
-        length = edits.dot(pick, before, before).sqrt()
-        along = edits.dot(pick, before, self._weights.gradients(pick)) / grad_scale
-        self._step.resistance = torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
+        waiting = [o for o in self._optimizers if o not in stepped or id(o) not in self._step.along]
+        self._read(waiting, grad_scale)
+        self._step.observed = True
+
+    def _read(
+        self, optimizers: Sequence[torch.optim.Optimizer], grad_scale: Tensor | float
+    ) -> None:
+        for optimizer in optimizers:
+            own = self._weights.held_by(optimizer, self._members().carriers)
+            self._step.along[id(optimizer)] = self._weights.along(own) / grad_scale
 
     @torch.no_grad()
-    def step(self, step: int, selector: Selector) -> list[Event] | None:
+    def step(self, step: int, selector: Selector) -> list[Moves] | None:
         """Do what follows one optimizer step.
 
         Args:
@@ -157,88 +204,108 @@ class Decayer:
 
         Returns:
             What happened; None if the decay waits because a gradient or a weight of a decaying
-            structure is not finite.
+            structure is not finite. Where that is known only later, :meth:`late` tells.
         """
-        if self.rectify is not None and self._step.resistance is None:
+        if self.rectify is not None and not self._step.along:
             self.observe()
-        earlier, events = self.state, None
+        earlier, moves = self.state, None
         try:
             if self._account(step):
-                events = self._release(step, selector)
-                events += self._begin(step, selector, released=bool(events))
-                events += self._shrink(step)
-                self._pin(step)
+                moves = self._decide(step, selector)
+                if moves is not None:
+                    moves += self._shrink(step)
+                    self._pin(step)
         except BaseException:
             # Scaling and zeroing can be repeated; a step that was taken by half could not.
             self.load(earlier)
             raise
         self._step = _Step()
-        return events
+        return moves
+
+    def late(self) -> bool:
+        """Whether the step before did not count after all. It is told once."""
+        if self._unread is None:
+            return False
+        (unread, step), self._unread = self._unread, None
+        counted = self._tell(step, unread.read())
+        if not counted and self._current is not None:
+            self._current.ages[0] -= 1
+        return not counted
 
     # ------------------------------------------------------------ the parts of a step, in order
 
     def _account(self, step: int) -> bool:
         """Statistics of the step just taken. False if something is not finite."""
-        ids, carriers, *_ = self._members()
-        if not ids.numel():
+        members = self._members()
+        if not members.ids.numel():
             return True
-        length, resistance = self._weights.length(carriers), self._step.resistance
-        if not self._go_on(step, length if resistance is None else length + resistance):
+        length, resistance = self._weights.length(members.carriers), self._resistance()
+        watched = length if resistance is None else length + resistance
+        finite = torch.where(members.mask, watched, 0.0).isfinite().all()
+        moving = members.mask
+        if self._weights.device.type in flag.ASYNCHRONOUS and not self._due(step):
+            self._unread = flag.Flag(finite), step
+            moving = moving & finite
+        elif not self._tell(step, bool(finite)):
             return False
-        self._step.now = length
-        if resistance is None:
-            return True
-        before = self.state.length[ids]
-        taken = before - length * self._factors(ids, length, self.state.age[ids] + 1)
-        given = length - before
-        if self._step.before is not None:
-            given = given + self._weights.shrinkage(carriers, self._step.before)
-        statistics = rules.observe(
-            self.state.statistics, ids, resistance=resistance, given=given, taken=taken
-        )
-        self.state = replace(self.state, statistics=statistics)
+        factors = self._factors(moving, length, self.state.age + 1)
+        self._step.moving, self._step.length, self._step.factors = moving, length, factors
+        if resistance is not None:
+            before = self.state.length
+            statistics = rules.observe(
+                self.state.statistics,
+                moving,
+                resistance=resistance,
+                given=length - before + self._step.shrunk,
+                taken=before - length * factors,
+            )
+            self.state = replace(self.state, statistics=statistics)
         return True
 
-    def _go_on(self, step: int, values: Tensor) -> bool:
+    def _resistance(self) -> Tensor | None:
+        """``-<g, w> / ||w||``, shape ``(S,)``, if gradients were read."""
+        if not self._step.along:
+            return None
+        first, *others = self._step.along.values()
+        along, length = sum(others, start=first), self.state.length
+        return torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
+
+    def _due(self, step: int) -> bool:
+        """Whether something may be released or finished at this step, by what the host knows."""
+        age, span = self._members().ages
+        return self._judges(step) or self._begun or bool((age + 1 >= span).any())
+
+    def _judges(self, step: int) -> bool:
+        """Whether the verdict has somebody to judge."""
+        if self.rectify is None or self._verdict is None or step >= self.last_release:
+            return False
+        age, span = self._members().ages
+        now, last, final = age / span, (age - 1) / span, step == self.last_release - 1
+        return bool(self._verdict.judges(now, last, final=final).any())
+
+    def _tell(self, step: int, finite: bool) -> bool:
         """Whether all is finite; if not, the decay waits, and says so once for a stretch."""
-        waits = not bool(values.isfinite().all())
-        if waits and not self._waiting:
+        if not finite and not self._waiting:
             logger.warning(
                 "step %d: a gradient or weight of a decaying structure is not finite; the decay "
                 "waits until all are",
                 step,
             )
-        elif self._waiting and not waits:
+        elif self._waiting and finite:
             logger.warning("step %d: gradients and weights are finite; the decay goes on", step)
-        self._waiting = waits
-        return not waits
+        self._waiting = not finite
+        return finite
 
-    def _release(self, step: int, selector: Selector) -> list[Event]:
-        ids = self._members().ids
-        if self.rectify is None or self._verdict is None:
-            return []
-        if step >= self.last_release or not ids.numel():
-            return []
-        age, span = self.state.age[ids], self.state.span[ids]
-        final = step == self.last_release - 1
-        order, number = self._verdict.leaving(
-            self.state.statistics.at(ids), age / span, (age - 1) / span, step=step, final=final
-        )
-        leaving = ids[order][:number]
-        if number is None:
-            leaving = selector.releasable(self.state, step, leaving)
-        if not leaving.numel():
-            return []
-        events = self._events("release", step, leaving)
-        pause = max(1, round(self.rectify.cool_down * self.decay_steps))
-        self.state = lifecycle.release(self.state, leaving, cool_until=step + pause)
-        self._forget()
-        return events
-
-    def _begin(self, step: int, selector: Selector, *, released: bool) -> list[Event]:
-        chosen = selector.select(self.state, step, self._weights.parameters, released=released)
+    def _decide(self, step: int, selector: Selector) -> list[Moves] | None:
+        """Releases, and who starts. None if the step turns out not to count."""
+        moves = self._release(step, selector)
+        chosen = selector.select(self.state, step, self._weights.parameters, released=bool(moves))
         if chosen is None:
-            return []
+            return moves
+        if self._unread is not None:
+            (unread, _), self._unread = self._unread, None
+            if not self._tell(step, unread.read()):
+                return None
         if chosen.scores is not None:
             score = chosen.scores.to(self.state.score)
             self.state = replace(self.state, score=score)
@@ -249,64 +316,97 @@ class Decayer:
                 step,
                 ended.numel(),
             )
-        ids = chosen.ids.sort().values
+        return moves + self._begin(step, chosen.ids.sort().values)
+
+    def _release(self, step: int, selector: Selector) -> list[Moves]:
+        if self.rectify is None or self._verdict is None or not self._judges(step):
+            return []
+        ids = self._members().ids
+        age, span = self.state.age[ids], self.state.span[ids]
+        final = step == self.last_release - 1
+        order, number = self._verdict.leaving(
+            self.state.statistics.at(ids), age / span, (age - 1) / span, step=step, final=final
+        )
+        leaving = ids[order][:number]
+        if number is None:
+            leaving = selector.releasable(self.state, step, leaving)
+        if not leaving.numel():
+            return []
+        moves = self._moves("release", step, leaving)
+        pause = max(1, round(self.rectify.cool_down * self.decay_steps))
+        self.state = lifecycle.release(self.state, leaving, cool_until=step + pause)
+        self._forget()
+        return moves
+
+    def _begin(self, step: int, ids: Tensor) -> list[Moves]:
         if not ids.numel():
             return []
-        length = self._weights.length(self._weights.carriers(ids))
+        mask = torch.zeros_like(self._weights.unpinned).index_fill(0, ids, True)
+        length = self._weights.length(self._weights.carriers(mask))[ids]
         self.state = lifecycle.begin(self.state, ids, length=length, decay_steps=self.decay_steps)
         self._forget()
-        return self._events("decay", step, ids)
+        self._begun = True
+        return self._moves("decay", step, ids)
 
-    def _shrink(self, step: int) -> list[Event]:
-        ids, carriers, shrinking, read = self._members()
-        if not ids.numel():
+    def _shrink(self, step: int) -> list[Moves]:
+        members = self._members()
+        if not members.ids.numel():
             return []
-        self.state = lifecycle.tick(self.state)
-        now = self._step.now
-        length = self._weights.length(carriers) if now is None else now
-        factors = self._factors(ids, length, self.state.age[ids])
-        edits.scale_(shrinking, self._weights.parameters, factors)
-        after = self._weights.length(carriers) if read else length * factors
-        lengths = self.state.length.index_copy(0, ids, after.to(self.state.length.dtype))
+        moving, length, factors = self._step.moving, self._step.length, self._step.factors
+        if moving is None or length is None or factors is None:  # the membership has changed
+            moving, length = members.mask, self._weights.length(members.carriers)
+            factors = self._factors(moving, length, self.state.age + 1)
+        self.state = lifecycle.tick(self.state, moving)
+        members.ages[0] += 1
+        edits.scale_(members.shrinking, self._weights.parameters, factors)
+        after = self._weights.length(members.carriers) if members.read else length * factors
+        after = after.to(self.state.length.dtype)
+        lengths = torch.where(moving, after, self.state.length)
         self.state = replace(self.state, length=lengths)
 
         # A structure that is too short for its dtype has nothing left to decay.
-        over = (self.state.age[ids] >= self.state.span[ids]) | (
-            self.state.start_length[ids] < torch.finfo(torch.float32).tiny
-        )
-        if not bool(over.any()):
+        age, span = members.ages
+        if not self._begun and not bool((age >= span).any()):
             return []
-        gone = ids[over]
-        events = self._events("prune", step, gone)
-        self._weights.zero_(gone)
+        self._begun = False
+        over = (self.state.age >= self.state.span) | (
+            self.state.start_length < torch.finfo(torch.float32).tiny
+        )
+        gone = (over & members.mask).nonzero().flatten()
+        if not gone.numel():
+            return []
+        moves = self._moves("prune", step, gone)
+        self._weights.zero_(over & members.mask)
+        # What a zeroed column crosses is shorter now.
+        length = self._weights.length(members.carriers).to(self.state.length.dtype)
+        self.state = replace(self.state, length=torch.where(moving, length, self.state.length))
         self.state = lifecycle.finish(self.state, gone)
         self._forget()
         self._look_again = step + 1
-        return events
+        return moves
 
     def _pin(self, step: int) -> None:
         """Zero again what training may revive: all-zero slices that are no fixed point."""
         if step == self._look_again:
             self._note_revived(step)
+        if self._zeroed is None:
+            pruned = self.state.pruned
+            self._zeroed = self._weights.every(pruned & self._weights.unpinned)
+            self._pinned = self._weights.carriers(pruned) if self._pin_carriers else self._zeroed
+        edits.zero_(self._zeroed, self._weights.parameters)
         if self._pin_carriers:
-            if self._pinned is None:
-                pruned = self.state.pruned
-                self._pinned = self._weights.carriers(pruned.nonzero().flatten())
             edits.zero_(self._pinned, self._weights.parameters)
-        revived = (self.state.pruned & self._weights.unpinned).nonzero().flatten()
-        if revived.numel():
-            self._weights.zero_(revived)
 
     def _note_revived(self, step: int) -> None:
         """Find pruned structures that are zero no longer, and zero them from now on."""
         self._look_again = step + _LOOK_EVERY
-        pruned = self.state.pruned & ~self._weights.unpinned
-        ids = pruned.nonzero().flatten()
-        if self._pin_carriers or not ids.numel():
+        if self._pin_carriers:
             return
-        revived = ids[self._weights.length(self._weights.every(ids)) > 0]
+        pruned = self.state.pruned & ~self._weights.unpinned
+        revived = (self._weights.length(self._weights.every(pruned)) > 0).nonzero().flatten()
         if revived.numel():
             self._weights.unpinned[revived] = True
+            self._zeroed = None
             logger.warning(
                 "step %d: %d pruned structures are zero no longer (the first: channel %d of %s). "
                 "Something writes to them after they were zeroed: noise on the weights, an "
@@ -322,36 +422,33 @@ class Decayer:
 
     def _members(self) -> _Members:
         if self._current is None:
-            ids = self.state.decaying
-            carriers = self._weights.carriers(ids)
-            shrinking = self._weights.every(ids) if self._all else carriers
+            mask = self.state.phase == DECAYING
+            carriers = self._weights.carriers(mask)
+            shrinking = self._weights.every(mask) if self._all else carriers
             cut_twice = len(set(shrinking.names)) < len(shrinking.names)
             read = (cut_twice and bool(carriers.blocks)) or self._weights.half
-            self._current = _Members(ids, carriers, shrinking, read)
+            ages = torch.stack([self.state.age[mask], self.state.span[mask]]).cpu()
+            if ages.numel():
+                ages = torch.unique(ages, dim=1)
+            ids = mask.nonzero().flatten()
+            self._current = _Members(ids, mask, carriers, shrinking, read, ages)
         return self._current
 
-    def _factors(self, ids: Tensor, length: Tensor, age: Tensor) -> Tensor:
-        """What takes decaying structures from their length now to where they are at that age."""
-        span = self.state.span[ids]
-        if not self._hold:
-            return step_factors(age, span, self._curve).to(length.dtype)
-        target = target_length(self.state.start_length[ids], age, span, self._curve)
-        return scale_factors(length, target)
+    def _factors(self, moving: Tensor, length: Tensor, age: Tensor) -> Tensor:
+        """What takes structures from their length now to where they are at that age; else 1."""
+        span = self.state.span.clamp(min=1)
+        if self._hold:
+            target = target_length(self.state.start_length, age, span, self._curve)
+            factors = scale_factors(length, target)
+        else:
+            factors = step_factors(age.clamp(min=1), span, self._curve).to(length.dtype)
+        return torch.where(moving, factors, 1.0)
 
-    def _events(
+    def _moves(
         self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor
-    ) -> list[Event]:
-        sums = self.state.statistics.at(ids)
-        watched = kind != "decay" and self.rectify is not None
-        figures = torch.stack([rules.c_rate(sums), rules.c_len(sums), sums.work], 1).tolist()
-        return [
-            Event(
-                step,
-                kind,
-                structure,
-                self.structures.layer_of(structure),
-                int(self.structures.index[structure]),
-                *(row if watched else (None, None, None)),
-            )
-            for structure, row in zip(ids.tolist(), figures, strict=True)
-        ]
+    ) -> list[Moves]:
+        figures = None
+        if kind != "decay" and self.rectify is not None:
+            sums = self.state.statistics.at(ids)
+            figures = torch.stack([rules.c_rate(sums), rules.c_len(sums), sums.work], 1)
+        return [Moves(step, kind, self.structures, ids, figures)]

@@ -210,9 +210,16 @@ def release(state: LifecycleState, ids: Tensor, *, cool_until: int) -> Lifecycle
     )
 
 
-def tick(state: LifecycleState) -> LifecycleState:
-    """Every decaying structure is one optimizer step older."""
-    return replace(state, age=state.age + (state.phase == DECAYING).to(state.age.dtype))
+def tick(state: LifecycleState, decaying: Tensor | None = None) -> LifecycleState:
+    """Every decaying structure is one optimizer step older.
+
+    Args:
+        state: The state before.
+        decaying: Those, bool, shape ``(S,)``, if they are known.
+    """
+    if decaying is None:
+        decaying = state.phase == DECAYING
+    return replace(state, age=state.age + decaying)
 
 
 def finish(state: LifecycleState, ids: Tensor) -> LifecycleState:

@@ -1,4 +1,4 @@
-"""The slices of structures in live parameters: read, zeroed with their moments, merged.
+"""The slices of structures in live parameters: measured, scaled, zeroed with their moments.
 
 What a decay needs of parameters and optimizers, so that the order of a step
 (:mod:`decayprune.method.decayer`) can be read without knowing where a slice lies.
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from decayprune.method.weight_decay import WeightDecay
 from decayprune.structures import edits, sums
 from decayprune.structures.structure_map import StructureMap
 
@@ -43,65 +42,46 @@ class LiveWeights:
         self.device = next(iter(self.parameters.values())).device
         self.unpinned = structures.unpinned.to(self.device, copy=True)
         self.half = any(p.dtype in _HALF for p in self.parameters.values())
-        ranks = {name: p.dim() for name, p in self.parameters.items()}
-        size = structures.num_structures
-        carriers = sums.labelled(structures, carriers=True)
-        self._carriers = edits.Locator(carriers, size, ranks, self.device)
-        self._every = edits.Locator(sums.labelled(structures), size, ranks, self.device)
-        self._weight_decay = WeightDecay(self._optimizers, self.parameters)
+        size, carriers = structures.num_structures, sums.labelled(structures, carriers=True)
+        self._carriers = edits.Locator(carriers, size, self.parameters, self.device)
+        self._every = edits.Locator(sums.labelled(structures), size, self.parameters, self.device)
 
-    def carriers(self, ids: Tensor) -> edits.Pick:
-        """The slices whose scaling scales what some structures compute."""
-        return self._carriers.pick(ids)
+    def carriers(self, chosen: Tensor) -> edits.Pick:
+        """The slices whose scaling scales what some structures compute; a mask ``(S,)`` of them."""
+        return self._carriers.pick(chosen)
 
-    def every(self, ids: Tensor) -> edits.Pick:
-        """All slices of some structures."""
-        return self._every.pick(ids)
+    def every(self, chosen: Tensor) -> edits.Pick:
+        """All slices of some structures; a mask ``(S,)`` of them."""
+        return self._every.pick(chosen)
 
     def length(self, pick: edits.Pick) -> Tensor:
-        """Norms now, shape ``(D,)``."""
+        """Norms now, shape ``(S,)``."""
         return edits.squares(pick, self.parameters).sqrt()
 
-    def read(self, pick: edits.Pick) -> edits.Values:
-        """A copy of the slices as they are now."""
-        return edits.gather(pick, self.parameters)
+    def along(self, pick: edits.Pick) -> Tensor:
+        """Inner products of weights and gradients, shape ``(S,)``.
 
-    def gradients(self, pick: edits.Pick) -> edits.Values:
-        """A copy of the gradients of the slices; zeros where a parameter has none."""
-        return edits.gather(
-            pick, {name: self._gradient(name) for name in dict.fromkeys(pick.names)}
-        )
-
-    def _gradient(self, name: str) -> Tensor:
-        grad = self.parameters[name].grad
-        return torch.zeros_like(self.parameters[name]) if grad is None else grad
-
-    def read_anew(
-        self, pick: edits.Pick, before: edits.Values | None, optimizer: torch.optim.Optimizer | None
-    ) -> edits.Values:
-        """A copy of the slices, in which only those of one optimizer are new.
-
-        One of several optimizers may have stepped already; its slices keep their earlier values.
-
-        Args:
-            pick: The slices.
-            before: The earlier copy, if there is one.
-            optimizer: Who is about to step; None for all.
+        Gradients that are not there count as zeros.
         """
-        now = self.read(pick)
-        if optimizer is None or before is None:
-            return now
+        grads = {name: self.parameters[name].grad for name in pick.names}
+        found = {name: grad for name, grad in grads.items() if grad is not None}
+        if len(found) < len(grads):
+            pick = pick.only(found)
+        return edits.dot(pick, self.parameters, found)
+
+    def held_by(self, optimizer: torch.optim.Optimizer, pick: edits.Pick) -> edits.Pick:
+        """The slices of one optimizer's parameters."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         own = {name for name in pick.names if id(self.parameters[name]) in held}
-        return edits.merged(pick, now, before, own)
+        return pick if len(own) == len(set(pick.names)) else pick.only(own)
 
-    def shrinkage(self, pick: edits.Pick, before: edits.Values) -> Tensor | float:
-        """Length that weight decay alone took from each structure in one step."""
-        return self._weight_decay.shrinkage(pick, before)
+    def zero_(self, chosen: Tensor) -> None:
+        """Write zeros into all slices of some structures and into their optimizer moments.
 
-    def zero_(self, ids: Tensor) -> None:
-        """Write zeros into all slices of some structures and into their optimizer moments."""
-        pick = self.every(ids)
+        Args:
+            chosen: Which, bool, shape ``(S,)``.
+        """
+        pick = self.every(chosen)
         edits.zero_(pick, self.parameters)
         for optimizer in self._optimizers:
             by_key: dict[str, dict[str, Tensor]] = {}

@@ -110,24 +110,21 @@ class Statistics(NamedTuple):
 
 
 def observe(
-    statistics: Statistics, ids: Tensor, *, resistance: Tensor, given: Tensor, taken: Tensor
+    statistics: Statistics, decaying: Tensor, *, resistance: Tensor, given: Tensor, taken: Tensor
 ) -> Statistics:
-    """Add one optimizer step to the running sums of some structures.
+    """Add one optimizer step to the running sums of the structures that decay.
 
     Args:
         statistics: The sums so far.
-        ids: Structures that decay, shape ``(D,)``.
-        resistance: ``p = -<g, w> / ||w||`` at the weights that the step started from, ``(D,)``.
-        given: ``||w|| after the step - ||w|| before it``, weight decay added back, ``(D,)``.
-        taken: Length that the decay takes at this step, ``(D,)``.
+        decaying: Which, bool, shape ``(S,)``; what the others are told is not looked at.
+        resistance: ``p = -<g, w> / ||w||`` at the weights that the step started from, ``(S,)``.
+        given: ``||w|| after the step - ||w|| before it``, weight decay added back, ``(S,)``.
+        taken: Length that the decay takes at this step, ``(S,)``.
     """
-    new = (torch.ones_like(resistance), resistance, resistance**2, given, taken, resistance * taken)
-    return Statistics(
-        *(
-            field.index_add(0, ids, value.to(field.dtype))
-            for field, value in zip(statistics, new, strict=True)
-        )
-    )
+    ones = torch.ones_like(resistance)
+    new = torch.stack([ones, resistance, resistance**2, given, taken, resistance * taken])
+    new = torch.where(decaying, new, 0.0).to(statistics.work.dtype)
+    return Statistics(*torch._foreach_add(list(statistics), list(new)))
 
 
 def c_rate(statistics: Statistics) -> Tensor:
@@ -180,6 +177,17 @@ class Verdict(Protocol):
             final: Whether nothing will be released after this step.
         """
 
+    def judges(self, progress: Tensor, last_progress: Tensor, *, final: bool) -> Tensor:
+        """Which decays are of an age to be judged at this step, bool; of a shape with all.
+
+        It is asked of ages alone, so that no step waits for figures that nobody looks at.
+
+        Args:
+            progress: As in :meth:`leaving`.
+            last_progress: As in :meth:`leaving`.
+            final: As in :meth:`leaving`.
+        """
+
     def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
         """How many more structures than needed are enrolled, as a share of those needed.
 
@@ -215,10 +223,14 @@ class Thresholds:
         final: bool,
     ) -> Leaving:
         """All that pass both thresholds; see :meth:`Verdict.leaving`."""
-        ripe = (progress >= self.warm_up) & (statistics.observed > 0)
+        ripe = self.judges(progress, last_progress, final=final) & (statistics.observed > 0)
         resists = (c_rate(statistics) > self.t_rate) & (c_len(statistics) > self.t_len)
         positions = (ripe & resists).nonzero().flatten()
         return Leaving(positions, positions.numel())
+
+    def judges(self, progress: Tensor, last_progress: Tensor, *, final: bool) -> Tensor:
+        """All that are past the warm-up; see :meth:`Verdict.judges`."""
+        return progress >= self.warm_up
 
     def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
         """None: what leaves is replaced."""
@@ -246,16 +258,16 @@ class Tournament:
         step: int,
         final: bool,
     ) -> Leaving:
-        """Those judged now, most work first; see :meth:`Verdict.leaving`.
-
-        Each is judged once, at the step that crosses ``judge_at``, or at the final one.
-        """
-        waiting = last_progress < self.judge_at
-        now = waiting & (progress >= self.judge_at) | (waiting & final)
-        now &= statistics.observed > 0
+        """Those judged now, most work first; see :meth:`Verdict.leaving`."""
+        now = self.judges(progress, last_progress, final=final) & (statistics.observed > 0)
         positions = now.nonzero().flatten()
         order = torch.sort(statistics.work[positions], descending=True, stable=True).indices
         return Leaving(positions[order], None)
+
+    def judges(self, progress: Tensor, last_progress: Tensor, *, final: bool) -> Tensor:
+        """Each once: at the step that crosses ``judge_at``, or at the final one."""
+        waiting = last_progress < self.judge_at
+        return waiting if final else waiting & (progress >= self.judge_at)
 
     def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
         """``extra``, unless a decay is over before it is judged; see :meth:`Verdict.extra_share`.

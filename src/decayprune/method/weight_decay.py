@@ -6,12 +6,16 @@ out; which part of its length each parameter loses follows from the optimizer's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from decayprune.structures import edits
+
+Rate = Tensor | float
+"""Share of its length that a parameter loses per step."""
 
 
 class WeightDecay:
@@ -25,57 +29,54 @@ class WeightDecay:
     def __init__(
         self, optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, Tensor]
     ) -> None:
-        self._optimizers = optimizers
+        self._optimizers, self._parameters = optimizers, parameters
         self._names = {id(parameter): name for name, parameter in parameters.items()}
 
-    def shrinkage(self, pick: edits.Pick, before: edits.Values) -> Tensor | float:
-        """Length that weight decay alone took in one step.
+    def shrinkage(self, pick: edits.Pick, length: Tensor) -> Tensor | float:
+        """Length that weight decay alone takes in a step from the weights of now.
 
         Args:
-            pick: Slices of ``D`` structures.
-            before: Their values before the step.
+            pick: Slices.
+            length: Norms of the structures now, shape ``(S,)``.
 
         Returns:
-            Shape ``(D,)``, or 0 where there is no weight decay.
+            Shape ``(S,)``, or 0 where there is no weight decay.
         """
-        rates = self._rates()
-        if not any(rates.get(name, 0) for name in pick.names):
+        rates = list(self._rates(pick.names))
+        if len(rates) == 1 and rates[0][1].issuperset(pick.names):  # nothing has to be read
+            return rates[0][0] * length
+        if not rates:
             return 0.0
-        share = spread(pick, rates, before)
-        weighted = edits.Values(
-            before.flat * share.flat,
-            tuple(v * s for v, s in zip(before.blocks, share.blocks, strict=True)),
-        )
-        length = edits.dot(pick, before, before).sqrt()
-        return edits.dot(pick, before, weighted) / length.clamp(min=1e-38)
+        lost = [rate * edits.squares(pick.only(own), self._parameters) for rate, own in rates]
+        return torch.stack(lost).sum(0) / length.clamp(min=1e-38)
 
-    def _rates(self) -> dict[str, float]:
-        """Share of its length that each parameter loses per step; without those that lose none.
+    def _rates(self, names: Iterable[str]) -> Iterable[tuple[Rate, set[str]]]:
+        """Rates and who has them; those that lose nothing are left out.
 
         Exact for decoupled decay (AdamW) and SGD without momentum; with momentum the steady state
         ``lr * wd / (1 - momentum)``; 0 for Adam's coupled decay, which is no shrinkage by itself.
         """
-        rates = {}
+        wanted = set(names)
+        found: dict[float, tuple[Rate, set[str]]] = {}
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                rate = float(group["lr"]) * float(group.get("weight_decay", 0.0))
-                # AdamW says so in its groups only since it is a kind of Adam (torch 2.7).
-                adamw = isinstance(optimizer, torch.optim.AdamW)
-                if "betas" in group and not group.get("decoupled_weight_decay", adamw):
-                    rate = 0.0
-                rate /= 1 - float(group.get("momentum", 0.0) or 0.0)
-                if rate:
-                    held = (self._names.get(id(parameter)) for parameter in group["params"])
-                    rates.update({name: rate for name in held if name is not None})
-        return rates
+                rate = _rate(optimizer, group)
+                own = (self._names.get(id(parameter)) for parameter in group["params"])
+                held = {name for name in own if name is not None and name in wanted}
+                if held and (isinstance(rate, Tensor) or rate):
+                    # A learning rate that is a tensor is not asked for its value.
+                    key = id(rate) if isinstance(rate, Tensor) else rate
+                    found.setdefault(key, (rate, set()))[1].update(held)
+        return found.values()
 
 
-def spread(pick: edits.Pick, by_name: Mapping[str, float], like: edits.Values) -> edits.Values:
-    """One number per tensor, 0 where there is none, at every picked place of it."""
-    flat = torch.zeros_like(like.flat)
-    if pick.vectors:
-        pairs = zip(pick.vectors, pick.sizes, strict=True)
-        parts = [like.flat.new_full((size,), by_name.get(name, 0.0)) for name, size in pairs]
-        flat = torch.cat(parts)[pick.position]
-    blocks = zip(pick.blocks, like.blocks, strict=True)
-    return edits.Values(flat, tuple(v.new_full((), by_name.get(b.name, 0.0)) for b, v in blocks))
+def _rate(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rate:
+    decay = group.get("weight_decay", 0.0)
+    # AdamW says so in its groups only since it is a kind of Adam (torch 2.7).
+    adamw = isinstance(optimizer, torch.optim.AdamW)
+    if "betas" in group and not group.get("decoupled_weight_decay", adamw):
+        return 0.0
+    if not isinstance(decay, Tensor) and not decay:
+        return 0.0
+    rate: Rate = group["lr"] * decay / (1 - (group.get("momentum", 0.0) or 0.0))
+    return rate

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from decayprune.method.lifecycle import Event
+from decayprune.method.moves import Moves
 from decayprune.structures.wrappers import wrapper_of
 
 _EVERY = 16  # steps from one comparison to the next, the same on all ranks
@@ -33,27 +33,30 @@ class Agreement:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self._model, self._name, self._digest = model, name, ""
+        self._new: list[Moves] = []  # read where there is somebody to compare with
         self._looked = False
         self._group: torch.distributed.ProcessGroup | None = None
 
-    def note(self, step: int, events: Iterable[Event]) -> None:
+    def note(self, step: int, moves: Iterable[Moves]) -> None:
         """Take in what happened at a step; at some steps, compare.
 
         Raises:
             RuntimeError: A rank has decided something else.
         """
-        lines = "".join(f"{e.step},{e.kind},{e.structure};" for e in events)
-        if lines:
-            self._digest = hashlib.sha256((self._digest + lines).encode()).hexdigest()
+        self._new += moves
         if step % _EVERY == 0:
             self._compare(step)
 
     def _compare(self, step: int) -> None:
+        moves, self._new = self._new, []
         if not self._looked:  # looking takes longer than a step may
             wrapper = wrapper_of(self._model)
             self._looked, self._group = True, getattr(wrapper, "process_group", None)
         if self._group is None:
             return
+        lines = "".join(f"{m.step},{m.kind},{m.ids.tolist()};" for m in moves)
+        if lines:
+            self._digest = hashlib.sha256((self._digest + lines).encode()).hexdigest()
         everybody: list[str | None] = [None] * torch.distributed.get_world_size(self._group)
         torch.distributed.all_gather_object(everybody, self._digest, group=self._group)
         other = [rank for rank, found in enumerate(everybody) if found != everybody[0]]

@@ -91,7 +91,7 @@ class Host:
         """Read gradients now, before clipping or a sparsity term changes them.
 
         Optional; call it after ``backward()`` (and ``scaler.unscale_()``), before anything edits
-        ``.grad``. Without it the gradients are read after the optimizer's step.
+        ``.grad``. Without it the gradients are read when the optimizer steps.
 
         Raises:
             RuntimeError: There are no gradients.
@@ -185,7 +185,7 @@ class Host:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         """An optimizer is about to step; ``first`` of several."""
-        self._session.remember(optimizer)
+        self._session.remember(optimizer, first=first)
 
     def _follow(self) -> None:
         """All optimizers have stepped."""

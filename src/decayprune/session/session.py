@@ -22,12 +22,13 @@ from decayprune.cost import CostModel
 from decayprune.method.decay import Curve, linear
 from decayprune.method.decayer import Decayer
 from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.moves import Moves
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
 from decayprune.session.agreement import Agreement
 from decayprune.session.integrity import Anatomy, check_free, claim, give_up
-from decayprune.session.step_watch import StepWatch
+from decayprune.session.step_watch import StepWatch, grad_scale
 from decayprune.session.vigil import Vigil
 from decayprune.structures import sums
 from decayprune.structures.example import ExampleInputs
@@ -74,9 +75,6 @@ class Session:
         structures: Those that are in the model now (a method may cut some of them early).
         parameters: The parameters that the method moves, by name.
         cost: What remains costs, as a function of the widths that stay.
-        steps: Optimizer steps followed.
-        waited: Steps that did not count because a gradient was not finite.
-        events: What happened, in order.
         report: What :meth:`compact` removed; None before.
 
     Raises:
@@ -111,8 +109,9 @@ class Session:
         self.parameters = {n: parameter for n, parameter in named.items() if n in held}
         arguments.check_held(self.parameters, self.optimizers)
         self.cost = CostModel(structures, {n: p.shape for n, p in named.items()})
-        self.steps = self.waited = 0
-        self.events: list[Event] = []
+        self._steps = self._waited = 0
+        self._events: list[Event] = []
+        self._moves: list[Moves] = []  # what happened since events were read
         self.report: CompactionReport | None = None
         self.attached = False
         self._watch: StepWatch | None = None
@@ -194,12 +193,37 @@ class Session:
         Args:
             structures: Those left.
         """
+        self._count()  # the decayer that knows is about to go
         state = self.lifecycle
         self.structures = structures
         self._settle()
         self.decayer.load(state)
 
     # ---------------------------------------------------------------- where things stand
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps followed."""
+        self._count()
+        return self._steps
+
+    @property
+    def waited(self) -> int:
+        """Steps that did not count because a gradient was not finite."""
+        self._count()
+        return self._waited
+
+    def _count(self) -> None:
+        """A step that turns out late not to have counted is taken back."""
+        if self.decayer.late():
+            self._steps, self._waited = self._steps - 1, self._waited + 1
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened, in order."""
+        moves, self._moves = self._moves, []
+        self._events += [event for move in moves for event in move.events()]
+        return self._events
 
     @property
     def lifecycle(self) -> LifecycleState:
@@ -243,10 +267,18 @@ class Session:
         if self.attached and host is not None and self.report is None and self.taken():
             host._follow()
 
-    def remember(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Note the weights that a step starts from."""
+    def remember(
+        self, optimizer: torch.optim.Optimizer | None = None, *, first: bool = True
+    ) -> None:
+        """Read what a step starts from.
+
+        Args:
+            optimizer: Who is about to step; None for all.
+            first: None of them has stepped yet.
+        """
+        scale = 1.0 if optimizer is None else grad_scale(optimizer)
         try:
-            self.decayer.remember(optimizer)
+            self.decayer.remember(optimizer, first=first, grad_scale=scale)
         except (IndexError, RuntimeError):
             self.anatomy.check()  # says which part was changed, if that is why
             raise
@@ -254,9 +286,10 @@ class Session:
     def observe(self) -> None:
         """Read the resistance from the gradients as they are now, if anybody wants to know it."""
         if self.report is None and self.rectify is not None and self.has_gradients("observe"):
-            self.decayer.observe()
+            stepped = () if self._watch is None else self._watch.stepped()
+            self.decayer.observe(stepped=stepped)
 
-    def follow(self) -> list[Event] | None:
+    def follow(self) -> list[Moves] | None:
         """Do what follows one optimizer step.
 
         Returns:
@@ -270,22 +303,22 @@ class Session:
         undo = Undo()  # the decayer puts its own state back
         undo.keep(self.selector)
         try:
-            events = self.decayer.step(self.steps + 1, self.selector)
+            moves = self.decayer.step(self.steps + 1, self.selector)
         except BaseException:
             undo.run()
             raise
         self.vigil.followed()
-        if events is None:
-            self.waited += 1
+        if moves is None:
+            self._waited += 1
             return None
-        self.steps += 1
-        self.events += events
-        self._agreement.note(self.steps, events)
-        if self.steps == 1:  # before it, optimizers have no state
+        self._steps += 1
+        self._moves += moves
+        self._agreement.note(self._steps, moves)
+        if self._steps == 1:  # before it, optimizers have no state
             check_state(self.model, self.structures, self.optimizers)
-        if events and not self._tried and self.selector.done(self.lifecycle, self.steps):
+        if moves and not self._tried and self.selector.done(self.lifecycle, self.steps):
             self._try_cut()
-        return events
+        return moves
 
     def _try_cut(self) -> None:
         """Try the very cut that was chosen, as soon as it is, and not after the decay."""
@@ -387,8 +420,8 @@ class Session:
             ValueError: The lifecycle is that of other structures.
         """
         self.decayer.load(LifecycleState.from_state_dict(state["state"], like=self.lifecycle))
-        self.steps, self.waited = int(state["steps"]), int(state["waited"])
-        self.events = [Event(*row) for row in state["events"]]
+        self._steps, self._waited = int(state["steps"]), int(state["waited"])
+        self._moves, self._events = [], [Event(*row) for row in state["events"]]
         if self._watch is not None:
             self._watch.forget()
         self.vigil.followed()

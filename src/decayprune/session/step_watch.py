@@ -51,6 +51,12 @@ class StepWatch:
         self.forget()
         return True
 
+    def stepped(self) -> list[torch.optim.Optimizer]:
+        """Those of several optimizers that have taken the step that is not complete yet."""
+        if len(self._stepped) == len(self._optimizers):
+            return []
+        return [one for one in self._optimizers if id(one) in self._stepped]
+
     def called(self) -> bool:
         """Whether some of the optimizers were called since, even if one had to skip its step."""
         skipped, self._skipped = self._skipped, False
@@ -64,6 +70,26 @@ class StepWatch:
     def close(self) -> None:
         """Remove the hooks."""
         _remove(self._hooks)
+
+    def _awaiting(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Enter once the closure has made the gradients, if there is one."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            self._enter(optimizer)
+            return None
+        entered = False
+
+        def watched() -> Any:
+            nonlocal entered
+            loss = closure()
+            if not entered:  # it may be called again, with the weights on their way
+                entered = True
+                self._enter(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) in self._begun:  # the step before was never completed
@@ -92,21 +118,21 @@ def _remove(hooks: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
         hook.remove()
 
 
-def grad_scale(optimizer: torch.optim.Optimizer) -> float:
+def grad_scale(optimizer: torch.optim.Optimizer) -> torch.Tensor | float:
     """What gradients are multiplied with before an optimizer steps (fused ones under AMP).
 
     A fused optimizer unscales them in place while it steps.
     """
     scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
+    return 1.0 if scale is None else scale
 
 
 def _register(watch: StepWatch) -> list[torch.utils.hooks.RemovableHandle]:
     alive = weakref.ref(watch)
 
-    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if (self := alive()) is not None:
-            self._enter(optimizer)
+    def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        self = alive()
+        return None if self is None else self._awaiting(optimizer, args, kwargs)
 
     def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if (self := alive()) is not None:

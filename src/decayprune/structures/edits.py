@@ -1,15 +1,18 @@
-"""Vectorised arithmetic over a few structures: norms, inner products, scaling, zeroing.
+"""Vectorised arithmetic over some structures: norms, inner products, scaling, zeroing.
 
 A :class:`Pick` says where the slices of some structures lie, and every step of a decay touches
-those alone, without a loop over structures. Parameters come in by name, values go in and out as
-one per picked structure; only functions whose name ends in an underscore change a parameter.
+those alone, without a loop over structures. Values go in and out as vectors over *all* structures,
+so that their shapes never change; what is not picked reads 0 and is left as it is. Only functions
+whose name ends in an underscore change a parameter.
+
+On a CPU a tensor of which little is picked is walked row by row, in blocks that fit a cache; an
+accelerator always goes through whole tensors, with few long kernels and nothing to wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,39 +20,41 @@ from torch import Tensor
 from decayprune.structures.sums import Labelled
 
 _LINE = 64  # bytes of a cache line
+_BLOCK = 1 << 16  # floats that are read at once: a quarter of a MiB stays in the second-level cache
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Indices of one dimension of one tensor that belong to the picked structures."""
+    """One dimension of one tensor, of which some indices are picked."""
 
     name: str
     dim: int
-    index: Tensor
+    index: Tensor | None
+    """Those indices; None for all of the dimension."""
     owner: Tensor
+    """Structure that each of them belongs to; ``S`` where none that is picked."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pick:
-    """Where the slices of ``D`` picked structures lie.
+    """Where the slices of some of ``S`` structures lie.
 
-    One-dimensional tensors (biases, affines) are handled together, as positions in their
-    concatenation: a network has hundreds of them, and one long operation beats hundreds of short
-    ones. Others are handled block by block.
+    One-dimensional tensors (biases, affines) are handled together, as one concatenation: a network
+    has hundreds of them, and one long operation beats hundreds of short ones. Others are handled
+    block by block.
 
     Attributes:
-        size: ``D``.
+        size: ``S``.
         vectors: Names of the one-dimensional tensors that are touched.
         sizes: Their lengths.
-        position: Positions in their concatenation, shape ``(n,)``.
-        owner: Which of the ``D`` structures each position belongs to, shape ``(n,)``.
+        owner: Structure that each place of their concatenation belongs to, ``S`` where none that is
+            picked, shape ``(n,)``.
         blocks: Slices of the other tensors.
     """
 
     size: int
     vectors: tuple[str, ...]
     sizes: tuple[int, ...]
-    position: Tensor
     owner: Tensor
     blocks: tuple[Block, ...]
 
@@ -58,12 +63,19 @@ class Pick:
         """Every tensor that is touched; a tensor cut along two dimensions comes twice."""
         return self.vectors + tuple(block.name for block in self.blocks)
 
-
-class Values(NamedTuple):
-    """Copies of the picked slices: of the vectors, shape ``(n,)``, and of each block."""
-
-    flat: Tensor
-    blocks: tuple[Tensor, ...]
+    def only(self, names: Collection[str]) -> Pick:
+        """The slices of these tensors alone."""
+        parts = zip(
+            self.vectors, self.sizes, torch.split(self.owner, list(self.sizes)), strict=True
+        )
+        kept = [(name, size, owner) for name, size, owner in parts if name in names]
+        return replace(
+            self,
+            vectors=tuple(name for name, _, _ in kept),
+            sizes=tuple(size for _, size, _ in kept),
+            owner=torch.cat([self.owner[:0], *(owner for _, _, owner in kept)]),
+            blocks=tuple(block for block in self.blocks if block.name in names),
+        )
 
 
 class Locator:
@@ -72,7 +84,7 @@ class Locator:
     Args:
         slices: The slices to look in.
         size: Number of structures, ``S``.
-        ranks: Number of dimensions of each tensor, by name.
+        tensors: The tensors that they are slices of, by name.
         device: Where the tensors live.
     """
 
@@ -80,162 +92,166 @@ class Locator:
         self,
         slices: Sequence[Labelled],
         size: int,
-        ranks: Mapping[str, int],
-        device: torch.device | None = None,
+        tensors: Mapping[str, Tensor],
+        device: torch.device,
     ) -> None:
-        self._size = size
+        self._size, self._tensors = size, tensors
         # One-dimensional tensors first, so that they are one stretch of the concatenation.
-        self._slices = sorted(slices, key=lambda item: ranks[item.name] > 1)
+        self._slices = sorted(slices, key=lambda item: tensors[item.name].dim() > 1)
         self._widths = [item.structure.numel() for item in self._slices]
-        self._num_vectors = sum(ranks[item.name] == 1 for item in self._slices)
+        self._num_vectors = sum(tensors[item.name].dim() == 1 for item in self._slices)
         labels = [item.structure for item in self._slices] or [torch.zeros(0, dtype=torch.int64)]
-        self._labels = torch.cat(labels).to(device)
-        self._start = torch.tensor([0, *self._widths]).cumsum(0)
+        every = torch.cat(labels)
+        self._labels = torch.where(every < 0, size, every).to(device)
+        self._ends = torch.tensor(self._widths, dtype=torch.int64).cumsum(0).to(device)
 
-    def pick(self, ids: Tensor) -> Pick:
+    def pick(self, chosen: Tensor) -> Pick:
         """The slices of some structures.
 
         Args:
-            ids: Structure numbers, shape ``(D,)``.
+            chosen: Which, bool, shape ``(S,)``.
         """
-        # One slot more than structures: the label -1 of what belongs to none reads the last, a -1.
-        local = torch.full((self._size + 1,), -1, dtype=torch.int64, device=self._labels.device)
-        local[ids] = torch.arange(ids.numel(), device=local.device)
-        owners = local[self._labels]
-        hits = (owners >= 0).nonzero().flatten()
-        owners = owners[hits]
-        bounds = torch.searchsorted(hits, self._start.to(hits.device)).tolist()
-        touched = [i for i in range(len(self._slices)) if bounds[i + 1] > bounds[i]]
-
+        inside = torch.cat([chosen, chosen.new_zeros(1)])[self._labels]
+        owners = torch.split(torch.where(inside, self._labels, self._size), self._widths)
+        up_to = torch.cat([self._ends.new_zeros(1), inside.cumsum(0)])[self._ends].tolist()
+        counts = [b - a for a, b in zip([0, *up_to], up_to, strict=False)]
+        touched = [i for i, count in enumerate(counts) if count]
         vectors = [i for i in touched if i < self._num_vectors]
-        positions, offset = [hits[:0]], 0
-        for i in vectors:
-            positions.append(hits[bounds[i] : bounds[i + 1]] - int(self._start[i]) + offset)
-            offset += self._widths[i]
-        blocks = tuple(
-            Block(
-                self._slices[i].name,
-                self._slices[i].dim,
-                hits[bounds[i] : bounds[i + 1]] - int(self._start[i]),
-                owners[bounds[i] : bounds[i + 1]],
-            )
-            for i in touched
-            if i >= self._num_vectors
-        )
         return Pick(
-            size=ids.numel(),
+            size=self._size,
             vectors=tuple(self._slices[i].name for i in vectors),
             sizes=tuple(self._widths[i] for i in vectors),
-            position=torch.cat(positions),
-            owner=owners[: bounds[self._num_vectors]],
-            blocks=blocks,
+            owner=torch.cat([self._labels[:0], *(owners[i] for i in vectors)]),
+            blocks=tuple(
+                self._block(self._slices[i], owners[i], counts[i])
+                for i in touched
+                if i >= self._num_vectors
+            ),
         )
+
+    def _block(self, item: Labelled, owner: Tensor, count: int) -> Block:
+        if _better_whole(self._tensors[item.name], item.dim, count):
+            return Block(item.name, item.dim, None, owner)
+        index = (owner < self._size).nonzero().flatten()
+        return Block(item.name, item.dim, index, owner[index])
+
+
+def _better_whole(tensor: Tensor, dim: int, count: int) -> bool:
+    """Whether going through all of a tensor is faster than through what is picked of it.
+
+    So it is where much is picked, and where the picked lie in pieces shorter than a cache line:
+    their lines are read anyway. On an accelerator it always is, for nobody has to wait.
+    """
+    short = dim > 0 and tensor.stride(dim) * tensor.element_size() < _LINE
+    enough = count * (32 if short else 2) >= tensor.shape[dim]
+    return enough or tensor.device.type != "cpu"
 
 
 def picked(slices: Sequence[Labelled], gone: Tensor, tensors: Mapping[str, Tensor]) -> Pick:
-    """The slices of the structures of a mask, located once; a :class:`Locator` is for more often.
+    """The slices of some structures, located once; a :class:`Locator` is for more often.
 
     Args:
         slices: The slices to look in.
         gone: Which structures, bool, shape ``(S,)``.
         tensors: Parameters by name.
     """
-    ranks = {item.name: tensors[item.name].dim() for item in slices}
     device = tensors[slices[0].name].device if slices else gone.device
-    return Locator(slices, gone.numel(), ranks, device).pick(gone.nonzero().flatten().to(device))
+    return Locator(slices, gone.numel(), tensors, device).pick(gone.to(device))
+
+
+# ---------------------------------------------------------------- sums
 
 
 @torch.no_grad()
-def gather(pick: Pick, tensors: Mapping[str, Tensor]) -> Values:
-    """Copy the picked slices out, as float32 (float64 stays)."""
-    flat = torch.zeros(0)
-    if pick.vectors:
-        flat = _wide(torch.cat([tensors[name] for name in pick.vectors]))[pick.position]
-    return Values(
-        flat,
-        tuple(
-            _wide(tensors[block.name].index_select(block.dim, block.index)) for block in pick.blocks
-        ),
-    )
+def dot(pick: Pick, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Inner product of the slices of each structure, in float32 (float64 stays), shape ``(S,)``.
+
+    Args:
+        pick: Which slices.
+        a: Tensors by name.
+        b: Tensors of the same names and shapes.
+    """
+    sums = [_cat(pick, a) * _cat(pick, b)] if pick.vectors else []
+    sums += [_sums(block, a[block.name], b[block.name]) for block in pick.blocks]
+    return _by_structure(pick, sums)
+
+
+@torch.no_grad()
+def squares(pick: Pick, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Squared norm of each structure, as :func:`dot` of a tensor with itself, shape ``(S,)``.
+
+    Args:
+        pick: Which slices.
+        tensors: Parameters by name.
+    """
+    sums = [_cat(pick, tensors).square()] if pick.vectors else []
+    sums += [_sums(block, tensors[block.name]) for block in pick.blocks]
+    return _by_structure(pick, sums)
+
+
+def _cat(pick: Pick, tensors: Mapping[str, Tensor]) -> Tensor:
+    return _wide(torch.cat([tensors[name] for name in pick.vectors]))
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def merged(pick: Pick, new: Values, old: Values, names: Collection[str]) -> Values:
-    """Copies in which the slices of some tensors are new and those of all others old.
-
-    Args:
-        pick: Which slices.
-        new: What is taken for the tensors named.
-        old: What is taken for all others.
-        names: Tensors.
-    """
-    mine = torch.tensor([name in names for name in pick.vectors], device=new.flat.device)
-    sizes = torch.tensor(pick.sizes, dtype=torch.int64, device=new.flat.device)
-    flat = new.flat
-    if pick.vectors:
-        here = torch.repeat_interleave(mine, sizes)[pick.position]
-        flat = torch.where(here, new.flat, old.flat)
-    blocks = zip(pick.blocks, new.blocks, old.blocks, strict=True)
-    return Values(flat, tuple(n if block.name in names else o for block, n, o in blocks))
+def _by_structure(pick: Pick, sums: Sequence[Tensor]) -> Tensor:
+    if not sums:
+        return torch.zeros(pick.size, device=pick.owner.device)
+    every = torch.cat(list(sums)) if len(sums) > 1 else sums[0]
+    owners = [pick.owner, *(block.owner for block in pick.blocks)]
+    # One spare place takes what belongs to no picked structure.
+    total = every.new_zeros(pick.size + 1).index_add_(0, torch.cat(owners), every)
+    return total[: pick.size]
 
 
-def dot(pick: Pick, a: Values, b: Values) -> Tensor:
-    """Inner product of the slices of each picked structure, shape ``(D,)``."""
-    like = a.flat if pick.vectors else a.blocks[0] if a.blocks else a.flat
-    total = like.new_zeros(pick.size)
-    if pick.vectors:
-        total.index_add_(0, pick.owner, a.flat * b.flat)
-    for block, x, y in zip(pick.blocks, a.blocks, b.blocks, strict=True):
-        total.index_add_(0, block.owner, _along(x, y, block.dim).to(total.dtype))
-    return total
+def _sums(block: Block, a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Sum of ``a * b``, of squares without ``b``, over all dimensions but one."""
+    if block.dim and block.index is not None:
+        a = a.index_select(block.dim, block.index)
+        b = None if b is None else b.index_select(block.dim, block.index)
+    rows = block.index if block.dim == 0 else None
+    if b is None:
+        parts = [_squared(_wide(part), block.dim) for (part,) in _in_blocks(rows, a)]
+    else:
+        parts = [_sum_but(_wide(x) * _wide(y), block.dim) for x, y in _in_blocks(rows, a, b)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if block.dim == 0 else torch.stack(parts).sum(0)
 
 
-@torch.no_grad()
-def squares(pick: Pick, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Squared norm of each picked structure, shape ``(D,)``.
-
-    As ``dot`` of what ``gather`` copies, but one block at a time: a copy that stays in the cache
-    costs a fraction of one that does not.
-
-    Args:
-        pick: Which slices.
-        tensors: Parameters by name.
-    """
-    flat = gather(replace(pick, blocks=()), tensors).flat
-    like = flat if pick.vectors or not pick.blocks else tensors[pick.blocks[0].name]
-    total = _wide(like.new_zeros(pick.size))
-    if pick.vectors:
-        total.index_add_(0, pick.owner, flat * flat)
-    for block in pick.blocks:
-        part = _wide(tensors[block.name].index_select(block.dim, block.index))
-        total.index_add_(0, block.owner, _squares(part, block.dim).to(total.dtype))
-    return total
+def _in_blocks(rows: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of tensors, or all; so many at a time that they stay in a CPU's cache."""
+    number = tensors[0].shape[0] if rows is None else rows.numel()
+    each = max(1, tensors[0].shape[1:].numel())
+    step = max(1, _BLOCK // each) if tensors[0].device.type == "cpu" else max(1, number)
+    for start in range(0, number, step):
+        stop = start + step
+        if rows is None:
+            yield tuple(tensor[start:stop] for tensor in tensors)
+        else:
+            yield tuple(tensor.index_select(0, rows[start:stop]) for tensor in tensors)
 
 
-def _squares(part: Tensor, dim: int) -> Tensor:
-    """Sum of squares over all dimensions but one, of a copy that is not needed any more."""
-    if dim == 0:  # several times faster than vecdot on short rows
-        lengths: Tensor = torch.linalg.vector_norm(part.flatten(1), dim=1)
-        return lengths * lengths
-    return _sum_but(part.mul_(part), dim)
-
-
-def _along(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Sum of ``x * y`` over all dimensions but one."""
-    if dim == 0:
-        rows: Tensor = torch.linalg.vecdot(x.flatten(1), y.flatten(1))
-        return rows
-    return _sum_but(x * y, dim)
+def _squared(x: Tensor, dim: int) -> Tensor:
+    """Sum of squares over all dimensions but one."""
+    if dim:
+        return _sum_but(x * x, dim)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=list(range(1, x.dim())))
+    return lengths.square()
 
 
 def _sum_but(x: Tensor, dim: int) -> Tensor:
     """Sum over all dimensions but one."""
-    if dim == 1:  # adding up whole rows first is several times faster than strided reduction
-        return x.flatten(1).sum(0).view(x.shape[1], -1).sum(1)
-    return x.sum([d for d in range(x.dim()) if d != dim])
+    if dim == 1 and x.is_contiguous():  # adding up whole rows first is several times faster
+        x, dim = x.flatten(1).sum(0).view(x.shape[1], -1), 0
+    others = [d for d in range(x.dim()) if d != dim]
+    return x.sum(others) if others else x
+
+
+# ---------------------------------------------------------------- changes
 
 
 @torch.no_grad()
@@ -247,49 +263,45 @@ def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
     Args:
         pick: Which slices.
         tensors: Parameters by name.
-        factors: Shape ``(D,)``.
+        factors: Shape ``(S,)``; those of structures that are not picked are not read.
     """
+    factors = torch.cat([factors, factors.new_ones(1)])
     if pick.vectors:
-        stretch = factors.new_ones(sum(pick.sizes)).index_put_(
-            (pick.position,), factors[pick.owner]
-        )
         vectors = [tensors[name] for name in pick.vectors]
-        parts = torch.split(stretch, list(pick.sizes))
+        parts = torch.split(factors[pick.owner], list(pick.sizes))
         if any(vector.dtype != factors.dtype for vector in vectors):
             parts = tuple(p.to(v.dtype) for p, v in zip(parts, vectors, strict=True))
         torch._foreach_mul_(vectors, parts)
     for block in pick.blocks:  # one after the other: where two cross, both factors are taken
         tensor = tensors[block.name]
         factor = factors[block.owner].to(tensor.dtype)
-        if _better_whole(tensor, block):
-            every = factor.new_ones(tensor.shape[block.dim]).index_copy_(0, block.index, factor)
-            _multiply_whole_(tensor, block.dim, every)
-            continue
-        part = tensor.index_select(block.dim, block.index)
-        part.mul_(_along_dim(factor, block.dim, tensor.dim()))
-        if block.dim == 0:
-            tensor[block.index] = part  # index_copy_ spends microseconds on every row
+        if block.index is None:
+            _multiply_whole_(tensor, block.dim, factor)
+        elif block.dim == 0:
+            _multiply_rows_(tensor, block.index, factor)
         else:
+            part = tensor.index_select(block.dim, block.index)
+            part.mul_(_along_dim(factor, block.dim, tensor.dim()))
             tensor.index_copy_(block.dim, block.index, part)
-
-
-def _better_whole(tensor: Tensor, block: Block) -> bool:
-    """Whether multiplying the unpicked by one is faster than walking the picked alone.
-
-    So it is where the picked lie in pieces shorter than a cache line: their lines are read anyway.
-    """
-    short = tensor.stride(block.dim) * tensor.element_size() < _LINE
-    return block.dim > 0 and short and block.index.numel() * 32 >= tensor.shape[block.dim]
 
 
 def _multiply_whole_(tensor: Tensor, dim: int, factors: Tensor) -> None:
     """Multiply along one dimension, every index by its own factor."""
     inner = tensor.shape[dim + 1 :].numel()
-    if dim == 1 and tensor.is_contiguous() and inner > 1:
+    if dim == 1 and tensor.is_contiguous() and inner > 1 and tensor.device.type == "cpu":
         # One long inner loop instead of one for each short piece.
         tensor.view(tensor.shape[0], -1).mul_(factors.repeat_interleave(inner))
     else:
         tensor.mul_(_along_dim(factors, dim, tensor.dim()))
+
+
+def _multiply_rows_(tensor: Tensor, rows: Tensor, factors: Tensor) -> None:
+    step = max(1, _BLOCK // max(1, tensor.shape[1:].numel()))
+    for start in range(0, rows.numel(), step):
+        some = rows[start : start + step]
+        factor = _along_dim(factors[start : start + step], 0, tensor.dim())
+        # index_copy_ would spend microseconds on every row.
+        tensor[some] = tensor.index_select(0, some).mul_(factor)
 
 
 def _along_dim(vector: Tensor, dim: int, rank: int) -> Tensor:
@@ -297,26 +309,6 @@ def _along_dim(vector: Tensor, dim: int, rank: int) -> Tensor:
     shape = [1] * rank
     shape[dim] = -1
     return vector.view(shape)
-
-
-@torch.no_grad()
-def scatter_(pick: Pick, tensors: Mapping[str, Tensor], values: Values) -> None:
-    """Write copies of the picked slices back, exactly as :func:`gather` took them.
-
-    Args:
-        pick: Which slices.
-        tensors: Parameters by name.
-        values: What was gathered.
-    """
-    offset = 0
-    for name, size in zip(pick.vectors, pick.sizes, strict=True):
-        inside = (pick.position >= offset) & (pick.position < offset + size)
-        tensor = tensors[name]
-        tensor[pick.position[inside] - offset] = values.flat[inside].to(tensor.dtype)
-        offset += size
-    for block, value in zip(pick.blocks, values.blocks, strict=True):
-        tensor = tensors[block.name]
-        tensor.index_copy_(block.dim, block.index, value.to(tensor.dtype))
 
 
 @torch.no_grad()
@@ -328,14 +320,17 @@ def zero_(pick: Pick, tensors: Mapping[str, Tensor]) -> None:
         tensors: Parameters (or tensors shaped like them) by name; names that are missing are
             passed over.
     """
-    # Positions ascend, so each vector's share of them is one stretch.
-    ends = torch.tensor(pick.sizes, device=pick.position.device).cumsum(0)
-    counts = torch.searchsorted(pick.position, ends).tolist()
-    first, offset = 0, 0
-    for name, size, last in zip(pick.vectors, pick.sizes, counts, strict=True):
-        if name in tensors:
-            tensors[name].index_fill_(0, pick.position[first:last] - offset, 0)
-        first, offset = last, offset + size
+    if pick.vectors:
+        gone = torch.split(pick.owner < pick.size, list(pick.sizes))
+        for name, mask in zip(pick.vectors, gone, strict=True):
+            if name in tensors:
+                tensors[name].masked_fill_(mask, 0)
     for block in pick.blocks:
-        if block.name in tensors:
-            tensors[block.name].index_fill_(block.dim, block.index, 0)
+        if block.name not in tensors:
+            continue
+        tensor = tensors[block.name]
+        if block.index is None:
+            mask = _along_dim(block.owner < pick.size, block.dim, tensor.dim())
+            tensor.masked_fill_(mask, 0)
+        else:
+            tensor.index_fill_(block.dim, block.index, 0)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.method.live_weights import LiveWeights
-from decayprune.structures import edits, trace
+from decayprune.structures import trace
 
-IDS = torch.tensor([1, 4])
+IDS = [1, 4]
+CHOSEN = torch.tensor([False, True, False, False, True, False])
 
 
 @pytest.fixture
@@ -32,48 +33,33 @@ def test_lengths_with_and_without_the_readers(model: nn.Sequential) -> None:
     weights, (first, _, last) = live(model), model
     own = [norm(first.weight[i], first.bias[i]) for i in IDS]
     all_ = [norm(first.weight[i], first.bias[i], last.weight[:, i]) for i in IDS]
-    torch.testing.assert_close(weights.length(weights.carriers(IDS)), torch.stack(own))
-    torch.testing.assert_close(weights.length(weights.every(IDS)), torch.stack(all_))
+    torch.testing.assert_close(weights.length(weights.carriers(CHOSEN))[IDS], torch.stack(own))
+    torch.testing.assert_close(weights.length(weights.every(CHOSEN))[IDS], torch.stack(all_))
+    assert not weights.length(weights.every(CHOSEN))[~CHOSEN].any()
 
 
 def test_a_gradient_that_is_not_there_counts_as_zeros(model: nn.Sequential) -> None:
     weights, first = live(model), model[0]
     first.weight.grad = torch.randn_like(first.weight)
-    pick = weights.carriers(IDS)
-    gradients = weights.gradients(pick)
-    expected = first.weight.grad[IDS].square().sum(1)
-    torch.testing.assert_close(edits.dot(pick, gradients, gradients), expected)
+    expected = (first.weight * first.weight.grad).sum(1).detach()
+    found = weights.along(weights.carriers(CHOSEN))
+    torch.testing.assert_close(found, torch.where(CHOSEN, expected, 0.0))
+    first.bias.grad = torch.randn_like(first.bias)
+    more = expected + (first.bias * first.bias.grad).detach()
+    found = weights.along(weights.carriers(CHOSEN))
+    torch.testing.assert_close(found, torch.where(CHOSEN, more, 0.0))
 
 
-def test_what_was_read_is_a_copy(model: nn.Sequential) -> None:
-    weights = live(model)
-    pick = weights.every(IDS)
-    before, lengths = weights.read(pick), weights.length(pick)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)
-    torch.testing.assert_close(edits.dot(pick, before, before).sqrt(), lengths)
-    torch.testing.assert_close(weights.length(pick), 2 * lengths)
-
-
-def test_only_the_slices_of_the_optimizer_that_is_about_to_step_are_read_anew(
-    model: nn.Sequential,
-) -> None:
+def test_the_slices_that_one_optimizer_trains(model: nn.Sequential) -> None:
     first, _, last = model
     one = torch.optim.SGD(first.parameters(), lr=0.1)
     two = torch.optim.SGD(last.parameters(), lr=0.1)
     weights = live(model, one, two)
-    pick = weights.every(IDS)
-    before = weights.read_anew(pick, None, one)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    now = weights.read_anew(pick, before, one)
-    whole, left = edits.dot(pick, before, before), edits.dot(pick, now, now)
-    assert (left > 0).all()  # the columns that `two` trains are as they were
-    assert (left < whole).all()
-    assert (edits.dot(pick, *2 * (weights.read_anew(pick, now, two),)) == 0).sum() == 2
-    assert (edits.dot(pick, *2 * (weights.read_anew(pick, now, None),)) == 0).all()
+    pick = weights.every(CHOSEN)
+    assert set(weights.held_by(one, pick).names) == {"0.weight", "0.bias"}
+    assert set(weights.held_by(two, pick).names) == {"2.weight"}
+    both = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert weights.held_by(both, pick) is pick
 
 
 def test_zeros_are_written_to_weights_and_moments_of_these_alone(model: nn.Sequential) -> None:
@@ -82,7 +68,7 @@ def test_zeros_are_written_to_weights_and_moments_of_these_alone(model: nn.Seque
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     weights, (first, _, last) = live(model, optimizer), model
-    weights.zero_(IDS)
+    weights.zero_(CHOSEN)
     others = [0, 2, 3, 5]
     held = [{"value": p, **optimizer.state[p]} for p in (first.weight, first.bias, last.weight)]
     for key in ("value", "exp_avg", "exp_avg_sq"):

@@ -28,7 +28,7 @@ def watched(
     for k, p in enumerate(resistance):
         sums = observe(
             sums,
-            torch.tensor([0]),
+            torch.tensor([True]),
             resistance=torch.tensor([p], dtype=torch.float64),
             given=torch.tensor([given[k] if given else 0.0], dtype=torch.float64),
             taken=torch.tensor([taken[k] if taken else 1.0], dtype=torch.float64),
@@ -72,10 +72,9 @@ def test_unseen_structures_have_zeros() -> None:
 
 
 def test_observing_touches_only_its_structures() -> None:
-    ones = torch.ones(2)
-    sums = observe(
-        Statistics.zeros(4), torch.tensor([1, 3]), resistance=ones, given=ones, taken=ones
-    )
+    ones = torch.tensor([torch.nan, 1, torch.inf, 1])  # of the others it may be anything
+    mask = torch.tensor([False, True, False, True])
+    sums = observe(Statistics.zeros(4), mask, resistance=ones, given=ones, taken=ones)
     for field in sums:
         assert field.tolist() == [0, 1, 0, 1]
     assert all(field.tolist() == [0, 0, 0, 1] for field in sums.reset(torch.tensor([1])))
@@ -87,12 +86,11 @@ def sums_of(rate: list[float], length: list[float]) -> Statistics:
     # mean / rms of (1 + d, 1 - d) is 1 / sqrt(1 + d * d).
     size = len(rate)
     spread = [math.sqrt(1 / r**2 - 1) for r in rate]
-    ids = torch.arange(size)
     sums = double(size)
     for sign in (1, -1):
         sums = observe(
             sums,
-            ids,
+            torch.ones(size, dtype=torch.bool),
             resistance=torch.tensor([1 + sign * d for d in spread], dtype=torch.float64),
             given=torch.tensor(length, dtype=torch.float64),
             taken=torch.ones(size, dtype=torch.float64),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.method.live_weights import LiveWeights
+from decayprune.method.weight_decay import WeightDecay
 from decayprune.structures import StructureMap, trace
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -26,8 +27,9 @@ def net() -> tuple[nn.Module, StructureMap]:
 def told(model: nn.Module, structures: StructureMap, optimizer: torch.optim.Optimizer) -> Any:
     """What weight decay is said to take from each structure, and the lengths before."""
     weights = LiveWeights(structures, dict(model.named_parameters()), [optimizer])
-    pick = weights.carriers(torch.arange(structures.num_structures))
-    return weights.shrinkage(pick, weights.read(pick)), weights.length(pick)
+    pick = weights.carriers(torch.ones(structures.num_structures, dtype=torch.bool))
+    length = weights.length(pick)
+    return WeightDecay([optimizer], weights.parameters).shrinkage(pick, length), length
 
 
 def stepped(model: nn.Module, structures: StructureMap, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -84,3 +86,12 @@ def test_learning_rates_are_read_anew() -> None:
     before = told(model, structures, optimizer)[0]
     optimizer.param_groups[0]["lr"] /= 4
     torch.testing.assert_close(told(model, structures, optimizer)[0], before / 4)
+
+
+def test_a_learning_rate_that_is_a_tensor_is_not_asked_for_its_value() -> None:
+    """As it is where steps are captured; the value is the same."""
+    model, structures = net()
+    one = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), weight_decay=0.02)
+    plain = OPTIMIZERS["AdamW"](model.parameters())
+    found, expected = told(model, structures, one)[0], told(model, structures, plain)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from decayprune.method.lifecycle import Event
+from decayprune.method.moves import Moves
 from decayprune.session import agreement
 from decayprune.session.agreement import Agreement
-from loops import net
+from decayprune.structures import trace
+from loops import INPUTS, net
 
 
 class Ranks:
@@ -31,11 +32,11 @@ class Ranks:
         everybody[:] = [mine, mine if self.other is None else self.other]
 
 
-def event(step: int, structure: int) -> Event:
-    return Event(step, "decay", structure, "layer", 0, None, None, None)
+def event(step: int, structure: int) -> Moves:
+    return Moves(step, "decay", trace(net(), INPUTS), torch.tensor([structure]))
 
 
-def run(steps: int, *events: Event) -> None:
+def run(steps: int, *events: Moves) -> None:
     subject = Agreement(net(), "pruner")
     for step in range(1, steps + 1):
         subject.note(step, [e for e in events if e.step == step])

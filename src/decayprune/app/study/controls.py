@@ -75,12 +75,7 @@ def cut_to(model: nn.Module, example: Tensor, kept: Sequence[int]) -> Compaction
     parameters = dict(model.named_parameters())
     used = {item.name: parameters[item.name] for item in structures.slices
             if item.name in parameters}  # fmt: skip
-    ranks = {name: parameter.dim() for name, parameter in used.items()}
-    locator = edits.Locator(
-        sums.labelled(structures), structures.num_structures, ranks, torch.device("cpu")
-    )
-    with torch.no_grad():
-        edits.zero_(locator.pick(gone.nonzero().flatten()), used)
+    edits.zero_(edits.picked(sums.labelled(structures), gone, used), used)
     report = compact(model, structures, gone, example_inputs=example, optimizers=())
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)):

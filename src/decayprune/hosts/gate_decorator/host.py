@@ -206,7 +206,7 @@ class GateDecorator(BesideOptimizer):
     def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
         if self.finished:
             return
-        self._session.remember(optimizer)
+        self._session.remember(optimizer, first=first)
         if first and self._noted is None:
             self._observe(grad_scale(optimizer))
         if self._selector.reached:
@@ -215,7 +215,7 @@ class GateDecorator(BesideOptimizer):
             self._shape_gradients(grad_scale(optimizer))
         self._rates.set(optimizer, self.schedule.phase(self.steps + 1))
 
-    def _observe(self, scale: float) -> None:
+    def _observe(self, scale: Tensor | float) -> None:
         """Note score and resistance while gradients are those of the task alone."""
         if self.rectify is not None:
             self._session.decayer.observe(scale)
@@ -231,7 +231,7 @@ class GateDecorator(BesideOptimizer):
         self._noted = total[:size]
 
     @torch.no_grad()
-    def _shape_gradients(self, scale: float) -> None:
+    def _shape_gradients(self, scale: Tensor | float) -> None:
         """Ticks train no convolutions; tocks pull open gates towards zero."""
         phase = self.schedule.phase(self.steps + 1)
         if phase.tick:

@@ -24,7 +24,8 @@ from decayprune.hosts.otov2.penalty import GUARD, PENALTIES, Penalty, saliency, 
 from decayprune.hosts.otov2.products import Products
 from decayprune.hosts.otov2.stream import Stream
 from decayprune.hosts.otov2.zero_invariant_optimizer import NEVER, ZeroInvariantOptimizer
-from decayprune.method.lifecycle import ACTIVE, Event
+from decayprune.method.lifecycle import ACTIVE
+from decayprune.method.moves import Moves
 from decayprune.method.rectify import Rectify, Tournament
 from decayprune.structures.example import ExampleInputs
 
@@ -197,7 +198,7 @@ class DHSPG(ZeroInvariantOptimizer):
 
     # ---------------------------------------------------------------- bookkeeping
 
-    def _moved(self, events: list[Event]) -> None:
+    def _moved(self, moves: list[Moves]) -> None:
         self._met = self._selector.done(self.lifecycle, self.steps)
 
     def _settings(self) -> dict[str, Any]:

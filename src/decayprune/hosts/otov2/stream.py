@@ -49,6 +49,10 @@ class Stream:
         best = sorted(self.judged, reverse=True)[: int(len(self.judged) * share)]
         return Leaving(found.order, sum(work >= best[-1] for work in works) if best else 0)
 
+    def judges(self, progress: Tensor, last_progress: Tensor, *, final: bool) -> Tensor:
+        """Who is of an age to be judged: as of the tournament."""
+        return self._rule.judges(progress, last_progress, final=final)
+
     def extra_share(self, decay_steps: int, steps_left: int | None = None) -> float:
         """What is enrolled on top where the target is completed at once: as of the tournament."""
         return self._rule.extra_share(decay_steps, steps_left)

@@ -20,7 +20,7 @@ from decayprune.cost import Budget
 from decayprune.hosts.otov2.directions import Variant, defaults_of, directions
 from decayprune.hosts.otov2.products import StructureSums
 from decayprune.hosts.otov2.zero_invariant import ROLES, check_numbers, left_alone
-from decayprune.method.lifecycle import Event
+from decayprune.method.moves import Moves
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.selection.target import Target
@@ -92,7 +92,6 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
         # The consumers' columns are no part of a zero-invariant group.
         self._parameters = self._session.parameters
         self._sums = StructureSums(self._session.held(), self._parameters)
-        self._observed = False
 
     def _begin(
         self,
@@ -186,8 +185,6 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
             self._update(directions(self.param_groups, self.state))
             return loss
         self._session.remember()
-        if not self._observed:
-            self._session.observe()
         direction = directions(self.param_groups, self.state)
         named = {n: direction.get(p) for n, p in self._parameters.items()}
         self._look(
@@ -198,15 +195,14 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
             },
         )
         self._update(direction)
-        self._observed = False
         self._follow()
         return loss
 
     def _follow(self) -> None:
-        if events := self._session.follow():
-            self._moved(events)
+        if moves := self._session.follow():
+            self._moved(moves)
 
-    def _moved(self, events: list[Event]) -> None:
+    def _moved(self, moves: list[Moves]) -> None:
         """Something started to decay, was released, or is gone."""
 
     def _update(self, direction: Mapping[nn.Parameter, Tensor]) -> None:
@@ -217,20 +213,6 @@ class ZeroInvariantOptimizer(Host, torch.optim.Optimizer, ABC):
             if group["decoupled_weight_decay"]:
                 torch._foreach_mul_(moving, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(moving, [direction[p] for p in moving], alpha=-group["lr"])
-
-    def observe(self) -> None:
-        """Read gradients now, before clipping or a sparsity term changes them.
-
-        Optional; call it after ``backward()`` (and ``scaler.unscale_()``). Without it the
-        gradients are read in :meth:`step`.
-
-        Raises:
-            RuntimeError: There are no gradients.
-        """
-        if self._session.report is None:
-            self._session.remember()
-            super().observe()
-            self._observed = True
 
     # ---------------------------------------------------------------- save and resume
 
