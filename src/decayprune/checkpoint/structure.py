@@ -261,7 +261,9 @@ def _problem(
 
 def _smaller(value: Any, here: Any) -> bool:
     """Whether a cut may have left this of a size: something, and less than it was."""
-    return bool(0 < value[-1] < here[-1]) if isinstance(value, list) else bool(0 < value < here)
+    values, heres = (size if isinstance(size, list) else [size] for size in (value, here))
+    fits = len(values) == len(heres)
+    return fits and all(0 < one <= other for one, other in zip(values, heres, strict=True))
 
 
 def _settable(module: nn.Module) -> dict[str, Any]:

@@ -248,18 +248,9 @@ def against_fixed(tape: Tape, value: Tensor, labels: Tensor, reason: str) -> Ten
     """Labels that meet a tensor without any: wherever it has full size nothing may leave."""
     for dim in varying(labels):
         own = _aligned(value, dim, labels.dim())
-        if own >= 0 and value.shape[own] > 1 and not _repeats(value, own):
+        if own >= 0 and value.shape[own] > 1 and value.stride(own):  # 0: one for all
             labels = tape.partition.collapse(labels, dim, reason)
     return labels
-
-
-def _repeats(value: Tensor, dim: int) -> bool:
-    """Whether a tensor that may have been computed is the same all along a dimension.
-
-    So made as large as a width (zeros for each head), it fits what is left of it; a size that is
-    written into the code shows itself when the cut model runs.
-    """
-    return value.stride(dim) == 0
 
 
 def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:

@@ -139,7 +139,7 @@ def addmm(call: Call) -> Any:
 
 
 def times_parameter(call: Call) -> Any:
-    """``x @ weight`` with a parameter as weight (in, out), or a stack of them; grouped_mm."""
+    """``x @ weight`` with a parameter as weight (in, out), or a stack of them."""
     x, weight = call.args[:2]
     return _product(call.tape, call.run(), (x, -1), weight, (-1, -2))
 
@@ -414,7 +414,6 @@ LAYERS = {
     "conv_transpose2d": transposed_convolution,
     "conv_transpose3d": transposed_convolution,
     "linear": of_values(linear),
-    "grouped_mm": of_values(times_parameter),
     "embedding": embedding,
     "embedding_bag": bag,
     "batch_norm": batch_norm,

@@ -237,6 +237,8 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _REASONS = {
     "multi_head_attention_forward": "no plain nn.MultiheadAttention: fixes its width",
     **dict.fromkeys(_RECURRENT, "read by a recurrent layer"),
+    "grouped_mm": "`grouped_mm` takes widths in multiples of 16 bytes alone; of transformers, call "
+    'model.set_experts_implementation("eager") first',
 }
 _READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "index")
 _COUNTED: dict[str, Callable[[Call, Any], int]] = {

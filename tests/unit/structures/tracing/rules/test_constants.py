@@ -53,4 +53,6 @@ def test_an_extent_that_was_read_off_an_activation_is_its_width() -> None:
 
 
 def test_a_number_holds_the_width() -> None:
-    assert reason(lambda x: x + torch.zeros(2, 6).double()).startswith("met a tensor of fixed")
+    assert reason(lambda x: x + torch.zeros(2, 6).double()).startswith(
+        "meets a tensor of shape 2x6"
+    )
