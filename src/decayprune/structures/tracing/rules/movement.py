@@ -38,7 +38,13 @@ def of_parameters(rule: Callable[[Call], Any]) -> Callable[[Call], Any]:
         out = call.run()
         kwargs = {k: v for k, v in call.kwargs.items() if v is not x}
         outs = list(tensors_in(out))
-        if isinstance(x, Tensor) and all(part.numel() for part in outs):
+        if call.name in ("view", "view_as"):
+            # Places are kept expanded, and what is expanded is not always to be flattened.
+            same = out.numel() == view.places[0].numel()  # else: a view as another dtype
+            views = view.moved(lambda places: places.reshape(out.shape)) if same else []
+            for moved in views:
+                call.tape.put_view(out, moved)
+        elif isinstance(x, Tensor) and all(part.numel() for part in outs):
             views = view.moved(lambda places: call.func(places, *call.args[1:], **kwargs))
             for part, moved in zip(outs, views, strict=True):
                 call.tape.put_view(part, moved)

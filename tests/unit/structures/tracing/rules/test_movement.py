@@ -9,6 +9,7 @@ from torch import nn
 
 from cases import Lambda
 from decayprune.structures import StructureMap, trace
+from reference.cut import cut, error, run, zeroed
 from ruled import groups, reason
 
 INDEX = torch.tensor([0, 1, 1])
@@ -52,6 +53,25 @@ def test_padding_and_gates_change_the_width() -> None:
 )
 def test_what_names_places_of_a_width_fixes_it(between, why: str) -> None:
     assert reason(between) == why
+
+
+def test_a_table_of_indices_is_flattened_as_swin_does_it() -> None:
+    """timm's Swin: ``table[index.view(-1)].view(n, n, -1)``, with offsets first and heads last."""
+
+    def forward(m, x):
+        q, k, v = m.a(x).view(2, 5, 3, -1, 2).permute(2, 0, 3, 1, 4)
+        bias = m.table[m.index.view(-1)].view(5, 5, -1).permute(2, 0, 1)
+        y = F.scaled_dot_product_attention(q, k, v, bias[None])
+        return m.b(y.transpose(1, 2).flatten(2))
+
+    table = nn.Parameter(torch.randn(9, 4))
+    model = Lambda(forward, a=nn.Linear(4, 24), b=nn.Linear(8, 3), table=table).double()
+    model.register_buffer("index", torch.arange(5)[:, None] - torch.arange(5) + 4)
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    structures = trace(model, x)
+    assert [(g.layer, g.size, g.width) for g in structures.groups] == [("a", 4, 6)]
+    found = run(cut(model, structures, {1, 2}), x)
+    assert error(run(zeroed(model, structures, {1, 2}), x), found) < 1e-10
 
 
 # ---- index_add -------------------------------------------------------------------------------
