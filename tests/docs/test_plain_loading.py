@@ -116,8 +116,16 @@ def test_it_refuses_what_only_the_library_can_load(tmp_path: Path) -> None:
     dp.load(tmp_path, make())
 
 
+def test_it_refuses_buffers_that_only_the_library_can_cut(tmp_path: Path) -> None:
+    dp.save(tmp_path, nn.Linear(2, 3))
+    path = tmp_path / "structure.json"
+    path.write_text(path.read_text().replace('"tied"', '"buffers": {"x": [[0, [1]]]}, "tied"', 1))
+    with pytest.raises(ValueError, match="were cut: load it with decayprune"):
+        load_pruned()(str(tmp_path), nn.Linear(2, 3))
+
+
 def test_it_is_about_thirty_lines_of_plain_torch() -> None:
     code = next(c for _, c in blocks(PAGE.read_text(encoding="utf-8")) if c and "load_pruned" in c)
     definition = code.partition("\n\n\nplain = ")[0]
-    assert sum(bool(line.strip()) for line in definition.splitlines()) <= 33
+    assert sum(bool(line.strip()) for line in definition.splitlines()) <= 35
     assert "import decayprune" not in definition

@@ -70,6 +70,7 @@ def _problems(structure: dict[str, Any]) -> Iterator[str]:
         if name in tensors or not isinstance(other, str) or other not in tensors:
             yield f"tensor {name!r} is tied to nothing"
     yield from _module_problems(structure["modules"])
+    yield from _buffer_problems(structure.get("buffers", {}))
 
 
 def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
@@ -81,3 +82,13 @@ def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
         for attribute, value in sizes.items():
             if not (is_size(value) or is_size(value, list)):
                 yield f"{attribute!r} of module {name!r} is not a size"
+
+
+def _buffer_problems(buffers: Any) -> Iterator[str]:
+    if not isinstance(buffers, dict):
+        yield "'buffers' is not an object"
+        return
+    for name, cuts in buffers.items():
+        pairs = isinstance(cuts, list) and all(isinstance(c, list) and len(c) == 2 for c in cuts)
+        if not pairs or not all(is_size(dim) and is_size(index, list) for dim, index in cuts):
+            yield f"the entry of buffer {name!r} is not a list of dimensions with their indices"

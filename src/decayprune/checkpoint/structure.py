@@ -18,7 +18,7 @@ from decayprune.checkpoint.fields import CheckpointError, dtype_name, is_size
 from decayprune.structures.exact.swap import STAND_INS, become_all, counted_width
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 from decayprune.structures.twin import named_tensors
-from decayprune.surgery.cut import changed_sizes, note_changed
+from decayprune.surgery.cut import changed_sizes, kept_of_buffers, note_changed, note_kept
 
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
@@ -52,7 +52,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
     Returns:
         Plain JSON values: shape and dtype of each parameter and persistent buffer, which names are
         tied, and the sizes that layers keep as attributes. Of the attributes of your own modules
-        those that a cut has changed.
+        those that a cut has changed, and of buffers that are not persistent the indices kept.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -60,6 +60,11 @@ def structure(model: nn.Module) -> dict[str, Any]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"structure(model) takes a torch.nn.Module; found {type(model).__name__}.")
     tensors, tied = distinct(saved_tensors(model))
+    buffers = {
+        f"{name}.{leaf}" if name else leaf: [[dim, index] for dim, index in sorted(cuts.items())]
+        for name, module in model.named_modules()
+        for leaf, cuts in kept_of_buffers(module).items()
+    }
     return {
         "format": fields.FORMAT,
         "version": fields.VERSION,
@@ -74,6 +79,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
             for name, module in model.named_modules()
             if (attributes := _attributes(module))
         },
+        **({"buffers": buffers} if buffers else {}),
     }
 
 
@@ -111,12 +117,20 @@ def reshape(model: Model, structure: Mapping[str, Any]) -> Model:
 
 def _reshape(model: nn.Module, structure: Mapping[str, Any]) -> None:
     plan, shapes = _plan(structure, model), shapes_of(structure)
+    buffers = _buffers_to_cut(structure, model)
     own = saved_tensors(model)
     become_all(model, _losers(plan))
     for name, tensor in own.items():
         if list(tensor.shape) != shapes[name]:
             tensor.grad = None
             tensor.data = _leading(tensor.detach(), shapes[name])
+    for home, leaf, cuts in buffers:
+        for dim, index in cuts.items():
+            buffer = home._buffers[leaf]
+            assert buffer is not None
+            chosen = torch.tensor(index, device=buffer.device)
+            home._buffers[leaf] = buffer.index_select(dim, chosen)
+        note_kept(home, leaf, cuts)
     for module, attribute, value in plan:
         if getattr(module, attribute) != value:
             note_changed(module, attribute)
@@ -235,6 +249,30 @@ def _plan(structure: Mapping[str, Any], model: nn.Module) -> Plan:
             (module, attribute, tuple(value) if isinstance(value, list) else value)
             for attribute, value in sizes.items()
         ]
+    return plan
+
+
+def _buffers_to_cut(
+    structure: Mapping[str, Any], model: nn.Module
+) -> list[tuple[nn.Module, str, dict[int, list[int]]]]:
+    """Buffers that are not persistent, and what to keep of them; raises before anything changes."""
+    modules, plan = dict(model.named_modules()), []
+    for name, said in structure.get("buffers", {}).items():
+        home, _, leaf = name.rpartition(".")
+        module, cuts = modules.get(home), dict(map(tuple, said))
+        if module is None or leaf not in module._non_persistent_buffers_set:
+            raise unfit(structure, model, f"it has no buffer {name!r} that is not persistent")
+        buffer = module._buffers[leaf]
+        shape = () if buffer is None else buffer.shape
+        if kept_of_buffers(module).get(leaf) == cuts:
+            continue  # reshaped already
+        for dim, index in cuts.items():
+            rising = index == sorted(set(index)) and index
+            if dim >= len(shape) or not rising or index[-1] >= shape[dim]:
+                raise unfit(
+                    structure, model, f"the indices kept of {name} do not fit its {list(shape)}"
+                )
+        plan.append((module, leaf, cuts))
     return plan
 
 

@@ -7,7 +7,7 @@ changed anything is not asked here: see :mod:`~decayprune.surgery.verified`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.twin import named_tensors
 from decayprune.surgery.undo import Undo
 
-_CHANGED = "_sizes_changed_by_cut"
+_CHANGED, _KEPT = "_sizes_changed_by_cut", "_buffers_kept_by_cut"
+Kept = dict[str, dict[int, list[int]]]
 
 
 def kept_indices(structures: StructureMap, gone: Tensor) -> dict[tuple[str, int], Tensor]:
@@ -67,6 +68,10 @@ def cut(
     become_all(model, [modules[module] for module in loses])
     for name, cuts in cuts_of.items():
         _cut_tensor(undo, tensors[name], cuts, optimizers, on_trial)
+        home, _, leaf = name.rpartition(".")
+        if leaf in modules[home]._non_persistent_buffers_set:
+            undo.keep(modules[home])
+            note_kept(modules[home], leaf, {dim: index.tolist() for dim, index in cuts})
     for module, attribute, labels, divisor in structures.attributes:
         if module in loses:
             _set(undo, modules[module], attribute, int(stays[labels].sum()) // divisor)
@@ -91,6 +96,32 @@ def note_changed(module: nn.Module, attribute: str) -> None:
     """
     if not type(module).__module__.startswith("torch.nn."):
         vars(module)[_CHANGED] = tuple(sorted({*changed_sizes(module), attribute}))
+
+
+def kept_of_buffers(module: nn.Module) -> Kept:
+    """What is left of buffers that no state dict holds: indices by name and dimension.
+
+    A fresh model makes their values anew, of all channels; these say which of them to take.
+    """
+    found: Kept = vars(module).get(_KEPT, {})
+    return found
+
+
+def note_kept(module: nn.Module, buffer: str, cuts: Mapping[int, list[int]]) -> None:
+    """Note which indices of a buffer stay.
+
+    Args:
+        module: Gets the note.
+        buffer: Its name there.
+        cuts: Indices that stay, by dimension, counted from what is there now.
+    """
+    noted = kept_of_buffers(module)
+    before = noted.get(buffer, {})
+    now = {
+        dim: [before[dim][i] for i in index] if dim in before else index
+        for dim, index in cuts.items()
+    }
+    vars(module)[_KEPT] = {**noted, buffer: {**before, **now}}
 
 
 def _stays(gone: Tensor) -> Tensor:

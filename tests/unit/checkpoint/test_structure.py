@@ -179,6 +179,64 @@ def test_older_structures_say_more_and_are_still_taken() -> None:
     assert torch.equal(fresh(inputs), model(inputs))
 
 
+# ---------------------------------------------------------------- buffers that nobody saves
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("scale", torch.linspace(1, 2, 8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)) * self.scale)
+
+
+def cut_scaled(*gone: int) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model, inputs = Scaled().double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    for structure in gone:  # one after the other, each counted from what is left
+        structures = trace(model, inputs)
+        leaves = torch.arange(structures.num_structures) == structure
+        model.load_state_dict(slow.zeroed(model, structures, {structure}).state_dict())
+        compact(model, structures, leaves, example_inputs=inputs)
+    return model, inputs
+
+
+@pytest.mark.parametrize("gone", [(2,), (2, 2, 0)], ids=["one cut", "three cuts"])
+def test_buffers_that_are_not_persistent_are_cut_again(gone: tuple[int, ...]) -> None:
+    model, inputs = cut_scaled(*gone)
+    said = json.loads(json.dumps(dp.structure(model)))
+    kept = [i for i in range(8) if i not in ((2,) if len(gone) == 1 else (0, 2, 3))]
+    assert said["buffers"] == {"scale": [[0, kept]]}
+    fresh = dp.reshape(Scaled().double().eval(), said)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(inputs), model(inputs))
+    assert dp.structure(dp.reshape(fresh, said)) == said
+    assert "buffers" not in dp.structure(Scaled())
+
+
+@pytest.mark.parametrize(
+    ("buffers", "match"),
+    [
+        ([], "'buffers' is not an object"),
+        ({"scale": [[0]]}, "the entry of buffer 'scale' is not"),
+        ({"scale": [[0, [-1]]]}, "the entry of buffer 'scale' is not"),
+        ({"scale": [[0, [0, 8]]]}, r"indices kept of scale do not fit its \[8\]"),
+        ({"scale": [[0, [1, 1]]]}, r"indices kept of scale do not fit its \[8\]"),
+        ({"scale": [[1, [0]]]}, r"indices kept of scale do not fit its \[8\]"),
+        ({"scale": [[0, []]]}, r"indices kept of scale do not fit its \[8\]"),
+        ({"a.weight": [[0, [0]]]}, "it has no buffer 'a.weight'"),
+        ({"x.y": [[0, [0]]]}, "it has no buffer 'x.y'"),
+    ],
+)
+def test_forged_indices_are_refused(buffers: Any, match: str) -> None:
+    fresh = Scaled()
+    with pytest.raises(dp.CheckpointError, match=match):
+        dp.reshape(fresh, dp.structure(fresh) | {"buffers": buffers})
+    assert fresh.scale.shape == (8,)
+
+
 # ---------------------------------------------------------------- refusals
 
 
