@@ -197,14 +197,20 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         names += [name for name in changed_sizes(module) if name not in names]
     found: dict[str, int | list[int]] = {}
     for name in names:
-        value = getattr(module, name, None)
-        if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
+        value: Any = getattr(module, name, None)
+        if _are_sizes(value):
             found[name] = list(value)
         elif isinstance(value, int) and is_size(value):
             found[name] = value
     weight = module._parameters.get("weight")
     implied = _implied(module, found, None if weight is None else list(weight.shape))
     return found | {name: value for name, value in implied.items() if name in found}
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether an attribute holds several sizes, such as those of a split."""
+    several = isinstance(value, (tuple, list)) and len(value) > 0
+    return several and all(type(one) is int for one in value)
 
 
 def _is_of_torch(module: nn.Module) -> bool:
@@ -246,7 +252,7 @@ def _plan(structure: Mapping[str, Any], model: nn.Module) -> Plan:
         if problem := _problem(f"module {name!r}", module, sizes, implied):
             raise unfit(structure, model, problem)
         plan += [
-            (module, attribute, tuple(value) if isinstance(value, list) else value)
+            (module, attribute, _like(getattr(module, attribute, ()), value))
             for attribute, value in sizes.items()
         ]
     return plan
@@ -274,6 +280,13 @@ def _buffers_to_cut(
                 )
         plan.append((module, leaf, cuts))
     return plan
+
+
+def _like(here: Any, value: Any) -> Any:
+    """Several sizes as the tuple or list that they are in the model."""
+    if not isinstance(value, list):
+        return value
+    return value if isinstance(here, list) else tuple(value)
 
 
 def _problem(
@@ -308,7 +321,8 @@ def _settable(module: nn.Module) -> dict[str, Any]:
     """What a structure may say of a module: its sizes, and any integer of the user's own module."""
     own = {} if isinstance(module, STAND_INS) or _is_of_torch(module) else vars(module)
     counts = {n: v for n, v in own.items() if type(v) is int and is_size(v) and n != "type"}
-    return counts | _attributes(module)
+    several = {n: list(v) for n, v in own.items() if _are_sizes(v) and n != "type"}
+    return counts | several | _attributes(module)
 
 
 def _implied(

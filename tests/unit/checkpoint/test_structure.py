@@ -170,6 +170,32 @@ def test_an_undone_cut_leaves_no_note() -> None:
     assert changed_sizes(model) == ()
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_sizes_of_a_split_come_along(kind) -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = kind((8, 24))
+            self.a, self.b, self.c = nn.Linear(5, 32), nn.Linear(8, 4), nn.Linear(24, 4)
+
+        def forward(self, x):
+            p, q = self.a(x).split(self.parts, 1)
+            return self.b(p) + self.c(q)
+
+    model, inputs = Split().double(), torch.randn(2, 5, dtype=torch.float64)
+    structures = trace(model, inputs)
+    gone = torch.zeros(structures.num_structures, dtype=torch.bool)
+    gone[[1, 2, 10]] = True
+    model.load_state_dict(slow.zeroed(model, structures, {1, 2, 10}).state_dict())
+    compact(model, structures, gone, example_inputs=inputs)
+    assert sum(model.parts) == 29
+    assert sorted(model.parts) != [8, 24]
+    fresh = dp.reshape(Split().double(), dp.structure(model))
+    assert fresh.parts == model.parts
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(inputs), model(inputs))
+
+
 def test_older_structures_say_more_and_are_still_taken() -> None:
     model, inputs = cut_heads()
     said = dp.structure(model)
