@@ -938,7 +938,9 @@ def einsums() -> tuple[nn.Module, Any]:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.stem(x)
         q, k, v = (torch.einsum("bnc,chd->bhnd", x, w) for w in (m.q, m.k, m.v))
-        scores = torch.einsum("b h n d, b h m d -> b h n m", q, k).softmax(-1)
+        scores = torch.einsum("b h n d, b h m d -> b h n m", q, k)
+        bias = m.table[torch.arange(25) % 7].view(5, 5, -1).permute(2, 0, 1)[None]
+        scores = (scores + (bias + torch.eye(5, dtype=x.dtype).expand(2, 1, 5, 5))).softmax(-1)
         y = torch.einsum("...nm,...md->...nd", scores, v)
         y = torch.einsum("bhnd,hde->bhne", y, m.each)
         return m.head(x + torch.einsum("bhnd,hdc->bnc", y, m.out))
@@ -952,6 +954,7 @@ def einsums() -> tuple[nn.Module, Any]:
         q=weight(8, 2, 4),
         k=weight(8, 2, 4),
         v=weight(8, 2, 4),
+        table=weight(7, 2),
         each=weight(2, 4, 3),
         out=weight(2, 3, 8),
         head=nn.Linear(8, 3),
@@ -1051,7 +1054,8 @@ def picked() -> tuple[nn.Module, Any]:
 
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.a(x)
-        length = x[:, :, -1].size(1)  # a slice that is only asked for its shape
+        peek = x[:, :, -1]  # a slice that is only asked for its shape
+        length = peek.size(1) + peek.shape[0]
         index = m.score.topk(4).indices
         x = x.gather(1, index[None, :, None].expand(2, -1, x.shape[2]))
         x = torch.take_along_dim(x, index[None, :, None] % 4, 1)

@@ -59,8 +59,9 @@ _RULES = {
 }
 
 _ASKS_FOR_SHAPES = words(
-    "size dim stride numel len ndimension nelement is_floating_point is_complex new_zeros new_ones "
-    "new_empty new_full zeros_like ones_like full_like empty_like rand_like randn_like"
+    "get:shape size dim stride numel len ndimension nelement is_floating_point is_complex "
+    "new_zeros new_ones new_empty new_full zeros_like ones_like full_like empty_like rand_like "
+    "randn_like"
 )
 """What reads no values: a slice that is only asked for its shape fixes nothing."""
 

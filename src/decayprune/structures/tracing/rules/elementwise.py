@@ -197,9 +197,9 @@ def _meet(call: Call) -> tuple[Tensor, list[Mark], bool] | None:
 def _marked(tape: Tape, tensors: list[Tensor]) -> list[tuple[Tensor, Mark]]:
     """The operands that carry labels; last those of which only a place is known, no width."""
     marked = [(value, mark) for value in tensors if (mark := tape.marked(value)) is not None]
-    if not marked:  # weight * rsqrt(variance + eps): several that are used as they are
+    if not marked:  # weight * rsqrt(variance + eps), biases by head + a mask
         own = [value for value in tensors if tape.view(value) and value.is_floating_point()]
-        if len(own) > 1:
+        if sum(value.numel() > 1 for value in tensors) > 1:
             marked = [(value, mark) for value in own if (mark := tape.raw(value)) is not None]
     return sorted(marked, key=lambda item: tape.is_raw(item[1]))
 
