@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from decayprune import notebook
 from decayprune.cost import CostModel
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Refusal, StructureMap
@@ -37,7 +38,7 @@ class GroupSummary:
     params: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """Everything :func:`inspect` found; ``print()`` it for a table.
 
@@ -79,6 +80,29 @@ class Inspection:
         if self.refusals:
             lines += ["", "Left alone:", *_by_reason(self.refusals)]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """One line; ``str()`` has the tables."""
+        return (
+            f"<Inspection: {self.structures.num_structures:,} structures in {len(self.groups)} "
+            f"groups, {len(self.refusals)} widths left alone, down to {self.least_macs:.1%} of "
+            f"{self.macs:,} MACs>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The tables, for notebooks."""
+        groups = notebook.table(
+            ("group", "structures", "MACs in it", "parameters"),
+            [(g.layer, g.structures, g.macs, g.params) for g in self.groups],
+            title=str(self).partition("\n")[0],
+            below="",
+        )
+        if not self.refusals:
+            return groups
+        left = [(r.layer or "the model", r.width, r.reason) for r in self.refusals]
+        return groups + notebook.table(
+            ("layer", "width", "reason"), left, title="Left alone", below=""
+        )
 
 
 def _by_reason(refusals: Iterable[Refusal]) -> list[str]:

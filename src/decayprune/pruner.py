@@ -6,7 +6,7 @@ schedule the lowest of them leave, as many as the budget needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from decayprune.latency.estimate import LatencyModel
 from decayprune.latency.hardware import Hardware, Suit, known
 from decayprune.latency.sharing import shared
 from decayprune.method.decay import Curve
+from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
 from decayprune.selection.by_importance import ImportanceSelector, Scope
 from decayprune.selection.importance import Importance
@@ -78,6 +79,7 @@ class DecayPruner(BesideOptimizer):
             inner widths alone.
         pin: Zero pruned structures again after every step. Where training revives them by itself
             (a sigmoid, noise on the weights) that happens anyway, once it was noticed.
+        on_event: Told of every decay, release and prune, after the step that made it.
 
     Raises:
         ValueError: Nothing can be pruned, the budget cannot be reached, a name matches nothing,
@@ -105,6 +107,7 @@ class DecayPruner(BesideOptimizer):
         floor: float = 0.1,
         residual_width: bool | None = None,
         pin: bool = False,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
         arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
@@ -157,6 +160,7 @@ class DecayPruner(BesideOptimizer):
             pin=pin,
             reads_gradients=self._selector.reads_gradients,
         )
+        self.on_event = on_event
 
     # ---------------------------------------------------------------- parts of the constructor
 

@@ -67,3 +67,14 @@ def test_refusals_for_one_reason_stand_under_it_in_lines_that_fit() -> None:
     assert tail.startswith("  forward() fails (shape 0):\n    blocks.0.attn (96 wide), blocks.1.")
     assert tail.endswith("blocks.8.attn (96 wide)\n  the model's output:\n    the model (10 wide)")
     assert max(map(len, tail.splitlines())) <= 96
+
+
+def test_one_line_in_a_list_and_tables_in_a_notebook() -> None:
+    found = dp.inspect(net(), INPUTS, ignored_layers=["c"])
+    assert repr(found).startswith("<Inspection: 22 structures in 2 groups,")
+    assert len(repr(found)) < 200
+    html = found._repr_html_()
+    assert html.count("<table>") == html.count("</table>") == 2
+    for group in found.groups:
+        assert f'<td style="text-align:left">{group.layer}</td>' in html
+    assert "ignored" in html

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from decayprune import notebook
 from decayprune.latency import hardware
 from decayprune.latency.memory_format import converted, in_format
 from decayprune.latency.race import Call, Race, fastest, interval, known, paired
@@ -101,6 +102,26 @@ class Latency:
     def to_json(self) -> str:
         """The same as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+    def _repr_html_(self) -> str:
+        """The medians, for notebooks."""
+        timed = {
+            "in the faster format": (self.before_ms, self.after_ms),
+            "contiguous": self.contiguous,
+            "channels last": self.channels_last,
+            "compiled": self.compiled,
+        }
+        rows = [
+            (name, f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{pair[0] / pair[1]:.2f}x")
+            for name, pair in timed.items()
+            if pair is not None
+        ]
+        return notebook.table(
+            ("", "before, ms", "after, ms", "faster"),
+            rows,
+            title=f"Batch {self.batch_size}, {self.threads} threads, {self.device}",
+            below=" ".join([f"MACs alone would give {self.ideal:.2f}x.", *self._details()[-1:]]),
+        )
 
     def __str__(self) -> str:
         return (

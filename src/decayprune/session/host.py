@@ -7,7 +7,7 @@ and what it has to save of itself. ``docs/extend/host.md`` builds one from nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, SupportsIndex
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from decayprune.cost import CostModel
 from decayprune.method.lifecycle import Event, LifecycleState
+from decayprune.method.rectify import c_rate
 from decayprune.session import resume
 from decayprune.session.session import Copies, Session
 from decayprune.structures.structure_map import StructureMap
@@ -80,6 +81,49 @@ class Host:
     def report(self) -> CompactionReport | None:
         """What :meth:`compact` removed; None before."""
         return self._session.report
+
+    @property
+    def on_event(self) -> Callable[[Event], object] | None:
+        """A function that is told of every decay, release and prune, after the step that made it.
+
+        Set it to hear of them: ``pruner.on_event = print``. What it raises ends the step that is
+        already made; nothing is lost.
+        """
+        return self._session.on_event
+
+    @on_event.setter
+    def on_event(self, listener: Callable[[Event], object] | None) -> None:
+        self._session.on_event = listener
+
+    def log(self) -> dict[str, float]:
+        """Where pruning stands, as numbers that any logger takes.
+
+        Returns:
+            ``macs_left``: share of the MACs, commitments counted; ``decaying`` and ``pruned``:
+            structures that are so now; ``released``: how many releases there were;
+            ``strongest_resistance``: the largest ``C_rate`` of a decaying structure, in [-1, 1];
+            0 where nothing decays.
+        """
+        state = self.lifecycle
+        rates = c_rate(state.statistics.at(state.decaying))
+        return {
+            "macs_left": self.remaining()["macs"],
+            "decaying": float(state.decaying.numel()),
+            "pruned": float(state.pruned.sum()),
+            "released": float(sum(event.kind == "release" for event in self.events)),
+            "strongest_resistance": float(rates.max()) if rates.numel() else 0.0,
+        }
+
+    def __repr__(self) -> str:
+        """What it is doing."""
+        found = self.log()
+        doing = f"step {self.steps:,}, {found['macs_left']:.1%} of the MACs left"
+        if self._session.report is not None:
+            doing += ", compacted"
+        elif self.finished:
+            doing += ", finished: compact() is next"
+        counts = ", ".join(f"{found[k]:.0f} {k}" for k in ("decaying", "pruned", "released"))
+        return f"<{type(self).__name__}: {doing}; {counts}>"
 
     def remaining(self) -> dict[str, float]:
         """What remains, commitments counted, as fractions: MACs, parameters, structures."""

@@ -76,6 +76,7 @@ class Session:
         parameters: The parameters that the method moves, by name.
         cost: What remains costs, as a function of the widths that stay.
         report: What :meth:`compact` removed; None before.
+        on_event: Told of every event, once the step that made it is over; None: nobody is.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -113,6 +114,7 @@ class Session:
         self._events: list[Event] = []
         self._moves: list[Moves] = []  # what happened since events were read
         self.report: CompactionReport | None = None
+        self.on_event: Callable[[Event], object] | None = None
         self.attached = False
         self._watch: StepWatch | None = None
 
@@ -318,6 +320,9 @@ class Session:
             check_state(self.model, self.structures, self.optimizers)
         if moves and not self._tried and self.selector.done(self.lifecycle, self.steps):
             self._try_cut()
+        if self.on_event is not None:
+            for event in (event for move in moves for event in move.events()):
+                self.on_event(event)
         return moves
 
     def _try_cut(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from decayprune import notebook
 from decayprune.cost import CostModel
 from decayprune.structures import sums
 from decayprune.structures.example import ExampleInputs
@@ -55,16 +56,31 @@ class CompactionReport:
 
     def __str__(self) -> str:
         """A short table."""
-        rows = (
+        lines = [f"{'':12}{'before':>16}{'after':>16}{'remains':>10}"]
+        lines += [f"{n:12}{a:>16,}{b:>16,}{share:>10}" for n, a, b, share in self._rows()]
+        return "\n".join([*lines, *self._notes()])
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return notebook.table(
+            ("", "before", "after", "remains"),
+            self._rows(),
+            title="Compacted",
+            below=" ".join(self._notes()),
+        )
+
+    def _rows(self) -> list[tuple[str, int, int, str]]:
+        pairs = (
             ("MACs", self.macs_before, self.macs_after),
             ("parameters", self.params_before, self.params_after),
         )
-        lines = [f"{'':12}{'before':>16}{'after':>16}{'remains':>10}"]
-        lines += [f"{n:12}{a:>16,}{b:>16,}{b / max(a, 1):>10.1%}" for n, a, b in rows]
-        lines.append(
+        return [(name, a, b, f"{b / max(a, 1):.1%}") for name, a, b in pairs]
+
+    def _notes(self) -> list[str]:
+        lines = [
             f"{self.removed:,} structures removed; outputs changed by at most "
             f"{self.max_abs_error:.1e} ({self.max_rel_error:.1e} of the largest)."
-        )
+        ]
         if self.compared < 1:
             lines.append(f"{self.compared:.1%} of the outputs were finite, and compared.")
         if self.ordered:
@@ -77,7 +93,7 @@ class CompactionReport:
                 "Integers that equalled a width and may count it, left as they are: "
                 f"{', '.join(self.doubtful)}."
             )
-        return "\n".join(lines)
+        return lines
 
     def to_json(self) -> str:
         """The figures as a JSON object (without the kept indices)."""

@@ -47,6 +47,9 @@ def test_ratios_say_their_direction() -> None:
     assert found.to_dict()["speedup"] == 2.0
     assert json.loads(found.to_json()) == found.to_dict()
     assert "4.00 ms -> 2.00 ms, 2.00x faster (MACs alone would give 2.50x)" in str(found)
+    assert "2.00x" in found._repr_html_()
+    assert "2.50x" in found._repr_html_()
+    assert "compiled" not in found._repr_html_()
 
 
 def test_runs_below_one_are_refused() -> None:

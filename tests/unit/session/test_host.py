@@ -15,8 +15,18 @@ from decayprune.hosts import DHSPG, HESSO, GateDecorator, TorchPruningHost
 from decayprune.session.host import BesideOptimizer, Host
 from loops import INPUTS, OPTIMIZERS, backward, batches, moves, net, pruner_for, same, train
 
-READ = {"model", "structures", "cost", "lifecycle", "steps", "waited", "events", "finished"}
-CALLED = {"remaining", "compact", "close"}
+READ = {
+    "model",
+    "structures",
+    "cost",
+    "lifecycle",
+    "steps",
+    "waited",
+    "events",
+    "finished",
+    "on_event",
+}
+CALLED = {"remaining", "log", "__repr__", "compact", "close"}
 
 
 @pytest.mark.parametrize("kind", [dp.DecayPruner, DHSPG, HESSO, GateDecorator, TorchPruningHost])
@@ -147,3 +157,50 @@ def test_a_forgotten_pruner_frees_its_model() -> None:
     del pruner
     assert pruner_for(model, optimizer).steps == 0
     assert pruner_for(other, OPTIMIZERS["SGD"](other.parameters())).steps == 0
+
+
+def test_it_tells_of_every_event_and_where_it_stands() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    told: list[dp.Event] = []
+    rectify = dp.Rectify(rule="thresholds", t_rate=-1, t_len=-1e9, warm_up=0)
+    pruner = pruner_for(model, optimizer, rectify=rectify, on_event=told.append)
+    assert "step 0, 100.0% of the MACs left; 0 decaying, 0 pruned, 0 released" in repr(pruner)
+    seen = []
+    for _ in range(30):
+        train(model, optimizer, 1, pruner)
+        assert told == pruner.events
+        seen.append(pruner.log())
+        state = pruner.lifecycle
+        assert seen[-1]["macs_left"] == pruner.remaining()["macs"]
+        assert seen[-1]["decaying"] == sum(state.phase == 1)
+        assert seen[-1]["pruned"] == sum(state.phase == 2)
+        assert seen[-1]["released"] == sum(event.kind == "release" for event in told)
+        assert -1 <= seen[-1]["strongest_resistance"] <= 1
+        assert all(type(value) is float for value in seen[-1].values())
+    assert max(row["released"] for row in seen) > 0
+    assert any(row["strongest_resistance"] != 0 for row in seen)
+    while not pruner.finished:
+        train(model, optimizer, 1, pruner)
+    assert "finished: compact() is next" in repr(pruner)
+    pruner.compact()
+    assert "compacted" in repr(pruner)
+
+
+def test_a_listener_that_fails_leaves_a_step_that_was_made() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    pruner = pruner_for(model, optimizer)
+
+    def fails(event: dp.Event) -> None:
+        raise OSError("the tracking server is gone")
+
+    pruner.on_event = fails
+    with pytest.raises(OSError, match="tracking server"):
+        train(model, optimizer, 30, pruner)
+    assert pruner.steps > 0
+    assert pruner.events
+    pruner.on_event = None
+    while not pruner.finished:
+        train(model, optimizer, 1, pruner)
+    assert pruner.compact().removed

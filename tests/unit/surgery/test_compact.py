@@ -149,6 +149,8 @@ def test_the_report_says_what_happened() -> None:
     assert (model.stem[0].out_channels, model.a[0].in_channels) == (widths["stem.0"],) * 2
     assert f"{gone} structures removed" in str(report)
     assert f"{report.macs_after:,}" in str(report)
+    assert f">{report.macs_after:,}<" in report._repr_html_()
+    assert f"{gone} structures removed" in report._repr_html_()
     assert f"{report.params_after / report.params_before:.1%}" in str(report)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.app.run.batches import Batch, Batches, seed_all, to_device
-from decayprune.app.run.objective import Objective, forward, imitated
+from decayprune.app.run.objective import Objective, forward
+from decayprune.distill import Distill
 
 CLASSIFIER = Objective()
 """Cross-entropy of logits, judged by the accuracy."""
@@ -63,16 +64,17 @@ def _gradients(
     *,
     bf16: bool,
     pruner: Pruner | None,
-    teacher: nn.Module | None,
+    distill: Distill | None,
 ) -> tuple[Tensor, bool]:
     """Loss of one batch, gradients clipped in place, and whether they are finite."""
     device = next(model.parameters()).device
     inputs, targets = to_device(batch[0], device), to_device(batch[1], device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         outputs = forward(model, inputs)
-        loss = objective.loss(outputs, targets)
-        if teacher is not None:
-            loss = imitated(outputs, teacher, inputs, targets, loss)
+        if distill is None:
+            loss = objective.loss(outputs, targets)
+        else:
+            loss = distill(outputs, targets, inputs)
     loss.backward()
     if pruner is not None:
         pruner.observe()
@@ -92,7 +94,7 @@ def train_steps(
     bf16: bool = False,
     pruner: Pruner | None = None,
     objective: Objective = CLASSIFIER,
-    teacher: nn.Module | None = None,
+    distill: Distill | None = None,
 ) -> Iterator[Step]:
     """Train from step ``start`` up to ``stop``, one yield per step.
 
@@ -107,7 +109,7 @@ def train_steps(
         bf16: Forward in bfloat16 autocast.
         pruner: Observes before clipping and steps after the optimizer.
         objective: Whose loss is minimised.
-        teacher: Whose logits are imitated as well.
+        distill: Asks a teacher as well, and holds the loss.
 
     Yields:
         Each step after it was made. One whose gradient is not finite changes no weight.
@@ -126,7 +128,7 @@ def train_steps(
                 group["lr"] = rate
             seed_all(seed, number)
             loss, finite = _gradients(
-                model, batch, objective, bf16=bf16, pruner=pruner, teacher=teacher
+                model, batch, objective, bf16=bf16, pruner=pruner, distill=distill
             )
             bad = 0 if finite else bad + 1
             if bad > PATIENCE:

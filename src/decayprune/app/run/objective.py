@@ -1,4 +1,4 @@
-"""What a model is trained for and judged by: loss, metric, and a teacher to imitate."""
+"""What a model is trained for and judged by: loss and metric."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decayprune.app.run import own
 from decayprune.app.run.blame import blamed
-
-TEMPERATURE, SHARE = 2.0, 0.5
-"""Of distillation: how much softer the logits are made, and the teacher's share of the loss."""
 
 Function = Callable[[Any, Any], Any]
 
@@ -118,28 +114,6 @@ def _checked(spec: str) -> Function:
         return value
 
     return loss
-
-
-def imitated(outputs: Any, teacher: nn.Module, inputs: Any, targets: Any, loss: Tensor) -> Tensor:
-    """The loss with a teacher's share in it.
-
-    Source: Hinton et al., arXiv 1503.02531, section 2: ``T ** 2`` times the cross-entropy with the
-    teacher's softened probabilities (here the divergence, whose gradient is the same).
-
-    Args:
-        outputs: Of the student.
-        teacher: In eval mode.
-        inputs: Of both.
-        targets: Of the batch.
-        loss: Without the teacher.
-    """
-    with torch.no_grad():
-        taught = logits(forward(teacher, inputs), targets).float() / TEMPERATURE
-    student = logits(outputs, targets).float() / TEMPERATURE
-    apart = F.kl_div(
-        student.log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True
-    )
-    return (1 - SHARE) * loss + SHARE * TEMPERATURE**2 * apart
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

@@ -78,7 +78,7 @@ class Run:
         self.example = subject.example(settings, self.data, 1)
         self.objective = objective(settings.loss, settings.metric)
         self.optimizer = subject.optimizer(settings, self.model)
-        self.teacher: nn.Module | None = None
+        self.distill: dp.Distill | None = None
         epoch = len(self.data.train)
         self.dense_steps = epoch * (settings.epochs or 0)
         self.total_steps = self.dense_steps + epoch * (
@@ -105,15 +105,18 @@ class Run:
             TypeError: Something of the user's returns another thing than it should.
         """
         trial = subject.fresh_model(self.settings, self.data)
-        subject.teacher(self.settings, self.data, trial)
+        taught = subject.teacher(self.settings, self.data, copy.deepcopy(trial))
         next(iter(self.data.train.epoch(0)))
         inputs, targets = next(iter(self.data.test.epoch(0)))
         device = next(trial.parameters()).device
         with torch.no_grad():
             outputs = forward(trial.eval(), to_device(inputs, device))
             self.objective.loss(outputs, to_device(targets, device))
+            if taught is not None:
+                inputs = to_device(inputs, device)
+                dp.Distill(taught, None, weight=1)(outputs, None, inputs)
             self.objective.metric(outputs, to_device(targets, device))
-        trial.train().requires_grad_(True)
+        trial.train()
         self._new_pruner(trial, subject.optimizer(self.settings, trial))
 
     def start(self) -> dict[str, Any]:
@@ -237,7 +240,9 @@ class Run:
 
     def _enter(self) -> methods.Pruning:
         """Begin to prune: from now on the host may be the optimizer."""
-        self.teacher = subject.teacher(self.settings, self.data, copy.deepcopy(self.model))
+        teacher = subject.teacher(self.settings, self.data, copy.deepcopy(self.model))
+        if teacher is not None:
+            self.distill = dp.Distill(teacher, self.objective.loss)
         self.pruner = self._new_pruner(self.model, self.optimizer)
         self.optimizer = self.pruner.optimizer
         return self.pruner
@@ -268,7 +273,7 @@ class Run:
             bf16=bool(self.settings.bf16),
             pruner=self.pruner,
             objective=self.objective,
-            teacher=self.teacher,
+            distill=self.distill,
         )
         if self.pruner is not None and self.pruner.host.finished:
             return
@@ -326,8 +331,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "pruner": None if self.pruner is None else self.pruner.state_dict(),
         }
-        if self.settings.teacher == "dense" and self.teacher is not None:
-            state["teacher"] = self.teacher.state_dict()
+        if self.settings.teacher == "dense" and self.distill is not None:
+            state["teacher"] = self.distill.teacher.state_dict()
         self.folder.save(state, before_cut=before_cut)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -337,5 +342,5 @@ class Run:
             self._enter().load_state_dict(state["pruner"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.teacher is not None and "teacher" in state:
-            self.teacher.load_state_dict(state["teacher"])
+        if self.distill is not None and "teacher" in state:
+            self.distill.teacher.load_state_dict(state["teacher"])

@@ -123,7 +123,7 @@ def _unknown(spec: str, name: str, known: list[str]) -> ValueError:
 
 
 def teacher(settings: Settings, data: datasets.Data, dense: nn.Module) -> nn.Module | None:
-    """Whom to imitate, in eval mode and without gradients.
+    """Whom to imitate, if anybody.
 
     Args:
         settings: Resolved.
@@ -141,7 +141,7 @@ def teacher(settings: Settings, data: datasets.Data, dense: nn.Module) -> nn.Mod
             "--teacher expects dense, torchvision:NAME, timm:NAME or pkg.mod:factory; found "
             f"{settings.teacher!r}."
         )
-    return found.to(torch.device(settings.device or "cpu")).eval().requires_grad_(False)
+    return found.to(torch.device(settings.device or "cpu"))
 
 
 def optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from decayprune.app.run import objective as objectives
 from decayprune.app.run.batches import MemoryBatches
 from decayprune.app.run.loop import evaluate
-from decayprune.app.run.objective import Objective, cross_entropy, imitated, objective
+from decayprune.app.run.objective import Objective, cross_entropy, objective
 
 SOURCE = """
 def squared(outputs, targets):
@@ -82,23 +82,3 @@ def test_logits_of_hugging_faces_models_and_too_few_classes() -> None:
         cross_entropy(x, targets)
     found = cross_entropy(SimpleNamespace(logits=x), targets.clamp(max=3))
     torch.testing.assert_close(found, F.cross_entropy(x, targets.clamp(max=3)))
-
-
-def test_imitation_is_hintons_sum() -> None:
-    torch.manual_seed(0)
-    teacher, inputs = nn.Linear(4, 3).double(), torch.randn(5, 4, dtype=torch.float64)
-    outputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    targets, loss = torch.arange(5) % 3, torch.tensor(2.0)
-    found = imitated(outputs, teacher, inputs, targets, loss)
-
-    def softened(logits: Tensor) -> list[float]:
-        return [float(v) for v in (logits / 2).exp() / (logits / 2).exp().sum()]
-
-    apart = 0.0
-    for row, taught in zip(outputs.detach(), teacher(inputs).detach(), strict=True):
-        for q, p in zip(softened(row), softened(taught), strict=True):
-            apart += p * float(torch.tensor(p / q).log()) / 5
-    assert found.item() == pytest.approx(0.5 * 2.0 + 0.5 * 4 * apart, rel=1e-5)
-    found.backward()
-    assert outputs.grad is not None
-    assert teacher.weight.grad is None
