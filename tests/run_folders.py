@@ -43,6 +43,9 @@ def summary(**changes: Any) -> dict[str, Any]:
         "rounds": [10, 20],
         "refusals": [{"layer": "fc", "width": 10, "reason": "the model's output"}],
         "limits": {"stop": 30, "decay_steps": 8},
+        "metric": "accuracy",
+        "judged_on": "the test split",
+        "repeat": "decayprune prune --seed 1",
         **changes,
     }
 

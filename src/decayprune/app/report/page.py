@@ -8,7 +8,7 @@ through the template engine's escaping, and the page forbids itself scripts and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from decayprune.app.report import plots, text, timeline
 from decayprune.app.report.records import RefusalRow, Summary, Width
@@ -68,6 +68,9 @@ def render(report: Report) -> str:
             training=plots.training(report),
             norms=plots.norms(report),
             timeline=timeline.timeline(report),
+            gain=text.gain(summary) if summary else "",
+            releases=_releases(report)[:_LONGEST_LIST],
+            more_releases=max(0, report.trace.counts["release"] - _LONGEST_LIST),
             latency=_latency(summary) if summary else None,
             widths=summary.widths[:_LONGEST_LIST] if summary else (),
             widest=_widest(summary.widths) if summary else 1,
@@ -109,6 +112,33 @@ def _latency(summary: Summary) -> dict[str, float | str]:
         "speed": text.typeset(text.times(before / after)),
         "ideal_speed": text.typeset(text.times(before / ideal)),
     }
+
+
+class Release(NamedTuple):
+    """One line of the table of releases."""
+
+    structure: str
+    step: int
+    lasted: int
+    reason: str
+    c_rate: float | None
+    c_len: float | None
+    work: float | None
+
+
+def _releases(report: Report) -> list[Release]:
+    """Every release, how long the decay had lasted, and how training resisted it."""
+    begun: dict[int, int] = {}
+    found = []
+    for event in report.events:
+        if event.kind == "decay":
+            begun[event.structure] = event.step
+        elif event.kind == "release":
+            lasted = event.step - begun.get(event.structure, event.step)
+            figures = (event.c_rate, event.c_len, event.work)
+            name = f"{event.layer} #{event.index}"
+            found.append(Release(name, event.step, lasted, text.reason(event), *figures))
+    return found
 
 
 def _widest(widths: tuple[Width, ...]) -> int:

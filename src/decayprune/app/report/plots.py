@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from decayprune.app.report.axes import (
@@ -24,16 +24,20 @@ from decayprune.app.report.axes import (
 )
 from decayprune.app.report.records import EventRow, Moment, Norm
 from decayprune.app.report.run import Report
-from decayprune.app.report.text import evidence, figure, percent, span
+from decayprune.app.report.text import evidence, figure, percent, score, span
 
 _BINS = 240  # of the training curves: about one for four pixels
 _TRAJECTORIES = 80
+_MACS = "MACs left, commitments counted"
 _PHASE_NAMES = {"train": "train", "prune": "prune", "finetune": "fine-tune"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One curve over steps: its mean line, the band from lowest to highest, single points."""
+    """One curve over steps: its mean line, the band from lowest to highest, single points.
+
+    ``reference`` is a dashed line across it, and ``mark`` the words that stand at it.
+    """
 
     name: str
     ticks: list[Tick]
@@ -41,6 +45,7 @@ class Panel:
     band: str
     dots: str
     reference: float | None
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,13 @@ def training(report: Report) -> Training | None:
     summary = report.summary
     rounds = summary.rounds if summary is not None else ()
     reference = summary.accuracy_before if summary is not None else None
+    metric = report.history[-1].metric
+    label = percent_label if metric == "accuracy" else "{:.4g}".format
     panels = [
-        _panel("accuracy", bins, axis, lambda m: m.accuracy, percent_label, reference),
-        _panel("loss", bins, axis, lambda m: m.loss, "{:g}".format, None),
-        _panel(
-            "MACs left, commitments counted", bins, axis, lambda m: m.committed, percent_label, None
-        ),
+        _panel(metric, bins, axis, lambda m: m.accuracy, label, reference),
+        # A loss that the model is judged by as well has the panel above, on the test split.
+        _panel("training loss" if metric == "loss" else "loss", bins, axis, _loss, "{:g}".format),
+        _macs(report, bins, axis),
     ]
     return Training(
         ticks=step_ticks(axis),
@@ -97,6 +103,28 @@ def training(report: Report) -> Training | None:
         panels=[panel for panel in panels if panel is not None],
         cells=[_moment_cell(moments, axis) for moments in bins],
     )
+
+
+def _loss(moment: Moment) -> float | None:
+    return moment.loss
+
+
+def _macs(report: Report, bins: list[list[Moment]], x: Axis) -> Panel | None:
+    """The MACs left over the whole run, from nothing to all of them, with the budget."""
+    known = [m.committed for m in report.history if m.committed is not None]
+    if not known:
+        return None
+
+    def left(moment: Moment) -> float:
+        if moment.committed is not None:
+            return moment.committed
+        return 1.0 if moment.phase == "train" else known[-1]
+
+    budget = report.summary.budget.get("macs") if report.summary is not None else None
+    panel = _panel(_MACS, bins, x, left, percent_label, budget)
+    if panel is None or budget is None:
+        return panel
+    return replace(panel, mark=f"budget {percent_label(budget)}")
 
 
 def percent_label(fraction: float) -> str:
@@ -138,7 +166,7 @@ def _panel(
     x: Axis,
     value: Callable[[Moment], float | None],
     label: Callable[[float], str],
-    reference: float | None,
+    reference: float | None = None,
 ) -> Panel | None:
     points: list[_Point | None] = []
     for moments in bins:
@@ -147,12 +175,15 @@ def _panel(
             middle = x.x(sum(m.step for m in moments) / len(moments))
             mean = sum(found) / len(found)
             points.append(_Point(middle, mean, min(found), max(found), moments[-1].phase))
-        elif name == "loss":
+        elif value is _loss:
             points.append(None)  # not finite: the line breaks here
     drawn = [point for point in points if point is not None]
     if not drawn:
         return None
-    y = _loss_axis(drawn) if name == "loss" else _share_axis(drawn, reference)
+    if name == _MACS:
+        y = Axis(0, 1.03 * max(1.0, *(p.high for p in drawn)))
+    else:
+        y = _loss_axis(drawn) if value is _loss else _share_axis(drawn, reference)
     band = [(p.x, y.y(p.high)) for p in drawn] + [(p.x, y.y(p.low)) for p in reversed(drawn)]
     return Panel(
         name=name,
@@ -191,7 +222,7 @@ def _moment_cell(moments: list[Moment], axis: Axis) -> Cell:
     if last.lr is not None:
         parts.append(f"learning rate {figure(last.lr)}")
     if accuracies := [m.accuracy for m in moments if m.accuracy is not None]:
-        parts.append(f"accuracy {percent(accuracies[-1], 2)}")
+        parts.append(f"{last.metric} {score(last.metric, accuracies[-1], 2)}")
     if committed := [m.committed for m in moments if m.committed is not None]:
         parts.append(f"MACs left {percent(committed[-1])}")
     width = WIDTH / _BINS

@@ -95,14 +95,18 @@ class EventRow:
 
 @dataclass(frozen=True)
 class Moment:
-    """One line of the training history; ``loss`` is None where it was not finite."""
+    """One line of the training history; ``loss`` is None where it was not finite.
+
+    ``accuracy`` holds what ``metric`` names, which may be another figure.
+    """
 
     step: Annotated[int, COUNT]
     phase: Annotated[str, PHASE]
     loss: Annotated[float | None, NUMBER.or_null()]
     lr: Annotated[float | None, NUMBER.or_null()]
-    accuracy: Annotated[float | None, FRACTION.or_null()] = None
+    accuracy: Annotated[float | None, NUMBER.or_null()] = None
     committed: Annotated[float | None, MAGNITUDE.or_null()] = None
+    metric: Annotated[str, TEXT] = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,9 @@ class Limits:
 class Summary:
     """The final figures of a finished run: the object in ``report.json``.
 
-    Accuracies are fractions, latencies milliseconds for a batch of ``batch_size_latency``;
+    ``accuracy_before`` and ``accuracy_after`` hold what ``metric`` names, measured on
+    ``judged_on``; an accuracy is a fraction. Latencies are milliseconds for a batch of
+    ``batch_size_latency``; ``repeat`` is the line that repeats the run from its settings alone;
     ``budget`` maps a cost (``macs``, ``params``) to the fraction that was to remain.
     """
 
@@ -169,8 +175,8 @@ class Summary:
     model: Annotated[str, TEXT]
     host: Annotated[str | None, TEXT.or_null()]
     seed: Annotated[int, COUNT]
-    accuracy_before: Annotated[float, FRACTION]
-    accuracy_after: Annotated[float, FRACTION]
+    accuracy_before: Annotated[float, NUMBER]
+    accuracy_after: Annotated[float, NUMBER]
     macs_before: Annotated[int, POSITIVE_COUNT]
     macs_after: Annotated[int, POSITIVE_COUNT]
     params_before: Annotated[int, POSITIVE_COUNT]
@@ -189,6 +195,9 @@ class Summary:
     rounds: Annotated[tuple[int, ...], STEPS]
     refusals: tuple[RefusalRow, ...]
     limits: Limits
+    metric: Annotated[str, TEXT] = "accuracy"
+    judged_on: Annotated[str, TEXT] = "the test split"
+    repeat: Annotated[str, TEXT] = ""
 
 
 @dataclass(frozen=True)

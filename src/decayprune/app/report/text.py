@@ -58,6 +58,21 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio < 1.2 else f"{ratio:.1f}x"
 
 
+def score(metric: str, value: float, digits: int = 1) -> str:
+    """Write what a model was judged by: an accuracy as a percentage, anything else as it is.
+
+    >>> score("accuracy", 0.972), score("loss", 0.31)
+    ('97.2 %', '0.31')
+    """
+    return percent(value, digits) if metric == "accuracy" else figure(value)
+
+
+def gain(summary: Summary) -> str:
+    """Write by how much the figure that the model was judged by has changed."""
+    change = summary.accuracy_after - summary.accuracy_before
+    return f"{100 * change:+.2f} points" if summary.metric == "accuracy" else f"{change:+.3g}"
+
+
 def figure(value: float | None) -> str:
     """Write a statistic in three significant digits, or a dash where there is none."""
     return "\u2013" if value is None else f"{value:.3g}"
@@ -89,6 +104,20 @@ def evidence(event: EventRow) -> str:
     return f"C_rate {figure(event.c_rate)}, C_len {figure(event.c_len)}, W {figure(event.work)}"
 
 
+def reason(event: EventRow) -> str:
+    """Say in words how training resisted the decay of a structure that was released.
+
+    >>> reason(EventRow(9, "release", 0, "conv", 0, c_rate=0.8, c_len=0.25))
+    'training pulled steadily against the decay and gave back 25 % of the length it took'
+    """
+    rate = event.c_rate or 0.0
+    how = "steadily" if rate >= 0.5 else "at times" if rate > 0 else "hardly"
+    words = f"training pulled {how} against the decay"
+    if event.c_len is not None and event.c_len > 0:
+        words += f" and gave back {percent(event.c_len, 0)} of the length it took"
+    return words
+
+
 def verdict(summary: Summary | None, trace: Trace) -> str:
     """Say in one sentence what the run achieved; without a summary, how far it came."""
     if summary is None:
@@ -101,13 +130,15 @@ def verdict(summary: Summary | None, trace: Trace) -> str:
         compute = f"{named[0]} the compute ({percent(share)} of the MACs)"
     else:
         compute = f"{percent(share)} of the compute (MACs)"
-    accuracy = f"{percent(summary.accuracy_before)} -> {percent(summary.accuracy_after)}"
+    before, after = (
+        score(summary.metric, value) for value in (summary.accuracy_before, summary.accuracy_after)
+    )
     missed = "".join(
         f"; the budget of {percent(limit)} of the {name} was missed"
         for name, limit, found in _budgets(summary)
         if found > limit + 0.01
     )
-    return f"{compute}, {_speed(summary)}, accuracy {accuracy}{missed}"
+    return f"{compute}, {_speed(summary)}, {summary.metric} {before} -> {after}{missed}"
 
 
 def _unfinished(trace: Trace) -> str:
@@ -134,16 +165,15 @@ def _speed(summary: Summary) -> str:
 
 def rows(summary: Summary) -> list[Row]:
     """Return the table of a finished run: accuracy, MACs, parameters, latency."""
-    points = 100 * (summary.accuracy_after - summary.accuracy_before)
     macs = summary.macs_after / summary.macs_before
     params = summary.params_after / summary.params_before
     ratio = summary.latency_before_ms / summary.latency_after_ms
     return [
         Row(
-            "accuracy",
-            percent(summary.accuracy_before, 2),
-            percent(summary.accuracy_after, 2),
-            f"{points:+.2f} points",
+            summary.metric,
+            score(summary.metric, summary.accuracy_before, 2),
+            score(summary.metric, summary.accuracy_after, 2),
+            gain(summary),
         ),
         Row(
             "MACs", amount(summary.macs_before), amount(summary.macs_after), f"{percent(macs)} left"
@@ -177,7 +207,8 @@ def table(summary: Summary | None, trace: Trace) -> str:
         f"structures: {summary.decayed} decayed, {summary.released} released,"
         f" {summary.removed} removed"
     )
-    return "\n".join([said, "", *lines, "", counts, removal(summary)])
+    judged = f"{summary.metric} was measured on {summary.judged_on}"
+    return "\n".join([said, "", *lines, "", judged, counts, removal(summary)])
 
 
 def _so_far(counts: Mapping[str, int]) -> str:

@@ -299,6 +299,8 @@ class Run:
             row["committed"] = self.pruner.host.remaining()["macs"]
         if epoch_over:
             bf16 = bool(self.settings.bf16)
+            if self.objective.name != "accuracy":
+                row["metric"] = self.objective.name
             row["accuracy"] = evaluate(self.model, self.data.test, bf16, objective=self.objective)
             name = self.objective.name
             note += f", {name} {row['accuracy']:{'.1%' if name == 'accuracy' else '.4g'}}"

@@ -6,6 +6,7 @@ Each field is an option of ``decayprune prune`` and carries its own words: the c
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -277,6 +278,19 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as flat plain scalars."""
         return asdict(self)
+
+    def command(self) -> str:
+        """The line to type for the same run, whatever defaults and the machine decided."""
+        words = ["decayprune", "prune"]
+        for choice in fields(self):
+            value, option = getattr(self, choice.name), checks.named(choice.name)
+            if value is None or value == choice.default:
+                continue
+            if isinstance(value, bool):
+                words.append(option if value else option.replace("--", "--no-", 1))
+            else:
+                words += [option, str(value)]
+        return shlex.join(words)
 
     def schedule(self, epoch_steps: int) -> Schedule:
         """When structures are selected, and how long they decay: the same for every host.

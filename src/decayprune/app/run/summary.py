@@ -102,6 +102,7 @@ def report(settings: Settings, figures: dict[str, Any], latency: Latency) -> dic
         "format": "decayprune-report",
         "version": 1,
         "settings": settings.to_dict() | {"data_dir": _shortened(settings.data_dir)},
+        "repeat": settings.command(),
         "versions": versions(),
         "machine": machine(latency.threads),
         "dataset": settings.data or settings.dataset,

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from torchvision.io import read_image
+import torch
+from PIL import Image
 
 from browser import Browser
 from decayprune.app.report import Report, write_html
@@ -42,6 +44,21 @@ class TestPage:
             "it reaches 0.85 of that ideal", "<b>3</b> decayed, <b>1</b> released", "4 → 2",
         ):  # fmt: skip
             assert words in page
+
+    def test_releases_are_a_table_with_reasons(self, folder: Path) -> None:
+        page = page_of(Report.read(folder), folder)
+        row = (
+            '<tr><td>conv #1</td><td class="n">14</td><td class="n">4</td><td>training pulled '
+            "steadily against the decay and gave back 25\u00a0% of the length it took</td>"
+        )
+        assert row in page
+        write_lines(folder / "events.jsonl", [e for e in EVENTS if e["kind"] != "release"])
+        assert "their reasons" not in page_of(Report.read(folder), folder)
+
+    def test_gives_the_line_to_type(self, folder: Path) -> None:
+        page = page_of(Report.read(folder), folder)
+        assert "<pre>decayprune prune --seed 1</pre>" in page
+        assert "As it was typed: <code>decayprune prune --dataset digits</code>" in page
 
     def test_needs_no_network_and_no_script(self, folder: Path) -> None:
         page = page_of(Report.read(folder), folder)
@@ -155,7 +172,8 @@ class TestInABrowser:
                 tmp_path, f"--blink-settings=preferredColorScheme={scheme}",
                 "--window-size=1200,1400", f"--screenshot={shot}", page.as_uri(),
             )  # fmt: skip
-            pixels = read_image(str(shot))[:3] / 255  # [channel, row, column]
+            with Image.open(shot) as image:  # [channel, row, column]
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
             paper.append(pixels[:, 2, 2].mean())
             assert pixels[:, ::4, ::4].std() > 0.03  # there is something on the paper
         assert paper[0] > 0.9

@@ -21,8 +21,35 @@ def test_curves_mark_phases_rounds_and_the_accuracy_before(folder: Path) -> None
     assert found.rounds == [250, 500]
     names = [panel.name for panel in found.panels]
     assert names == ["accuracy", "loss", "MACs left, commitments counted"]
-    assert [panel.reference is not None for panel in found.panels] == [True, False, False]
+    assert [panel.reference is not None for panel in found.panels] == [True, False, True]
     assert found.cells[1].title == "step 9, train\nloss 1\nlearning rate 0.1\naccuracy 90.00 %"
+
+
+def test_macs_left_are_drawn_over_the_whole_run_from_nothing_to_all(folder: Path) -> None:
+    found = training(Report.read(folder))
+    assert found is not None
+    panel = found.panels[-1]
+    heights = [float(point.split()[1]) for point in panel.line[1:].split("L")]
+    # All of 100 % before pruning, what was committed while it went on, and what stayed after it.
+    assert heights == pytest.approx([100 * (1 - v / 1.03) for v in (1, 1, 0.7, 0.7)], abs=0.01)
+    assert panel.reference == pytest.approx(100 * (1 - 0.5 / 1.03), abs=0.01)
+    assert panel.mark == "budget 50 %"
+    assert [tick.label for tick in panel.ticks] == ["0 %", "50 %", "100 %"]
+    write_lines(folder / "history.jsonl", HISTORY[:2])
+    write_lines(folder / "events.jsonl", [])
+    before = training(unfinished(folder))
+    assert before is not None
+    assert [p.name for p in before.panels] == ["accuracy", "loss"]
+
+
+def test_another_metric_is_no_percentage(folder: Path) -> None:
+    lines = [{**line, "metric": "f1"} for line in HISTORY]
+    write_lines(folder / "history.jsonl", [{**lines[0], "accuracy": 12.5}, *lines[1:]])
+    found = training(unfinished(folder))
+    assert found is not None
+    assert found.panels[0].name == "f1"
+    assert not any("%" in tick.label for tick in found.panels[0].ticks)
+    assert "f1 12.5" in found.cells[0].title
 
 
 def test_the_loss_breaks_where_it_is_not_finite(folder: Path) -> None:

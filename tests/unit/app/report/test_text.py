@@ -58,6 +58,14 @@ def test_table(folder: Path) -> None:
     assert shown.isascii()  # prints on every terminal, whatever its encoding
 
 
+def test_another_metric_is_told_as_it_is(folder: Path) -> None:
+    changes = {"metric": "loss", "accuracy_before": 1.25, "accuracy_after": 1.3}
+    report = finished(folder, **changes, judged_on="a held-out fifth")
+    assert "loss 1.25 -> 1.3" in said(report)
+    assert re.search(r"^loss +1\.25 +1\.3 +\+0\.05$", str(report), re.MULTILINE)
+    assert "loss was measured on a held-out fifth" in str(report)
+
+
 def test_table_of_an_unfinished_run(folder: Path) -> None:
     shown = str(unfinished(folder))
     assert "Unfinished: the last trace of the run is step 40, phase 'finetune'" in shown

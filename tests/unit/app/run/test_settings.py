@@ -1,8 +1,13 @@
 import dataclasses
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from decayprune.app.cli.options import with_options
 from decayprune.app.run.settings import Settings
 
 
@@ -61,6 +66,24 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     assert Settings(weights=str(weights), epochs=2, lr=0.3).resolved().epochs == 2
     plain = Settings(optimizer="adamw").resolved()
     assert (plain.trained, plain.epochs, plain.lr) == (False, 15, 1e-3)
+
+
+def test_the_line_to_type_gives_the_same_settings() -> None:
+    found = Settings(host="hesso", ignored_layers="stem.*,head", bf16=False, seed=3).resolved()
+    line = found.command()
+    assert "--ignored-layers 'stem.*,head'" in line
+    assert "--no-bf16" in line
+    words = shlex.split(line)[2:]
+    given: dict[str, Any] = {}
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    @with_options
+    def prune(ctx: typer.Context, **options: Any) -> None:
+        given.update(options)
+
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert Settings(**{name: given[name] for name in found.to_dict()}).resolved() == found
 
 
 def test_the_spellings_of_version_0_1_are_understood() -> None:
