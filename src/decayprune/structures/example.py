@@ -172,8 +172,11 @@ def _returned(value: Any, seen: set[int]) -> Iterator[Tensor]:
         yield from _returned(item, seen)
 
 
-_CACHES = ("past_key_values", "cache_params")
-"""Fields of outputs of transformers that hold a cache, in whatever form."""
+_CACHES = ("past_key_values", "cache_params", "encoder_last_hidden_state")
+"""Fields of outputs of transformers that hold a cache, in whatever form.
+
+What an encoder made is one, too: generate() hands it back to the decoder for each token.
+"""
 
 
 def _is_cache(value: Any) -> bool:

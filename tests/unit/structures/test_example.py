@@ -94,6 +94,7 @@ def test_what_is_returned_is_found_in_whatever_holds_it() -> None:
 def test_a_cache_is_no_result() -> None:
     a, b = torch.ones(1), torch.ones(2)
     assert list(returned({"logits": a, "past_key_values": ((b, b),)})) == [a]
+    assert list(returned({"logits": a, "encoder_last_hidden_state": b})) == [a]
     memory = type("DynamicCache", (), {"__module__": "transformers.cache_utils"})()
     memory.keys = b
     assert list(returned((a, memory))) == [a]
