@@ -25,6 +25,7 @@ LINES = sorted(
         if re.search(r"(^|&& )decayprune ", line)
     }
 )
+OPTIONS: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "options.py"))
 TABLES: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 
 
@@ -34,7 +35,9 @@ def test_there_are_command_lines() -> None:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_command_line_parses(line: str) -> None:
+def test_a_command_line_parses(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").touch()  # what --config reads
     name, *arguments = shlex.split(line)
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert name in commands
@@ -45,6 +48,13 @@ def test_a_command_line_parses(line: str) -> None:
 def test_tables_are_up_to_date(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert TABLES["filled"](text) == text, "run python docs/tables.py"
+
+
+def test_the_options_are_those_of_the_command() -> None:
+    text = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    assert OPTIONS["filled"](text) == text, "run python docs/options.py"
+    shown = set(re.findall(r"<!-- options:(\w+) -->", text))
+    assert shown == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def test_a_table_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ _LOWEST = {
     "threads": 1,
     "decay_steps": 1,
     "rounds": 1,
-    "round_to": 1,
     "image_size": 8,
 }
 _HOSTS_WITH_ROUNDS = ("default", "hesso", "depgraph", "depgraph-sl")
@@ -108,6 +107,9 @@ def check(settings: Settings, hosts: Sequence[str], variants: Sequence[str]) -> 
 
 
 def _check_numbers(settings: Settings) -> None:
+    multiple = settings.round_to
+    if multiple not in (None, "auto") and not (str(multiple).isdigit() and int(multiple)):
+        raise ValueError(f"--round-to expects a whole number from 1, or auto; found {multiple}.")
     if not settings.peak_lr > 0:
         raise ValueError(f"--lr must be above 0; found {settings.lr}.")
     if not settings.weight_decay >= 0:

@@ -70,11 +70,12 @@ def _default(settings: Settings) -> dict[str, Any]:
         importance = own.function(
             importance, "--importance", "a function of (structures, parameters)"
         )
+    multiple = settings.round_to
     floor = {} if settings.floor is None else {"floor": settings.floor}
     return {
         "importance": importance,
         "scope": settings.scope,
-        "round_to": settings.round_to,
+        "round_to": int(multiple) if multiple and multiple.isdigit() else multiple,
         **floor,
     }
 

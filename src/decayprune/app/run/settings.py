@@ -178,7 +178,12 @@ class Settings:
         HOW,
         "NAME",
     )
-    round_to: int | None = _option(None, "Every pruned width becomes a multiple of it.")
+    round_to: str | None = _option(
+        None,
+        "Every pruned width becomes a multiple of it; auto: what this machine is fast at.",
+        HOW,
+        "NUMBER",
+    )
     floor: float | None = _option(
         None, "Share of every width that stays in any case. Default: 10%.", HOW, "SHARE"
     )

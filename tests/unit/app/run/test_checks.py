@@ -13,7 +13,8 @@ from decayprune.app.run.settings import Settings
     [
         ({"scope": "galaxy"}, "--scope expects one of width, local, .*; found 'galaxy'"),
         ({"floor": 1.0}, r"--floor is the share .* below 1; found 1\.0"),
-        ({"round_to": 0}, "--round-to must be at least 1; found 0"),
+        ({"round_to": "0"}, "--round-to expects a whole number from 1, or auto; found 0"),
+        ({"round_to": "eight"}, "or auto; found eight"),
         ({"latency_budget": 2.0}, r"--latency-budget is the share that remains.*found 2\.0"),
         ({"weight_decay": -1.0}, "--weight-decay must be at least 0"),
         ({"optimizer": "rmsprop"}, "--optimizer expects sgd, adamw or .*found 'rmsprop'"),
