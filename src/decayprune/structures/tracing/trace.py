@@ -35,6 +35,7 @@ from decayprune.structures.tracing.rules.constants import CONSTANTS
 from decayprune.structures.tracing.rules.elementwise import RULES, words
 from decayprune.structures.tracing.rules.layers import LAYERS
 from decayprune.structures.tracing.rules.movement import MOVEMENT
+from decayprune.structures.tracing.rules.normalisers import NORMALISERS
 from decayprune.structures.tracing.rules.picking import PICKING
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
 from decayprune.structures.tracing.rules.rewritten import REWRITTEN
@@ -51,6 +52,7 @@ _RULES = {
     **MOVEMENT,
     **WINDOWS,
     **LAYERS,
+    **NORMALISERS,
     **CONTRACTIONS,
     **PICKING,
     **REWRITTEN,
