@@ -38,6 +38,7 @@ from decayprune.structures.tracing.rules.movement import MOVEMENT
 from decayprune.structures.tracing.rules.normalisers import NORMALISERS
 from decayprune.structures.tracing.rules.picking import PICKING
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
+from decayprune.structures.tracing.rules.reductions import REDUCING
 from decayprune.structures.tracing.rules.rewritten import REWRITTEN
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
 from decayprune.structures.tracing.rules.vision import VISION
@@ -48,6 +49,7 @@ from decayprune.structures.twin import twin
 
 _RULES = {
     **RULES,
+    **REDUCING,
     **CONSTANTS,
     **MOVEMENT,
     **WINDOWS,

@@ -128,18 +128,3 @@ def test_a_buffer_along_the_channels_of_a_head_does_not_tie_heads(used) -> None:
     found = trace(model, torch.randn(2, 5, 4))
     assert [(g.size, g.width) for g in found.groups] == [(4, 6)]
     assert "turn" not in {item.name for item in found.slices}
-
-
-@pytest.mark.parametrize(
-    "between",
-    [
-        lambda x: x / x.sum(1, keepdim=True),
-        lambda x: x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-6),
-        lambda x: x / x.norm(dim=1, keepdim=True).expand_as(x),
-        lambda x: x / torch.norm(x, p=2, dim=1, keepdim=True),
-        lambda x: F.normalize(x, dim=1),
-        lambda x: torch.fft.fft(x, dim=0).abs(),
-    ],
-)
-def test_channels_of_zeros_are_not_seen_by_a_sum(between) -> None:
-    assert groups(between) == [(6, 1)]
