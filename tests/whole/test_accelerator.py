@@ -20,18 +20,18 @@ MOST = {
     # become smaller.
     "resnet8": {
         "idle": (0, 0, 0),
-        "decaying": (0, 0, 63),
-        "selection": (14, 3, 154),
-        "release": (15, 2, 165),
-        "prune": (5, 0, 194),
+        "decaying": (0, 0, 62),
+        "selection": (9, 3, 133),
+        "release": (10, 2, 162),
+        "prune": (5, 0, 193),
         "finished": (0, 0, 0),
     },
     "vit_slim": {
         "idle": (0, 0, 0),
-        "decaying": (0, 0, 89),
-        "selection": (14, 3, 255),
-        "release": (15, 2, 200),
-        "prune": (5, 0, 201),
+        "decaying": (0, 0, 88),
+        "selection": (9, 3, 209),
+        "release": (10, 2, 197),
+        "prune": (5, 0, 200),
         "finished": (0, 0, 0),
     },
 }

@@ -427,10 +427,10 @@ class Decayer:
             shrinking = self._weights.every(mask) if self._all else carriers
             cut_twice = len(set(shrinking.names)) < len(shrinking.names)
             read = (cut_twice and bool(carriers.blocks)) or self._weights.half
-            ages = torch.stack([self.state.age[mask], self.state.span[mask]]).cpu()
+            ids = mask.nonzero().flatten()
+            ages = torch.stack([self.state.age[ids], self.state.span[ids]]).cpu()
             if ages.numel():
                 ages = torch.unique(ages, dim=1)
-            ids = mask.nonzero().flatten()
             self._current = _Members(ids, mask, carriers, shrinking, read, ages)
         return self._current
 

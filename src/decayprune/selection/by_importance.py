@@ -196,13 +196,14 @@ class ImportanceSelector:
         target = self._target_at(step)
         if target is None or not (new_round or released):
             return None
-        active, score = (state.phase == ACTIVE).cpu(), state.score.cpu()
-        cooling = state.cooling(step).cpu()
+        phase, cool_until, score = _on_host(state)
+        active = phase == ACTIVE
+        cooling = active & (cool_until >= step)
         scores = None
         if new_round:
             scores = score = self._fresh_scores(parameters, score, active & ~cooling)
         order = lowest_first(active, self._rank(score, active))
-        oldest = lowest_first(cooling, state.cool_until.cpu())
+        oldest = lowest_first(cooling, cool_until)
         kept = self._cost.keep_counts(~active)
         extra = self._extra(step) if new_round else 0.0
         # A tournament gives back by its verdict, and shares of groups are kept as they are.
@@ -252,3 +253,10 @@ class ImportanceSelector:
             pull = (self._width * self._cost.sizes) ** _NARROWING * self._haste
             return -(1 - share) * pull[group_of].to(share.dtype)
         return share
+
+
+def _on_host(state: LifecycleState) -> tuple[Tensor, Tensor, Tensor]:
+    """Phases, ends of cool-downs and scores, in one copy, for each makes the host wait."""
+    bits = state.score.view(torch.int32)
+    phase, cool_until, score = torch.stack([state.phase.int(), state.cool_until, bits]).cpu()
+    return phase, cool_until, score.view(state.score.dtype)

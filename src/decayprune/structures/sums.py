@@ -70,9 +70,16 @@ def sum_products(
         One float32 (float64 for float64 tensors) per structure, shape ``(S,)``.
     """
     by_name: dict[str, list[Labelled]] = defaultdict(list)
+    vectors = []
     for item in slices:
-        by_name[item.name].append(item)
-    labels, values = [], []
+        if left[item.name].dim() == 1:
+            vectors.append(item)
+        else:
+            by_name[item.name].append(item)
+    labels, values = [item.structure for item in vectors], []
+    if vectors:  # hundreds of short ones, as one
+        names = [item.name for item in vectors]
+        values.append(_vector_products(names, left, left if right is None else right))
     for name, items in by_name.items():
         a = left[name].detach()
         b = a if right is None else right[name].detach()
@@ -83,15 +90,25 @@ def sum_products(
         return torch.zeros(size)
     every = torch.cat(values)
     # One spare slot at the end takes the indices that belong to no structure (label -1).
-    owner = torch.cat(labels).to(every.device)
-    total = every.new_zeros(size + 1).index_add_(0, torch.where(owner < 0, size, owner), every)
+    owner = torch.cat(labels)
+    owner = torch.where(owner < 0, size, owner).to(every.device)
+    total = every.new_zeros(size + 1).index_add_(0, owner, every)
     return total[:size]
+
+
+def _vector_products(
+    names: Sequence[str], left: Mapping[str, Tensor], right: Mapping[str, Tensor]
+) -> Tensor:
+    a, b = (torch.cat([one[name].detach() for name in names]) for one in (left, right))
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return a.to(wide) * b.to(wide)
 
 
 def _sums_by_dim(a: Tensor, b: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Sum of ``a * b`` over all dimensions but one, for each dimension named, in one pass."""
     wide = torch.promote_types(a.dtype, torch.float32)
-    if a.dim() < 2 or max(dims) > 1 or a.numel() <= _BLOCK or not a.is_contiguous():
+    at_once = a.numel() <= _BLOCK or a.device.type != "cpu"  # a device has no use for blocks
+    if max(dims) > 1 or at_once or not a.is_contiguous():
         product = a.to(wide) * b.to(wide)
         others = [[d for d in range(a.dim()) if d != dim] for dim in dims]
         return [product.sum(rest) if rest else product for rest in others]
