@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from decayprune.app.report.axes import HEIGHT, WIDTH, Axis, Cell, Tick, step_axis, step_ticks
 from decayprune.app.report.records import EventRow, Width
@@ -16,6 +16,7 @@ from decayprune.app.report.run import Report
 from decayprune.app.report.text import evidence, span
 
 _LANES = 80
+_AFTER = 6  # so much of the axis follows the last event, if training went on
 _CELLS = 2400  # hover cells of the whole timeline, about 200 bytes each
 
 
@@ -45,6 +46,9 @@ def timeline(report: Report) -> Timeline | None:
     if not report.events:
         return None
     axis = step_axis([event.step for event in report.events])
+    # Most structures are pruned at the very end, which is to be seen.
+    after = axis.high + (axis.high - axis.low) / _AFTER
+    axis = replace(axis, high=max(axis.high, min(after, report.trace.last_step)))
     layers: dict[str, list[EventRow]] = defaultdict(list)
     for event in report.events:
         layers[event.layer].append(event)

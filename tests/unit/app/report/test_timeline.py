@@ -22,6 +22,8 @@ def test_lanes_count_structures(folder: Path) -> None:
     assert states[1] == ["step 14", "1 released", "4 of 4 remain, 1 of them decaying"]
     assert states[-1] == ["step 28", "1 reached zero", "2 of 4 remain, 0 of them decaying"]
     assert lane.kept.endswith("V50H1000V100Z")  # two of four are left
+    # Events from step 10 to 28 of 40: the axis goes on to 31, so that what was pruned is seen.
+    assert 1000 * 18 / 21 - 1000 / 24 <= lane.cells[-1].x <= 1000 * 18 / 21
 
 
 def test_lanes_count_heads_not_channels(folder: Path) -> None:
