@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+import accelerator
 import torch
 import torch_pruning as tp
 import torchvision
@@ -107,12 +108,39 @@ def per_step(repeats: int) -> dict[str, float]:
     state = cases["decay, carriers"][0].state_dict()["state"]
     model = cases["decay, carriers"][0].model
     held = sum(p.numel() * p.element_size() for p in model.parameters())
-    before = cases["decay, carriers"][0]._session.decayer._step.before
-    anchors = 0 if before is None else before.flat.numel() * 4
-    ratios["state bytes / parameter bytes"] = (
-        sum(v.numel() * v.element_size() for v in state.values()) + anchors
-    ) / held
+    kept = sum(v.numel() * v.element_size() for v in state.values())
+    ratios["state bytes / parameter bytes"] = kept / held
     return ratios | {"seconds of a plain step": base}
+
+
+def asked(name: str) -> dict[str, tuple[int, int, int]]:
+    """Syncs, copies and launches of one step on a simulated accelerator, hooks included.
+
+    Args:
+        name: A model of torchvision.
+    """
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-3
+    pixels = 224 if name.startswith("vit") else 64
+    found = {}
+    with accelerator.simulated():
+        accelerator.moved(model)
+        inputs = torch.randn(1, 3, pixels, pixels).to(accelerator.DEVICE)
+        optimizer = optimizer_of(model)
+        arguments = {
+            "budget": dp.Budget(structures=0.9),
+            "schedule": dp.Schedule(start=3, stop=20, decay_steps=20),
+        }
+        pruner = dp.DecayPruner(model, optimizer, inputs, **arguments)
+        pruner._session._tried = True  # the trial cut is no part of a step
+        for phase in ("first", "idle", "selection", "decaying"):
+            with accelerator.counting() as count:
+                optimizer.step()
+                pruner.step()
+            found[phase] = count.all
+    return found
 
 
 def _once(dense: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
@@ -176,6 +204,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = per_step(options.repeats) | build_and_cut(max(3, options.repeats // 6))
+    asks = {name: asked(name) for name in ("resnet50", "convnext_tiny", "vit_b_16")}
+    for name, phases in asks.items():
+        for phase, counts in phases.items():
+            print(f"{name}, {phase}: syncs, copies, launches {counts}")
     for name, value in figures.items():
         bar = f"(bar {BARS[name]:g})" if name in BARS else ""
         print(f"{name:48} {value:8.4f} {bar}")
@@ -193,6 +225,7 @@ def main() -> None:
             "repeats": options.repeats,
             "bars": BARS,
             "figures": figures,
+            "asks": asks,
         }
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -20,18 +20,18 @@ MOST = {
     # become smaller.
     "resnet8": {
         "idle": (0, 0, 0),
-        "decaying": (0, 0, 62),
+        "decaying": (0, 0, 60),
         "selection": (9, 3, 133),
-        "release": (10, 2, 162),
-        "prune": (5, 0, 193),
+        "release": (10, 2, 160),
+        "prune": (5, 0, 191),
         "finished": (0, 0, 0),
     },
     "vit_slim": {
         "idle": (0, 0, 0),
-        "decaying": (0, 0, 88),
+        "decaying": (0, 0, 86),
         "selection": (9, 3, 209),
-        "release": (10, 2, 197),
-        "prune": (5, 0, 200),
+        "release": (10, 2, 195),
+        "prune": (5, 0, 198),
         "finished": (0, 0, 0),
     },
 }
