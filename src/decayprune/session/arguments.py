@@ -64,6 +64,28 @@ def _unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
+def check_one_device(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Raise unless all parameters that are pruned live on one device that holds numbers.
+
+    Raises:
+        ValueError: They are on several, or on none (``meta``).
+    """
+    where: dict[str, str] = {}
+    for name, parameter in parameters.items():
+        where.setdefault(str(parameter.device), name)
+    if any(device.startswith("meta") for device in where):
+        raise ValueError(
+            "The model has no numbers yet (its parameters are on the meta device): load or "
+            "initialise its weights before building the pruner."
+        )
+    if len(where) > 1:
+        found = ", ".join(f"{name} on {device}" for device, name in where.items())
+        raise ValueError(
+            f"The parameters to prune are split over several devices ({found}). Prune the model on "
+            "one device, and split it afterwards."
+        )
+
+
 def check_prunable(structures: StructureMap) -> None:
     """Raise if there is no structure at all, and say why."""
     if structures.num_structures:

@@ -109,6 +109,7 @@ class Session:
         named = dict(model.named_parameters())
         self.parameters = {n: parameter for n, parameter in named.items() if n in held}
         arguments.check_held(self.parameters, self.optimizers)
+        arguments.check_one_device(self.parameters)
         self.cost = CostModel(structures, {n: p.shape for n, p in named.items()})
         self._steps = self._waited = 0
         self._events: list[Event] = []

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import decayprune as dp
+from benchmarks import accelerator
+from decayprune.session import arguments
 from loops import INPUTS, OPTIMIZERS, Net, backward, batches, net, pruner_for, same, train
 
 
@@ -405,3 +407,14 @@ def test_reasons_are_told_once_and_the_widest_first() -> None:
     assert told.count("softmax over the channels") == 1
     assert "`14.0` (50 wide) and 9 more: softmax over the channels (in `14.1`)" in told
     assert told.index("softmax over") < told.index("the only output of its layer")
+
+
+def test_one_device_that_holds_numbers() -> None:
+    here, nowhere = torch.zeros(2), torch.zeros(2, device="meta")
+    arguments.check_one_device({"a": here, "b": here})
+    with pytest.raises(ValueError, match="load or initialise its weights"):
+        arguments.check_one_device({"a": here, "b": nowhere})
+    with accelerator.simulated():
+        there = here.to(accelerator.DEVICE)
+        with pytest.raises(ValueError, match=r"a on cpu, b on lazy:0"):
+            arguments.check_one_device({"a": here, "b": there})
