@@ -117,7 +117,7 @@ class CostModel:
         ]
         cut: dict[str, list[tuple[int, Tensor]]] = {}
         for item in structures.slices:
-            if item.role != "buffer":
+            if item.name in shapes:  # no buffer
                 cut.setdefault(item.name, []).append((item.dim, item.structure))
         params = []
         for name, shape in shapes.items():

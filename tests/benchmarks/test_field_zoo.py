@@ -19,6 +19,9 @@ SAMPLE = (
     "own_siamese",
     "own_film",
     "own_hypernetwork",
+    "own_gan_discriminator",
+    "own_tcn",
+    "own_wavenet",
     "lraspp_mobilenet_v3_large",
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import decayprune as dp
 
@@ -82,6 +85,75 @@ class KeepsKeys(nn.Module):
 def test_a_cache_that_is_not_known_is_refused_with_the_way_out() -> None:
     reason = left_alone(KeepsKeys(), torch.randn(2, 5, 8))["qkv"]
     assert reason == "the model's output (if that is its key/value cache, pass use_cache=False)"
+
+
+# ---------------------------------------------------------------- computed weights
+
+
+def old_weight_norm(layer: nn.Module, **options: int) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, and everywhere in the field
+        return nn.utils.weight_norm(layer, **options)
+
+
+NORMS = {
+    "weight_norm": parametrizations.weight_norm,
+    "old weight_norm": old_weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+}
+
+
+def reparametrised(norm: Any) -> nn.Module:
+    """Plain, grouped, depthwise and transposed convolutions, and linear layers, all of them so."""
+    return nn.Sequential(
+        norm(nn.Conv1d(4, 32, 3)),
+        nn.ReLU(),
+        norm(nn.Conv1d(32, 32, 3, groups=4)),
+        nn.ReLU(),
+        norm(nn.Conv1d(32, 32, 3, groups=32)),
+        nn.Tanh(),
+        norm(nn.ConvTranspose1d(32, 24, 4, 2)),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(2),
+        nn.Flatten(),
+        norm(nn.Linear(48, 40)),
+        nn.ReLU(),
+        norm(nn.Linear(40, 5)),
+    ).double()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_reparametrised_weights_are_cut_exactly(norm: str) -> None:
+    torch.manual_seed(0)
+    model = reparametrised(NORMS[norm])
+    x, others = torch.randn(2, 2, 4, 20, dtype=torch.float64)
+    assert {g.layer for g in dp.inspect(model, x).groups} == {"0", "2", "6", "10"}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    pruner = dp.DecayPruner(
+        model,
+        optimizer,
+        x,
+        budget=dp.Budget(macs=0.4),
+        schedule=dp.Schedule(stop=2, rounds=1, decay_steps=3),
+    )
+    while not pruner.finished:
+        model.train()(x).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        model(x)  # weights of the old norms are kept with their graph, which cannot be copied
+    zeroed = copy.deepcopy(model)
+    report = pruner.compact()
+    assert report.macs_after <= 0.4 * report.macs_before
+    assert report.params_after == sum(p.numel() for p in model.parameters())
+    for training in (False, True, True):  # a power method has a memory of its own
+        expected = zeroed.train(training)(others)
+        torch.testing.assert_close(model.train(training)(others), expected, rtol=0, atol=1e-12)
+    model(others).sum().backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 # ---------------------------------------------------------------- lists of images

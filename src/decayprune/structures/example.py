@@ -44,9 +44,10 @@ def quiet(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     Args:
         model: Left as it was.
         training: Training mode instead, in which normalisers still keep their statistics: a batch
-            of one is enough then.
+            of one is enough then. What else it does to buffers (a power method) is undone.
     """
     flags = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if training else []
     model.train(training)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -57,6 +58,8 @@ def quiet(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     finally:
         for module, was in flags:
             module.training = was
+        for buffer, old in buffers:
+            buffer.data.copy_(old)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from decayprune.structures.structure_map import FIXED, Group, Operator, Refusal, Slice, StructureMap
 from decayprune.structures.tracing.remembered import remembered
+from decayprune.structures.tracing.reparametrised import layer_of
 from decayprune.structures.tracing.solve import Solution, solve
 from decayprune.structures.tracing.tape import LabelledDim, Tape
 
@@ -107,7 +108,7 @@ def _groups(tape: Tape, solution: Solution) -> tuple[Group, ...]:
     for own, start, stop in zip(members, starts, stops, strict=True):
         rows = [item for item in own if item.role == "row"]
         others = [item for item in own if item.role != "row"]
-        layers = tuple(dict.fromkeys(c.name.rpartition(".")[0] for c in [*rows, *others]))
+        layers = tuple(dict.fromkeys(layer_of(c.name) for c in [*rows, *others]))
         family = "; ".join(sorted(kinds[id(item)] for item in own))
         groups.append(Group(layers[0], start, stop, layers, family, int(solution.width[start])))
     return tuple(groups)
@@ -136,7 +137,7 @@ def _refusals(tape: Tape, solution: Solution) -> tuple[Refusal, ...]:
         if not (why >= 0).any():
             continue
         for reason, width in zip(*np.unique(why[why >= 0], return_counts=True), strict=True):
-            layer = item.name.rpartition(".")[0]
+            layer = layer_of(item.name)
             refused.append(Refusal(layer, int(width), solution.reasons[reason]))
     refused += [Refusal(*item) for item in dict.fromkeys(tape.refused)]
     for name in tape.unseen():

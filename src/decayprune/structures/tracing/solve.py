@@ -17,6 +17,7 @@ from torch import Tensor
 from decayprune.structures.exact.swap import stand_in
 from decayprune.structures.structure_map import FIXED
 from decayprune.structures.tracing.labels import compress, varying
+from decayprune.structures.tracing.reparametrised import layer_of
 from decayprune.structures.tracing.tape import Key, LabelledDim, Tape
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -116,7 +117,7 @@ def solve(tape: Tape, ignored: set[str]) -> Solution:
 def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
     """Widths the user asked to leave alone, and those with a frozen parameter."""
     for item in tape.labelled_dims.values():
-        if item.role == "row" and item.name.rpartition(".")[0] in ignored:
+        if item.role == "row" and layer_of(item.name) in ignored:
             tape.partition.fix(item.labels, "ignored", first=True)
     for item in tape.labelled_dims.values():
         parameter = tape.parameters.get(item.name)
@@ -242,7 +243,7 @@ def _carried(tape: Tape, component: Array) -> dict[Key, Array]:
                 carried[key] = carried.get(key, False) | hit
         # The columns scale what they read linearly; they carry where nothing before them does, and
         # beside it where one of several paths into the activation has no scale of its own.
-        own = bare | (consumed & ~scaled)
+        own = consumed if consumption.normed else bare | (consumed & ~scaled)
         if consumption.column is not None and own.any():
             carried[consumption.column] = carried.get(consumption.column, False) | own
     return carried

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from decayprune.structures.structure_map import Role
 from decayprune.structures.tracing.blame import running_line
 from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
+from decayprune.structures.tracing.reparametrised import Parts, computed, layer_of, parts_of
 from decayprune.structures.tracing.sizes import Readings
 from decayprune.structures.tracing.views import View, identity
 
@@ -54,11 +55,15 @@ class LabelledDim:
 
 @dataclass(frozen=True, eq=False)
 class Consumption:
-    """Where channels are summed over: ``column`` reads ``labels``, scaled by ``sources``."""
+    """Where channels are summed over: ``column`` reads ``labels``, scaled by ``sources``.
+
+    ``normed``: the column has a share in a norm that goes with it, so it shrinks in any case.
+    """
 
     labels: Tensor
     sources: frozenset[int]
     column: Key | None
+    normed: bool = False
 
 
 @dataclass(eq=False)
@@ -115,6 +120,9 @@ class Tape:
         named = [*self.buffers.items(), *self.parameters.items()]
         self._names = {id(tensor): name for name, tensor in named}
         self._raw: list[range] = []
+        found = {name: parts_of(module) for name, module in self.modules.items()}
+        self._parts = {name: parts for name, parts in found.items() if parts is not None}
+        self.behind_weights = {id(t) for parts in self._parts.values() for t in parts.tensors()}
         self._marks: dict[int, tuple[weakref.ref[Tensor], Mark]] = {}
         self._views: dict[int, tuple[weakref.ref[Tensor], View]] = {}
         self._source_of: dict[Key, int] = {}
@@ -199,11 +207,23 @@ class Tape:
     # ---- parameters --------------------------------------------------------------------------
 
     def name(self, value: Any) -> str | None:
-        """Qualified name of a parameter or buffer, moved or not; None for anything else."""
+        """Qualified name of a parameter or buffer, moved or not; None for anything else.
+
+        Of a weight that a weight norm or spectral norm computes, that of the parameter behind it.
+        """
+        if (parts := self.parts(value)) is not None:
+            value = parts.whole
         found = self._views.get(id(value))
         if found is not None and found[0]() is value:
             value = found[1].parameter
         return self._names.get(id(value))
+
+    def parts(self, value: Any) -> Parts | None:
+        """What the running layer computes its weight from, if the value is that weight."""
+        parts = self._parts.get(self.stack[-1]) if self.stack else None
+        if parts is None or id(value) in self._names or not isinstance(value, Tensor):
+            return None
+        return parts if parts.whole.shape == value.shape else None
 
     def is_parameter(self, value: Any) -> bool:
         """Whether a tensor is a parameter, moved or not."""
@@ -231,7 +251,7 @@ class Tape:
         name = self.name(value)
         if name is None:
             return self.stack[-1] if self.stack else ""
-        return name.rpartition(".")[0]
+        return layer_of(name)
 
     def holders(self) -> list[str]:
         """Modules that hold parameters of their own, in the order of the model."""
@@ -250,6 +270,8 @@ class Tape:
 
     def _axis(self, value: Tensor, dim: int) -> tuple[str, tuple[int, Tensor] | None]:
         """Name of a parameter, and which of its dimensions lies along one of a tensor, if any."""
+        if (parts := self.parts(value)) is not None:
+            value = parts.whole
         name = self._names.get(id(value))
         if name is not None:
             return name, (dim % value.dim(), torch.arange(value.shape[dim]))
@@ -258,6 +280,9 @@ class Tape:
 
     def key(self, value: Tensor | None, dim: int) -> Key | None:
         """The labelled dimension of a parameter that lies along one of a tensor, if any."""
+        parts = self.parts(value)
+        if parts is not None and parts.lengths is not None and dim == parts.dim:
+            value = parts.lengths
         name, axis = ("", None) if value is None else self._axis(value, dim)
         return (name, axis[0]) if axis and (name, axis[0]) in self.labelled_dims else None
 
@@ -270,10 +295,12 @@ class Tape:
         """
         if value is None:
             return None
+        if (parts := self.parts(value)) is not None:
+            return self._label_parts(parts, dim, role, labels)
         name, axis = self._axis(value, dim)
         view = self.view(value)
         if axis is None or (role != "affine" and view is not None and not view.zero):
-            self.partition.fix(labels, "used with a weight that is computed, not a parameter")
+            self.partition.fix(labels, self.computed())
             return None
         key, places = (name, axis[0]), axis[1]
         role = "buffer" if name in self.buffers else role
@@ -293,6 +320,20 @@ class Tape:
         else:
             self.labelled_dims[key] = LabelledDim(name, key[1], role, labels.contiguous())
         return key
+
+    def _label_parts(self, parts: Parts, dim: int, role: Role, labels: Tensor) -> Key | None:
+        """The same of a weight that is computed; returns what scales it there."""
+        for vector, inside in parts.along(dim, labels):
+            self.label_dim(vector, 0, "buffer", inside)
+            self.unpinned.append(labels)  # the gradient of a spectral norm reaches zeros, too
+        if parts.lengths is None or dim != parts.dim:
+            return self.label_dim(parts.whole, dim, role, labels)
+        self.label_dim(parts.whole, dim, "buffer", labels)
+        return self.label_dim(parts.lengths, dim, role, labels)
+
+    def computed(self) -> str:
+        """Why the weight of the running layer, which is no parameter, is left alone."""
+        return computed(self.modules[self.stack[-1] if self.stack else ""])
 
     def raw(self, value: Any) -> Mark | None:
         """The mark of a tensor; a parameter or buffer used as it is gets one along its last dim.
@@ -364,13 +405,15 @@ class Tape:
         """Whether a parameter is among the sources."""
         return any(self.sources[i][0] is not None for i in sources)
 
-    def consume(self, found: Mark | None, labels: Tensor, column: Key | None) -> None:
+    def consume(
+        self, found: Mark | None, labels: Tensor, column: Key | None, normed: bool = False
+    ) -> None:
         """Channels are summed over here."""
         if found is None:
             return
         if column is None and not found.zero:  # no weight that could leave them out of the sum
             self.partition.fix(labels, "summed over where a channel of zeros is not zero any more")
-        self.consumptions.append(Consumption(labels, found.sources, column))
+        self.consumptions.append(Consumption(labels, found.sources, column, normed))
         if not found.zero:
             self.unpinned.append(labels)
 

@@ -154,6 +154,8 @@ class _Tracer(TorchFunctionMode):
             self.tape.seen.update(
                 id(v) for group in values if isinstance(group, (list, tuple)) for v in group
             )
+        if not self.tape.behind_weights.isdisjoint(map(id, args)):
+            return call.run()  # on the way to a computed weight, of which the layer's rule knows
         rule = _RULES.get(name)
         if rule is None and name.startswith("get:"):
             return call.run()

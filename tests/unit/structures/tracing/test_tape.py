@@ -73,7 +73,9 @@ def test_what_is_no_parameter_cannot_carry_labels(tape: Tape) -> None:
     assert tape.label_dim(None, 0, "row", labels) is None
     assert reasons(tape, labels) == [None] * 4
     assert tape.label_dim(tape.model[0].weight * 2, 0, "row", labels) is None
-    assert set(reasons(tape, labels)) == {"used with a weight that is computed, not a parameter"}
+    assert set(reasons(tape, labels)) == {
+        "produced with a weight that is computed, not a parameter (a layer that holds the computed weight can be pruned)"
+    }
 
 
 def test_names_and_owners(tape: Tape) -> None:

@@ -367,11 +367,11 @@ def test_an_unknown_operator_is_named() -> None:
 
 def test_a_parametrised_weight_is_left_alone_and_listed() -> None:
     model = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.Linear(6, 5), nn.Linear(5, 2)
+        nn.utils.parametrizations.orthogonal(nn.Linear(4, 6)), nn.Linear(6, 5), nn.Linear(5, 2)
     )
     structures = trace(model, torch.randn(2, 4))
     assert [g.layer for g in structures.groups] == ["1"]
-    assert "weight that is computed" in reason_of(structures, "0")
+    assert "its weight is computed by Orthogonal" in reason_of(structures, "0")
 
 
 def test_an_autograd_function_does_not_slip_through() -> None:

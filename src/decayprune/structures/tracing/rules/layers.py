@@ -27,7 +27,7 @@ def handed_out(tape: Tape, weight: Tensor, dim: int) -> Tensor:
         return known
     labels = tape.partition.fresh(weight.shape[dim])
     if tape.label_dim(weight, dim, "row", labels) is None:
-        reason = "produced with a weight that is computed, not a parameter"
+        reason = tape.computed()
         tape.refused.append((tape.owner(weight), weight.shape[dim], reason + tape.where()))
     return labels
 
@@ -76,7 +76,7 @@ def producer(
     tape.label_dim(weight, row[0], "row", row[1])
     tape.label_dim(bias, -1, "row", row[1])
     key = tape.label_dim(weight, column[0], "column", column[1])
-    tape.consume(tape.mark(x), column[1], key)
+    tape.consume(tape.mark(x), column[1], key, normed=tape.parts(weight) is not None)
 
 
 def sources_of(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
