@@ -202,7 +202,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
             found[name] = list(value)
         elif isinstance(value, int) and is_size(value):
             found[name] = value
-    weight = module._parameters.get("weight")
+    weight = dict(module._parameters.items()).get("weight")  # a ScriptModule has no real dict
     implied = _implied(module, found, None if weight is None else list(weight.shape))
     return found | {name: value for name, value in implied.items() if name in found}
 

@@ -86,7 +86,7 @@ def parts_of(module: nn.Module) -> Parts | None:
 
 
 def _parametrised(module: nn.Module) -> Parts | None:
-    steps: Any = module.parametrizations["weight"]  # type: ignore[index, union-attr]
+    steps: Any = module.parametrizations["weight"]  # type: ignore[index]
     if len(steps) != 1:
         return None
     step = steps[0]
@@ -109,7 +109,7 @@ def computed(module: nn.Module) -> str:
         module: A layer whose weight is no parameter.
     """
     if parametrize.is_parametrized(module, "weight"):
-        steps: Any = module.parametrizations["weight"]  # type: ignore[index, union-attr]
+        steps: Any = module.parametrizations["weight"]  # type: ignore[index]
         kinds = " and ".join(type(step).__name__.lstrip("_") for step in steps)
         return (
             f"its weight is computed by {kinds} (prune without it: "

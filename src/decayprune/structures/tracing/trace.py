@@ -42,6 +42,7 @@ from decayprune.structures.tracing.rules.reductions import REDUCING
 from decayprune.structures.tracing.rules.rewritten import REWRITTEN
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
 from decayprune.structures.tracing.rules.vision import VISION
+from decayprune.structures.tracing.scripts import is_script, scripts_shown
 from decayprune.structures.tracing.sizes import einops_uncached
 from decayprune.structures.tracing.tape import Tape
 from decayprune.structures.tracing.unreached import protected
@@ -115,6 +116,7 @@ def _taped(
         plain_arithmetic(),  # autocast would run layers on copies of their weights
         normalisers_shown(copy),
         _names_of_running_modules(tape),
+        scripts_shown(tape),
         random_state_kept(copy),
         einops_uncached(),
         torch.no_grad(),
@@ -214,6 +216,8 @@ def _names_of_running_modules(tape: Tape) -> Iterator[None]:
     """Keep :attr:`Tape.stack` up to date with temporary hooks."""
     handles = []
     for name, module in tape.modules.items():
+        if is_script(module):
+            continue  # takes no hooks
 
         def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
             tape.stack.append(name)

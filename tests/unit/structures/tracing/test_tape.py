@@ -73,9 +73,8 @@ def test_what_is_no_parameter_cannot_carry_labels(tape: Tape) -> None:
     assert tape.label_dim(None, 0, "row", labels) is None
     assert reasons(tape, labels) == [None] * 4
     assert tape.label_dim(tape.model[0].weight * 2, 0, "row", labels) is None
-    assert set(reasons(tape, labels)) == {
-        "produced with a weight that is computed, not a parameter (a layer that holds the computed weight can be pruned)"
-    }
+    (reason,) = set(reasons(tape, labels))
+    assert reason.startswith("produced with a weight that is computed, not a parameter")
 
 
 def test_names_and_owners(tape: Tape) -> None:
