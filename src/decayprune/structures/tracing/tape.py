@@ -281,7 +281,7 @@ class Tape:
     def key(self, value: Tensor | None, dim: int) -> Key | None:
         """The labelled dimension of a parameter that lies along one of a tensor, if any."""
         parts = self.parts(value)
-        if parts is not None and parts.lengths is not None and dim == parts.dim:
+        if parts is not None and parts.lengths is not None and dim % parts.whole.dim() == parts.dim:
             value = parts.lengths
         name, axis = ("", None) if value is None else self._axis(value, dim)
         return (name, axis[0]) if axis and (name, axis[0]) in self.labelled_dims else None
@@ -304,7 +304,7 @@ class Tape:
             return None
         key, places = (name, axis[0]), axis[1]
         role = "buffer" if name in self.buffers else role
-        size = (self.buffers if role == "buffer" else self.parameters)[name].shape[key[1]]
+        size = (self.buffers if name in self.buffers else self.parameters)[name].shape[key[1]]
         if not torch.equal(places, torch.arange(size)):  # a part of it, or some of it repeated
             own = self.labelled_dims.get(key)
             whole = self.partition.fresh(size) if own is None else own.labels
@@ -323,6 +323,7 @@ class Tape:
 
     def _label_parts(self, parts: Parts, dim: int, role: Role, labels: Tensor) -> Key | None:
         """The same of a weight that is computed; returns what scales it there."""
+        dim %= parts.whole.dim()
         for vector, inside in parts.along(dim, labels):
             self.label_dim(vector, 0, "buffer", inside)
             self.unpinned.append(labels)  # the gradient of a spectral norm reaches zeros, too

@@ -41,8 +41,9 @@ def test_what_enters_is_refused_by_name_and_the_rest_is_pruned() -> None:
     structures = trace(Net(), torch.randn(2, 3))
     assert [(g.layer, g.size) for g in structures.groups] == [("c", 16)]
     reasons = {refusal.layer: refusal.reason for refusal in structures.refusals}
-    assert reasons["a"] == reasons["b.0"] == "unknown operator `b` (a module in TorchScript)"
-    assert reasons["d"] == "unknown operator `swish` (a function in TorchScript)"
+    for layer in ("a", "b.0"):
+        assert reasons[layer].startswith("unknown operator `b` (a module in TorchScript)")
+    assert reasons["d"].startswith("unknown operator `swish` (a function in TorchScript)")
 
 
 def test_a_whole_script_is_refused_in_the_same_words() -> None:
