@@ -173,3 +173,21 @@ def test_macs_of_a_model_that_takes_a_list_of_images_are_those_of_one_image() ->
     alone = dp.inspect(model.net, torch.randn(1, 3, 10, 10)).macs
     for count in (1, 3):
         assert dp.inspect(model, ([torch.randn(3, 10, 10)] * count,)).macs == alone
+
+
+# ---------------------------------------------------------------- recurrent layers
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_is_refused_by_name_with_the_way_out(kind: type[nn.RNNBase]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn, self.b = nn.Linear(4, 8), kind(8, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.rnn(self.a(x))[0])
+
+    reasons = left_alone(Net(), torch.randn(5, 2, 4))
+    for layer in ("a", "rnn"):
+        assert reasons[layer].startswith("read by a recurrent layer, which is not cut (choose")

@@ -236,7 +236,10 @@ def _macs_of_recurrent(call: Call, out: Any) -> int:
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _REASONS = {
     "multi_head_attention_forward": "no plain nn.MultiheadAttention: fixes its width",
-    **dict.fromkeys(_RECURRENT, "read by a recurrent layer"),
+    **dict.fromkeys(
+        _RECURRENT,
+        "read by a recurrent layer, which is not cut (choose its hidden_size when it is built)",
+    ),
     "grouped_mm": "`grouped_mm` takes widths in multiples of 16 bytes alone; of transformers, call "
     'model.set_experts_implementation("eager") first',
 }
