@@ -32,7 +32,9 @@ SOURCE, UNIT = ROOT / "src" / "decayprune", ROOT / "tests" / "unit"
 
 TESTED_ELSEWHERE = {
     # No behaviour of its own.
+    "session/follower": "a protocol; every host fulfils it in tests/contract",
     "method/selector": "a protocol; every host fulfils it in tests/contract",
+    "structures/tracing/marks": "records; what rules make of them is tested with the rules",
     # A published method is compared as a whole with its slow twin in tests/reference.
     "hosts/depgraph/chunks": "unit/hosts/depgraph/test_host.py",
     "hosts/depgraph/rehearsal": "unit/hosts/depgraph/test_host.py",

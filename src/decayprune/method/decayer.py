@@ -23,9 +23,11 @@ from torch import Tensor
 from decayprune.method import flag, lifecycle
 from decayprune.method import rectify as rules
 from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
-from decayprune.method.lifecycle import DECAYING, LifecycleState
+from decayprune.method.lifecycle import LifecycleState
 from decayprune.method.live_weights import LiveWeights
+from decayprune.method.members import Members
 from decayprune.method.moves import Moves
+from decayprune.method.pinning import Pinning
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.method.weight_decay import WeightDecay
@@ -33,26 +35,6 @@ from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
 
 logger = logging.getLogger("decayprune")
-
-_LOOK_EVERY = 64  # steps from one look at the pruned structures to the next
-
-
-@dataclass
-class _Members:
-    """The structures that decay now."""
-
-    ids: Tensor
-    mask: Tensor
-    """The same, bool, shape ``(S,)``."""
-    carriers: edits.Pick
-    """Their norm is held to the schedule."""
-    shrinking: edits.Pick
-    """They are scaled: the carriers, or all slices."""
-    read: bool
-    """Scaled lengths are read, not computed: a carrier may be a row of one and a column of another,
-    and take both their factors; in half precision rounding moves them by more than training."""
-    ages: Tensor
-    """Every (age, span) among them, on the host, shape ``(2, n)``."""
 
 
 @dataclass
@@ -123,8 +105,8 @@ class Decayer:
         self._weights = LiveWeights(structures, parameters, optimizers)
         self._weights.unpinned |= pin
         self._weight_decay = WeightDecay(self._optimizers, self._weights.parameters)
-        self._pin_carriers = pin_carriers
-        self._waiting, self._look_again = False, 0
+        self._pinning = Pinning(structures, self._weights, carriers=pin_carriers)
+        self._waiting = False
         self.load(LifecycleState.fresh(structures.num_structures, self._weights.device))
 
     def load(self, state: LifecycleState) -> None:
@@ -135,8 +117,8 @@ class Decayer:
 
     def _forget(self) -> None:
         """Drop everything that belongs to one membership of the decaying set."""
-        self._current: _Members | None = None
-        self._zeroed: edits.Pick | None = None  # what is zeroed after each step
+        self._current: Members | None = None
+        self._pinning.forget()
         self._begun = False
         self._step = _Step()
 
@@ -165,8 +147,7 @@ class Decayer:
             length = self.state.length
             self._step.shrunk = self._weight_decay.shrinkage(members.carriers, length)
         if not self._step.observed:
-            if first:
-                self._step.along.clear()
+            # Of an optimizer that stepped alone before this one was complete it is read again.
             self._read(self._optimizers if optimizer is None else [optimizer], grad_scale)
 
     @torch.no_grad()
@@ -214,7 +195,7 @@ class Decayer:
                 moves = self._decide(step, selector)
                 if moves is not None:
                     moves += self._shrink(step)
-                    self._pin(step)
+                    self._pinning.after(step, self.state.pruned)
         except BaseException:
             # Scaling and zeroing can be repeated; a step that was taken by half could not.
             self.load(earlier)
@@ -383,56 +364,14 @@ class Decayer:
         self.state = replace(self.state, length=torch.where(moving, length, self.state.length))
         self.state = lifecycle.finish(self.state, gone)
         self._forget()
-        self._look_again = step + 1
+        self._pinning.look(step + 1)
         return moves
-
-    def _pin(self, step: int) -> None:
-        """Zero again what training may revive: all-zero slices that are no fixed point."""
-        if step == self._look_again:
-            self._note_revived(step)
-        if self._zeroed is None:
-            pruned = self.state.pruned
-            self._zeroed = self._weights.every(pruned & self._weights.unpinned)
-            self._pinned = self._weights.carriers(pruned) if self._pin_carriers else self._zeroed
-        edits.zero_(self._zeroed, self._weights.parameters)
-        if self._pin_carriers:
-            edits.zero_(self._pinned, self._weights.parameters)
-
-    def _note_revived(self, step: int) -> None:
-        """Find pruned structures that are zero no longer, and zero them from now on."""
-        self._look_again = step + _LOOK_EVERY
-        if self._pin_carriers:
-            return
-        pruned = self.state.pruned & ~self._weights.unpinned
-        revived = (self._weights.length(self._weights.every(pruned)) > 0).nonzero().flatten()
-        if revived.numel():
-            self._weights.unpinned[revived] = True
-            self._zeroed = None
-            logger.warning(
-                "step %d: %d pruned structures are zero no longer (the first: channel %d of %s). "
-                "Something writes to them after they were zeroed: noise on the weights, an "
-                "optimizer whose codes cannot hold a zero, weights that were copied in. They are "
-                "zeroed after every step from now on",
-                step,
-                revived.numel(),
-                int(self.structures.index[revived[0]]),
-                self.structures.layer_of(int(revived[0])),
-            )
 
     # ------------------------------------------------------------ helpers
 
-    def _members(self) -> _Members:
+    def _members(self) -> Members:
         if self._current is None:
-            mask = self.state.phase == DECAYING
-            carriers = self._weights.carriers(mask)
-            shrinking = self._weights.every(mask) if self._all else carriers
-            cut_twice = len(set(shrinking.names)) < len(shrinking.names)
-            read = (cut_twice and bool(carriers.blocks)) or self._weights.half
-            ids = mask.nonzero().flatten()
-            ages = torch.stack([self.state.age[ids], self.state.span[ids]]).cpu()
-            if ages.numel():
-                ages = torch.unique(ages, dim=1)
-            self._current = _Members(ids, mask, carriers, shrinking, read, ages)
+            self._current = Members.of(self.state, self._weights, whole=self._all)
         return self._current
 
     def _factors(self, moving: Tensor, length: Tensor, age: Tensor) -> Tensor:

@@ -89,11 +89,11 @@ class Host:
         Set it to hear of them: ``pruner.on_event = print``. What it raises ends the step that is
         already made; nothing is lost.
         """
-        return self._session.on_event
+        return self._session.ledger.on_event
 
     @on_event.setter
     def on_event(self, listener: Callable[[Event], object] | None) -> None:
-        self._session.on_event = listener
+        self._session.ledger.on_event = listener
 
     def log(self) -> dict[str, float]:
         """Where pruning stands, as numbers that any logger takes.

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,7 +27,9 @@ from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
 from decayprune.session.agreement import Agreement
+from decayprune.session.follower import Follower
 from decayprune.session.integrity import Anatomy, check_free, claim, give_up
+from decayprune.session.ledger import Ledger
 from decayprune.session.step_watch import StepWatch, grad_scale
 from decayprune.session.vigil import Vigil
 from decayprune.structures import sums
@@ -41,19 +43,6 @@ from decayprune.surgery.undo import Undo
 from decayprune.surgery.verified import CompactionError, check_state
 
 Copies = nn.Module | Sequence[nn.Module]
-
-
-class Follower(Protocol):
-    """Whoever is told of optimizer steps."""
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
-        """An optimizer is about to step; ``first`` of several."""
-
-    def _follow(self) -> None:
-        """All optimizers have stepped."""
-
-    def _for_trial(self) -> nn.Module:
-        """The model as it will be when it is cut."""
 
 
 class Session:
@@ -111,11 +100,8 @@ class Session:
         arguments.check_held(self.parameters, self.optimizers)
         arguments.check_one_device(self.parameters)
         self.cost = CostModel(structures, {n: p.shape for n, p in named.items()})
-        self._steps = self._waited = 0
-        self._events: list[Event] = []
-        self._moves: list[Moves] = []  # what happened since events were read
         self.report: CompactionReport | None = None
-        self.on_event: Callable[[Event], object] | None = None
+        self._ledger = Ledger()
         self.attached = False
         self._watch: StepWatch | None = None
 
@@ -196,7 +182,7 @@ class Session:
         Args:
             structures: Those left.
         """
-        self._count()  # the decayer that knows is about to go
+        _ = self.ledger  # the decayer that knows of the last step is about to go
         state = self.lifecycle
         self.structures = structures
         self._settle()
@@ -207,26 +193,24 @@ class Session:
     @property
     def steps(self) -> int:
         """Optimizer steps followed."""
-        self._count()
-        return self._steps
+        return self.ledger.steps
 
     @property
     def waited(self) -> int:
         """Steps that did not count because a gradient was not finite."""
-        self._count()
-        return self._waited
-
-    def _count(self) -> None:
-        """A step that turns out late not to have counted is taken back."""
-        if self.decayer.late():
-            self._steps, self._waited = self._steps - 1, self._waited + 1
+        return self.ledger.waited
 
     @property
     def events(self) -> list[Event]:
         """What happened, in order."""
-        moves, self._moves = self._moves, []
-        self._events += [event for move in moves for event in move.events()]
-        return self._events
+        return self.ledger.events
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was counted and what happened; a step that turns out late not to count is out."""
+        if self.decayer.late():
+            self._ledger.take_back()
+        return self._ledger
 
     @property
     def lifecycle(self) -> LifecycleState:
@@ -312,18 +296,15 @@ class Session:
             raise
         self.vigil.followed()
         if moves is None:
-            self._waited += 1
+            self._ledger.wait()
             return None
-        self._steps += 1
-        self._moves += moves
-        self._agreement.note(self._steps, moves)
-        if self._steps == 1:  # before it, optimizers have no state
+        self._ledger.note(moves)
+        self._agreement.note(self._ledger.steps, moves)
+        if self._ledger.steps == 1:  # before it, optimizers have no state
             check_state(self.model, self.structures, self.optimizers)
         if moves and not self._tried and self.selector.done(self.lifecycle, self.steps):
             self._try_cut()
-        if self.on_event is not None:
-            for event in (event for move in moves for event in move.events()):
-                self.on_event(event)
+        self._ledger.tell(moves)
         return moves
 
     def _try_cut(self) -> None:
@@ -409,10 +390,8 @@ class Session:
         """
         return {
             **resume.header(owner, self.dense, settings),
-            "steps": self.steps,
-            "waited": self.waited,
+            **self.ledger.state_dict(),
             "state": self.lifecycle.state_dict(),
-            "events": [list(vars(event).values()) for event in self.events],
             **({} if self.report is None else {"report": resume.told(self.report)}),
         }
 
@@ -426,8 +405,7 @@ class Session:
             ValueError: The lifecycle is that of other structures.
         """
         self.decayer.load(LifecycleState.from_state_dict(state["state"], like=self.lifecycle))
-        self._steps, self._waited = int(state["steps"]), int(state["waited"])
-        self._moves, self._events = [], [Event(*row) for row in state["events"]]
+        self._ledger.load_state_dict(state)
         if self._watch is not None:
             self._watch.forget()
         self.vigil.followed()

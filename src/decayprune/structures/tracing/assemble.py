@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from decayprune.structures.structure_map import FIXED, Group, Operator, Refusal, Slice, StructureMap
+from decayprune.structures.tracing.marks import LabelledDim
 from decayprune.structures.tracing.remembered import remembered
 from decayprune.structures.tracing.reparametrised import layer_of
 from decayprune.structures.tracing.solve import Solution, solve
-from decayprune.structures.tracing.tape import LabelledDim, Tape
+from decayprune.structures.tracing.tape import Tape
 
 
 def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:

@@ -17,8 +17,9 @@ from torch import Tensor
 from decayprune.structures.exact.swap import stand_in
 from decayprune.structures.structure_map import FIXED
 from decayprune.structures.tracing.labels import compress, varying
+from decayprune.structures.tracing.marks import Key, LabelledDim
 from decayprune.structures.tracing.reparametrised import layer_of
-from decayprune.structures.tracing.tape import Key, LabelledDim, Tape
+from decayprune.structures.tracing.tape import Tape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

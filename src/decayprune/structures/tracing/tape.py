@@ -20,50 +20,10 @@ from torch import Tensor, nn
 from decayprune.structures.structure_map import Role
 from decayprune.structures.tracing.blame import running_line
 from decayprune.structures.tracing.labels import Partition, along, compress, core, varying
+from decayprune.structures.tracing.marks import Consumption, Key, LabelledDim, Mark
 from decayprune.structures.tracing.reparametrised import Parts, computed, layer_of, parts_of
 from decayprune.structures.tracing.sizes import Readings
 from decayprune.structures.tracing.views import View, identity
-
-Key = tuple[str, int]
-"""A dimension of a parameter or buffer: (qualified name, dim)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """What is known of an activation.
-
-    Attributes:
-        labels: Which structure each element belongs to, expanded to the activation's shape.
-        sources: Positions in :attr:`Tape.sources` of what scales this activation.
-        zero: Whether a structure that is all zero makes its elements here zero.
-    """
-
-    labels: Tensor
-    sources: frozenset[int] = frozenset()
-    zero: bool = True
-
-
-@dataclass(eq=False)
-class LabelledDim:
-    """A dimension of a parameter that carries labels."""
-
-    name: str
-    dim: int
-    role: Role
-    labels: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Consumption:
-    """Where channels are summed over: ``column`` reads ``labels``, scaled by ``sources``.
-
-    ``normed``: the column has a share in a norm that goes with it, so it shrinks in any case.
-    """
-
-    labels: Tensor
-    sources: frozenset[int]
-    column: Key | None
-    normed: bool = False
 
 
 @dataclass(eq=False)

@@ -8,7 +8,8 @@ from torch import nn
 
 from decayprune.structures import FIXED, Refusal, StructureMap
 from decayprune.structures.tracing.assemble import assemble
-from decayprune.structures.tracing.tape import Consumption, Tape
+from decayprune.structures.tracing.marks import Consumption
+from decayprune.structures.tracing.tape import Tape
 
 
 def written(model: nn.Sequential) -> Tape:

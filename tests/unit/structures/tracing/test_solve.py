@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.structures import FIXED
+from decayprune.structures.tracing.marks import Consumption
 from decayprune.structures.tracing.solve import Solution, solve
-from decayprune.structures.tracing.tape import Consumption, Tape
+from decayprune.structures.tracing.tape import Tape
 
 
 def written(width: int = 6) -> tuple[Tape, Tensor]:

@@ -16,9 +16,10 @@ from decayprune.structures.exact.attention import HeadwiseAttention
 from decayprune.structures.exact.swap import stand_in
 from decayprune.structures.tracing.call import Call
 from decayprune.structures.tracing.labels import along
+from decayprune.structures.tracing.marks import Consumption
 from decayprune.structures.tracing.rules.layers import handed_out, sources_of
 from decayprune.structures.tracing.rules.products import left_alone
-from decayprune.structures.tracing.tape import Consumption, Tape
+from decayprune.structures.tracing.tape import Tape
 
 _ALONG = "attention reads it along another dimension than its channels"
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call
 from decayprune.structures.tracing.labels import along, core, varying
-from decayprune.structures.tracing.tape import Mark, Tape
+from decayprune.structures.tracing.marks import Mark
+from decayprune.structures.tracing.tape import Tape
 
 
 def words(text: str) -> list[str]:

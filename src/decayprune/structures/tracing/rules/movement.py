@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import compress, core, varying
+from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.rules.elementwise import SAME, unary
 from decayprune.structures.tracing.rules.places import PLACES, index_labels, moved
-from decayprune.structures.tracing.tape import Mark, Tape
+from decayprune.structures.tracing.tape import Tape
 
 RESHAPES = "reshape view flatten unflatten view_as ravel reshape_as"
 FREE = (

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call
 from decayprune.structures.tracing.labels import core, varying
+from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.sizes import rows
-from decayprune.structures.tracing.tape import Mark, Tape
+from decayprune.structures.tracing.tape import Tape
 
 _SLICED = "sliced at fixed places"
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import along, core, varying
+from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.rules.elementwise import against_fixed, raw_factor
 from decayprune.structures.tracing.rules.layers import parameter_times, times_parameter
-from decayprune.structures.tracing.tape import Mark, Tape
+from decayprune.structures.tracing.tape import Tape
 
 _MET = "meets channels that stay in attention"
 _HEADS = "attention reads a whole head"

@@ -1,0 +1,75 @@
+"""Pruned structures stay zero, whatever training would revive."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from decayprune.method.live_weights import LiveWeights
+from decayprune.structures import edits
+from decayprune.structures.structure_map import StructureMap
+
+logger = logging.getLogger("decayprune")
+
+_LOOK_EVERY = 64  # steps from one look at the pruned structures to the next
+
+
+class Pinning:
+    """Zeroes again, after each step, all-zero slices that are no fixed point of training.
+
+    Args:
+        structures: The structures.
+        weights: Theirs; which of them training revives is noted there.
+        carriers: Zero the carriers of every pruned structure, and nothing else is looked for.
+    """
+
+    def __init__(self, structures: StructureMap, weights: LiveWeights, *, carriers: bool) -> None:
+        self._structures, self._weights, self._carriers = structures, weights, carriers
+        self._look_again = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """What is pruned may have changed."""
+        self._zeroed: edits.Pick | None = None  # what is zeroed after each step
+
+    def look(self, step: int) -> None:
+        """Look at the pruned structures after a step, and now and then from there on."""
+        self._look_again = step
+
+    def after(self, step: int, pruned: Tensor) -> None:
+        """What follows a step.
+
+        Args:
+            step: Its number.
+            pruned: Structures that are zero for good, bool, shape ``(S,)``.
+        """
+        if step == self._look_again:
+            self._note_revived(step, pruned)
+        if self._zeroed is None:
+            self._zeroed = self._weights.every(pruned & self._weights.unpinned)
+            self._pinned = self._weights.carriers(pruned) if self._carriers else self._zeroed
+        edits.zero_(self._zeroed, self._weights.parameters)
+        if self._carriers:
+            edits.zero_(self._pinned, self._weights.parameters)
+
+    def _note_revived(self, step: int, pruned: Tensor) -> None:
+        """Find pruned structures that are zero no longer, and zero them from now on."""
+        self._look_again = step + _LOOK_EVERY
+        if self._carriers:
+            return
+        still = pruned & ~self._weights.unpinned
+        revived = (self._weights.length(self._weights.every(still)) > 0).nonzero().flatten()
+        if revived.numel():
+            self._weights.unpinned[revived] = True
+            self._zeroed = None
+            logger.warning(
+                "step %d: %d pruned structures are zero no longer (the first: channel %d of %s). "
+                "Something writes to them after they were zeroed: noise on the weights, an "
+                "optimizer whose codes cannot hold a zero, weights that were copied in. They are "
+                "zeroed after every step from now on",
+                step,
+                revived.numel(),
+                int(self._structures.index[revived[0]]),
+                self._structures.layer_of(int(revived[0])),
+            )

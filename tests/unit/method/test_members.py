@@ -1,0 +1,54 @@
+"""Who decays, and what is held of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from decayprune.method import lifecycle
+from decayprune.method.lifecycle import LifecycleState
+from decayprune.method.live_weights import LiveWeights
+from decayprune.method.members import Members
+from decayprune.structures import trace
+
+
+def begun(dtype: torch.dtype = torch.float32) -> tuple[LifecycleState, LiveWeights]:
+    """Of five channels, 1 and 4 decay, 4 since a step later and for longer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).to(dtype)
+    structures = trace(model, torch.randn(2, 3, dtype=dtype))
+    weights = LiveWeights(structures, dict(model.named_parameters()), [])
+    state = LifecycleState.fresh(5)
+    one = torch.ones(1)
+    state = lifecycle.begin(state, torch.tensor([1]), length=one, decay_steps=6)
+    state = lifecycle.tick(state, state.committed)
+    return lifecycle.begin(state, torch.tensor([4]), length=one, decay_steps=9), weights
+
+
+def test_they_are_who_decays() -> None:
+    found = Members.of(*begun(), whole=False)
+    assert found.ids.tolist() == [1, 4]
+    assert found.mask.tolist() == [False, True, False, False, True]
+    assert sorted(found.ages.T.tolist()) == [[0, 9], [1, 6]]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_carriers_shrink_or_all_slices(whole: bool) -> None:
+    state, weights = begun()
+    found = Members.of(state, weights, whole=whole)
+    assert set(found.carriers.names) == {"0.weight", "0.bias"}
+    shrinks = {"0.weight", "0.bias", "2.weight"} if whole else {"0.weight", "0.bias"}
+    assert set(found.shrinking.names) == shrinks
+
+
+def test_in_half_precision_lengths_are_read() -> None:
+    assert not Members.of(*begun(), whole=False).read
+    assert Members.of(*begun(torch.bfloat16), whole=False).read
+
+
+def test_of_nobody() -> None:
+    _, weights = begun()
+    found = Members.of(LifecycleState.fresh(5), weights, whole=False)
+    assert not found.ids.numel()
+    assert not found.ages.numel()

@@ -1,0 +1,71 @@
+"""What is zeroed again after a step, and what is noticed."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from decayprune.method.live_weights import LiveWeights
+from decayprune.method.pinning import Pinning
+from decayprune.structures import trace
+
+
+def two_layers() -> tuple[nn.Sequential, LiveWeights, Pinning]:
+    """Structures 0 to 4 are the channels between."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    structures = trace(model, torch.randn(2, 3))
+    weights = LiveWeights(structures, dict(model.named_parameters()), [])
+    return model, weights, Pinning(structures, weights, carriers=False)
+
+
+def only(*structures: int) -> torch.Tensor:
+    return torch.isin(torch.arange(5), torch.tensor(structures))
+
+
+def column_is_zero(model: nn.Sequential) -> list[bool]:
+    return (model[2].weight == 0).all(0).tolist()
+
+
+@torch.no_grad()
+def test_what_training_revives_is_zeroed_after_every_step() -> None:
+    model, weights, pinning = two_layers()
+    weights.unpinned |= only(1)
+    for step in (1, 2):
+        model[2].weight += 1
+        pinning.after(step, only(1, 3))
+        assert column_is_zero(model) == [False, True, False, False, False]
+    pinning.forget()
+    weights.unpinned |= only(3)
+    pinning.after(3, only(1, 3))
+    assert column_is_zero(model) == [False, True, False, True, False]
+
+
+@torch.no_grad()
+def test_what_comes_back_is_noticed_at_a_look_and_zeroed_from_then_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, _, pinning = two_layers()
+    with caplog.at_level(logging.WARNING, "decayprune"):
+        pinning.after(1, only(3))
+        assert not caplog.records
+        pinning.look(2)
+        pinning.after(2, only(3))
+    assert "1 pruned structures are zero no longer (the first: channel 3 of 0)" in caplog.text
+    assert column_is_zero(model) == [False, False, False, True, False]
+    model[2].weight += 1
+    pinning.after(3, only(3))
+    assert column_is_zero(model)[3]
+
+
+@torch.no_grad()
+def test_carriers_alone() -> None:
+    model, weights, _ = two_layers()
+    structures = trace(model, torch.randn(2, 3))
+    before = model[2].weight.clone()
+    Pinning(structures, weights, carriers=True).after(1, only(2))
+    assert (model[0].weight == 0).all(1).tolist() == [False, False, True, False, False]
+    assert torch.equal(model[2].weight, before)
