@@ -230,8 +230,14 @@ def _check(
     """Largest absolute and relative difference of the outputs of a file."""
     error = relative = 0.0
     for example in examples:
-        expected = [value.cpu() for value in outputs(model, example)]
         where = f"on a batch of {_batch(example)}"
+        try:
+            expected = [value.cpu() for value in outputs(model, example)]
+        except Exception as raised:  # its first dimension may be none, or have one size
+            raise ExportError(
+                f"The model itself does not run {where}: {_said(raised)}. Nothing was kept. Pass "
+                "dynamic_batch=False for a file of the example's size."
+            ) from raised
         try:
             found = [value.cpu() for value in run(example) if value.is_floating_point()]
             gap = difference(expected, found)

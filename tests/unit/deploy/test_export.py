@@ -157,3 +157,14 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         dp.export(Net(), (3,), tmp_path / "m.pt2")
     with pytest.raises(FileNotFoundError):
         dp.export(Net(), X, tmp_path / "nowhere" / "m.pt2")
+
+
+def test_a_first_dimension_that_is_no_batch(tmp_path: Path) -> None:
+    class Messages(nn.Module):
+        def forward(self, nodes: Tensor) -> Tensor:
+            return nodes.index_add(0, torch.tensor([0]), nodes[torch.tensor([2])])
+
+    x = torch.randn(3, 4)
+    with pytest.raises(dp.ExportError, match=r"itself does not run on a batch of 1.*=False"):
+        dp.export(Messages(), x, tmp_path / "m.pt2")
+    assert dp.export(Messages(), x, tmp_path / "m.pt2", dynamic_batch=False).error == 0
