@@ -79,6 +79,8 @@ def _live(make: Make, row: dict[str, Any]) -> None:
             budget=dp.Budget(macs=BUDGET),
             schedule=dp.Schedule(stop=1, rounds=1, decay_steps=2),
             rectify=None,
+            round_to=None,  # the same on every machine
+            residual_width=True,  # the width that is hardest to cut
         )
     except ValueError as error:
         with step("inspect"):
