@@ -87,7 +87,7 @@ def measure(name: str, runs: int, threads: list[int]) -> list[dict[str, Any]]:
         torch.set_num_threads(number)
         for way, pruned in ways.items():
             found = dp.benchmark(dense(name), pruned, images, runs=runs)
-            row = {"model": name, "round_to": way, "goal": case.goal, **found.to_dict()}
+            row = {**found.to_dict(), "model": name, "round_to": way, "goal": case.goal}
             rows.append(row)
             print(f"{name}, round_to={way}: {found}\n", flush=True)
     return rows
