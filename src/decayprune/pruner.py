@@ -109,10 +109,7 @@ class DecayPruner(BesideOptimizer):
         pin: bool = False,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
-        arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
-        if rectify is not None:
-            arguments.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
+        _check(budget, schedule, rectify)
         arguments.check_slices(slices)
         arguments.check_round_to(round_to, target)
         curve = arguments.as_curve(decay)
@@ -136,12 +133,9 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             spared=None if residual_width else residual_streams(model, self.structures),
         )
-        self._compensated: Compensated | None = None
-        if self._calibration is not None:
-            self._compensated = Compensated(self._selector, self._calibration)
+        self._compensated = self._compensating()
         self._options = _plain(
-            **({} if calibrate is None else {"calibrated": True}),
-            **({} if residual_width is None else {"residual_width": residual_width}),
+            {"calibrated": calibrate is not None or None, "residual_width": residual_width},
             importance=self._importance,
             round_to=round_to,
             scope=scope,
@@ -149,17 +143,7 @@ class DecayPruner(BesideOptimizer):
             decay=decay,
             floor=floor,
         )
-        self._session.begin(
-            self,
-            self._compensated or self._selector,
-            curve=curve,
-            decay_steps=schedule.decay_steps,
-            slices=slices,
-            rectify=rectify,
-            last_release=schedule.stop,
-            pin=pin,
-            reads_gradients=self._selector.reads_gradients,
-        )
+        self._begin(curve, slices, pin=pin)
         self.on_event = on_event
 
     # ---------------------------------------------------------------- parts of the constructor
@@ -216,6 +200,24 @@ class DecayPruner(BesideOptimizer):
 
     def _device(self) -> torch.device:
         return next(iter(self._session.parameters.values())).device
+
+    def _begin(self, curve: Curve, slices: Literal["carriers", "all"], *, pin: bool) -> None:
+        self._session.begin(
+            self,
+            self._compensated or self._selector,
+            curve=curve,
+            decay_steps=self.schedule.decay_steps,
+            slices=slices,
+            rectify=self.rectify,
+            last_release=self.schedule.stop,
+            pin=pin,
+            reads_gradients=self._selector.reads_gradients,
+        )
+
+    def _compensating(self) -> Compensated | None:
+        if self._calibration is None:
+            return None
+        return Compensated(self._selector, self._calibration)
 
     def _ranking(self) -> Importance:
         if self._importance != "variance":
@@ -278,6 +280,13 @@ class DecayPruner(BesideOptimizer):
         self._selector.importance = self._ranking()
 
 
+def _check(budget: Budget, schedule: Schedule, rectify: Rectify | None) -> None:
+    arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+    arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
+    if rectify is not None:
+        arguments.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
+
+
 def _refined(
     model: nn.Module, residual_width: bool | None, structures: StructureMap
 ) -> StructureMap:
@@ -289,6 +298,12 @@ def _refined(
     return structures.without(dict.fromkeys(numbers, reason))
 
 
-def _plain(**options: Any) -> dict[str, Any]:
-    """Options as they are saved: of a function only that it is one."""
+def _plain(given: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Options as they are saved: of a function only that it is one.
+
+    Args:
+        given: Saved unless None: older states do not have them.
+        options: Saved in any case.
+    """
+    options |= {name: value for name, value in given.items() if value is not None}
     return {name: "a function" if callable(value) else value for name, value in options.items()}

@@ -17,9 +17,10 @@ from decayprune.cost import CostModel
 from decayprune.method.lifecycle import Event, LifecycleState
 from decayprune.method.rectify import c_rate
 from decayprune.session import resume
-from decayprune.session.session import Copies, Session
+from decayprune.session.session import Session
 from decayprune.structures.structure_map import StructureMap
 from decayprune.surgery.compact import CompactionReport
+from decayprune.surgery.copies import Copies
 
 
 class Host:
@@ -65,7 +66,7 @@ class Host:
     @property
     def waited(self) -> int:
         """Steps that did not count because a gradient was not finite."""
-        return self._session.waited
+        return self._session.ledger.waited
 
     @property
     def events(self) -> list[Event]:

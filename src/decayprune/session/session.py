@@ -37,12 +37,10 @@ from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Role, StructureMap
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.compact import CompactionReport, compact
-from decayprune.surgery.copies import refuse_late
-from decayprune.surgery.trial import problem_of, refuse_uncuttable
+from decayprune.surgery.copies import Copies, refuse_late
+from decayprune.surgery.trial import refuse_uncuttable
 from decayprune.surgery.undo import Undo
-from decayprune.surgery.verified import CompactionError, check_state
-
-Copies = nn.Module | Sequence[nn.Module]
+from decayprune.surgery.verified import check_state, try_chosen
 
 
 class Session:
@@ -65,7 +63,6 @@ class Session:
         parameters: The parameters that the method moves, by name.
         cost: What remains costs, as a function of the widths that stay.
         report: What :meth:`compact` removed; None before.
-        on_event: Told of every event, once the step that made it is over; None: nobody is.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -196,11 +193,6 @@ class Session:
         return self.ledger.steps
 
     @property
-    def waited(self) -> int:
-        """Steps that did not count because a gradient was not finite."""
-        return self.ledger.waited
-
-    @property
     def events(self) -> list[Event]:
         """What happened, in order."""
         return self.ledger.events
@@ -286,7 +278,7 @@ class Session:
             RuntimeError: The model was changed by others, or gradients are gone.
         """
         self.anatomy.check()
-        self.vigil.check_gradients(needed=self._needs_gradients, over=self._over)
+        self.vigil.check_gradients(needed=self._needs_gradients, over=lambda: self.finished)
         undo = Undo()  # the decayer puts its own state back
         undo.keep(self.selector)
         try:
@@ -312,18 +304,11 @@ class Session:
         self._tried = True
         host, gone = self._host(), self.lifecycle.committed.cpu()
         model = self.model if host is None else host._for_trial()
-        if problem := problem_of(model, self.structures, gone, self.example_inputs, self.roles):
-            raise CompactionError(
-                f"The cut that was chosen at step {self.steps} cannot be made: {problem}. Put them "
-                "into ignored_layers, and start again from the weights that you began with."
-            )
+        try_chosen(model, self.structures, gone, self.example_inputs, self.roles, self.steps)
 
     def has_gradients(self, caller: str) -> bool:
         """Whether there are gradients; an error without them, unless all is done."""
-        return self.vigil.has_gradients(caller, self._over)
-
-    def _over(self) -> bool:
-        return self.finished
+        return self.vigil.has_gradients(caller, lambda: self.finished)
 
     # ---------------------------------------------------------------- the end
 

@@ -16,8 +16,11 @@ from decayprune.structures.structure_map import Role, StructureMap
 from decayprune.structures.twin import named_tensors
 from decayprune.surgery.undo import Undo
 
+Copies = nn.Module | Sequence[nn.Module]
+"""One copy or several."""
 
-def matching(copies: nn.Module | Sequence[nn.Module], model: nn.Module) -> list[nn.Module]:
+
+def matching(copies: Copies, model: nn.Module) -> list[nn.Module]:
     """The copies themselves, without what is wrapped around them.
 
     Args:

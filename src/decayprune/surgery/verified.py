@@ -27,7 +27,7 @@ from decayprune.surgery.compare import (
 )
 from decayprune.surgery.copies import zero_
 from decayprune.surgery.cut import cut
-from decayprune.surgery.trial import guilty
+from decayprune.surgery.trial import guilty, problem_of
 from decayprune.surgery.undo import Undo
 
 
@@ -152,3 +152,31 @@ def check_state(
                         "parameter's own shape can be cut along. Call pruner.compact() with an "
                         "optimizer such as SGD, Adam or AdamW, and make a new one after the cut."
                     )
+
+
+def try_chosen(
+    model: nn.Module,
+    structures: StructureMap,
+    gone: Tensor,
+    example_inputs: ExampleInputs,
+    roles: Collection[Role],
+    step: int,
+) -> None:
+    """Try the very cut that was chosen, before its decay has cost anything.
+
+    Args:
+        model: As for :func:`~decayprune.surgery.trial.problem_of`, like all but the last.
+        structures: Its structures.
+        gone: Which of them are to leave.
+        example_inputs: What to run it on.
+        roles: Slices that are zero once a structure is pruned.
+        step: When it was chosen.
+
+    Raises:
+        CompactionError: It cannot be made.
+    """
+    if problem := problem_of(model, structures, gone, example_inputs, roles):
+        raise CompactionError(
+            f"The cut that was chosen at step {step} cannot be made: {problem}. Put them into "
+            "ignored_layers, and start again from the weights that you began with."
+        )

@@ -25,12 +25,12 @@ from decayprune.method.rectify import Rectify
 from decayprune.session import arguments, resume
 from decayprune.session.host import BesideOptimizer
 from decayprune.session.integrity import check_free
-from decayprune.session.session import Copies, Session
+from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.wrappers import is_wrapped
 from decayprune.surgery.compact import CompactionReport, compaction_report
 from decayprune.surgery.compare import Comparison
-from decayprune.surgery.copies import matching
+from decayprune.surgery.copies import Copies, matching
 from decayprune.surgery.undo import Undo
 
 
@@ -95,13 +95,8 @@ class TorchPruningHost(BesideOptimizer):
         decay: str | Curve = "linear",
         tolerance: float | None = None,
     ) -> None:
-        _check_pruner(pruner)
-        check_free(pruner.model)  # before the pruner is touched
+        _check(pruner, budget, reserve)
         arguments.check_slices(slices)
-        if budget is not None:
-            arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
-        if reserve < 0:
-            raise ValueError(f"reserve is a share from 0, found {reserve}.")
         curve = arguments.as_curve(decay)
         self._chunks = Chunks.plan(
             pruner,
@@ -276,6 +271,16 @@ class TorchPruningHost(BesideOptimizer):
                     f"{name} was replaced since the host was built. Did you call pruner.step()? "
                     "From now on the host does; remove that call."
                 )
+
+
+def _check(pruner: Any, budget: Budget | None, reserve: float) -> None:
+    """What can be said before the pruner is touched."""
+    _check_pruner(pruner)
+    check_free(pruner.model)
+    if budget is not None:
+        arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+    if reserve < 0:
+        raise ValueError(f"reserve is a share from 0, found {reserve}.")
 
 
 def _check_pruner(pruner: Any) -> None:

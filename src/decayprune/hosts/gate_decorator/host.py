@@ -28,13 +28,13 @@ from decayprune.method.lifecycle import ACTIVE
 from decayprune.method.rectify import Rectify
 from decayprune.session import arguments, resume
 from decayprune.session.host import BesideOptimizer
-from decayprune.session.session import Copies, Session
+from decayprune.session.session import Session
 from decayprune.session.step_watch import grad_scale
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.twin import own_storage, twin
 from decayprune.structures.wrappers import check_unwrapped
 from decayprune.surgery.compact import CompactionReport
-from decayprune.surgery.copies import matching
+from decayprune.surgery.copies import Copies, matching
 from decayprune.surgery.undo import Undo
 
 

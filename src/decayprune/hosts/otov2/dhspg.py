@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from decayprune.cost import Budget
 from decayprune.hosts.otov2.dhspg_selection import DhspgSelector
-from decayprune.hosts.otov2.directions import Variant
+from decayprune.hosts.otov2.directions import Variant, base_arguments
 from decayprune.hosts.otov2.penalty import GUARD, PENALTIES, Penalty, saliency, strengths
 from decayprune.hosts.otov2.products import Products
 from decayprune.hosts.otov2.stream import Stream
 from decayprune.hosts.otov2.zero_invariant_optimizer import NEVER, ZeroInvariantOptimizer
 from decayprune.method.lifecycle import ACTIVE
 from decayprune.method.moves import Moves
-from decayprune.method.rectify import Rectify, Tournament
+from decayprune.method.rectify import Rectify, Tournament, Verdict
 from decayprune.structures.example import ExampleInputs
 
 
@@ -108,19 +108,12 @@ class DHSPG(ZeroInvariantOptimizer):
         stop = NEVER if stop_step is None else stop_step
         rule = None if rectify is None else rectify.verdict
         self._stream = Stream(rule, stop) if isinstance(rule, Tournament) else None
-        # A tournament still judges what stop_step enrols.
-        judges_on = self._stream is not None and stop_step is not None
         super().__init__(
             model,
             example_inputs,
             lr,
             variant=variant,
-            base={
-                "momentum": momentum,
-                "dampening": dampening,
-                "betas": betas,
-                "weight_decay": weight_decay,
-            },
+            base=base_arguments(momentum, dampening, betas, weight_decay),
             params=params,
             ignored_layers=ignored_layers,
             group_divisible=group_divisible,
@@ -131,24 +124,21 @@ class DHSPG(ZeroInvariantOptimizer):
             rectify=rectify,
         )
         _check(epsilon, tolerance_group_sparsity, start_step, stop_step)
-        own = (lmbda, lmbda_amplify, hat_lmbda_coeff)
-        usual = zip(own, PENALTIES[variant], strict=True)
-        self.penalty = Penalty(*(value if mine is None else mine for mine, value in usual))
+        self.penalty = _penalty(variant, lmbda, lmbda_amplify, hat_lmbda_coeff)
         self.epsilon, self.tolerance = epsilon, tolerance_group_sparsity
         self.start_step, self.warm_up_steps, self.stop_step = start_step, warm_up_steps, stop_step
-        self._selector = self._selecting(
-            stop, 0.0 if rule is None else rule.extra_share(decay_steps)
-        )
+        self._selector = self._selecting(stop, rule)
         self._met = False
         self._begin(
             self._selector,
             self._selector.target,
             verdict=self._stream,
-            last_release=stop + decay_steps if judges_on else stop,
+            # A tournament still judges what stop_step enrols.
+            last_release=stop if self._stream is None or stop == NEVER else stop + decay_steps,
             slices=slices,
         )
 
-    def _selecting(self, stop: int, extra: float) -> DhspgSelector:
+    def _selecting(self, stop: int, rule: Verdict | None) -> DhspgSelector:
         return DhspgSelector(
             self.structures.group_of,
             self.cost,
@@ -157,7 +147,7 @@ class DHSPG(ZeroInvariantOptimizer):
             tolerance=self.tolerance,
             divisible=self.group_divisible,
             stop_step=stop,
-            extra=extra,
+            extra=0.0 if rule is None else rule.extra_share(self.decay_steps),
             device=next(iter(self._parameters.values())).device,
         )
 
@@ -219,6 +209,12 @@ class DHSPG(ZeroInvariantOptimizer):
         if self._stream is not None:
             self._stream.judged = list(own["judged"])
         self._met = self._selector.done(self.lifecycle, self.steps)
+
+
+def _penalty(variant: Variant, *own: float | None) -> Penalty:
+    """The variant's usual penalty, with what the user chose of it."""
+    usual = zip(own, PENALTIES[variant], strict=True)
+    return Penalty(*(value if mine is None else mine for mine, value in usual))
 
 
 def _check(epsilon: float, tolerance: float, start: int, stop: int | None) -> None:

@@ -129,3 +129,15 @@ def _adam(
     result = torch._foreach_div(first, root)
     torch._foreach_div_(result, [1 - betas[0] ** t for t in steps])
     return list(result)
+
+
+def base_arguments(
+    momentum: float, dampening: float, betas: tuple[float, float], weight_decay: float | None
+) -> dict[str, Any]:
+    """What a user gave for the optimizer's own rule, by name."""
+    return {
+        "momentum": momentum,
+        "dampening": dampening,
+        "betas": betas,
+        "weight_decay": weight_decay,
+    }

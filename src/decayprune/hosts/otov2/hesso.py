@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.cost import Budget
-from decayprune.hosts.otov2.directions import Variant
+from decayprune.hosts.otov2.directions import Variant, base_arguments
 from decayprune.hosts.otov2.hesso_selection import HessoSelector, Periods
 from decayprune.hosts.otov2.products import Products
 from decayprune.hosts.otov2.zero_invariant_optimizer import ZeroInvariantOptimizer
@@ -130,12 +130,7 @@ class HESSO(ZeroInvariantOptimizer):
             example_inputs,
             lr,
             variant=variant,
-            base={
-                "momentum": momentum,
-                "dampening": dampening,
-                "betas": betas,
-                "weight_decay": weight_decay,
-            },
+            base=base_arguments(momentum, dampening, betas, weight_decay),
             params=params,
             ignored_layers=ignored_layers,
             group_divisible=group_divisible,
@@ -145,22 +140,25 @@ class HESSO(ZeroInvariantOptimizer):
             decay_steps=max(1, self.period - 1) if decay_steps is None else decay_steps,
             rectify=rectify,
         )
-        self._selector = HessoSelector(
-            self.structures.group_of,
-            self.cost,
-            self._periods,
-            budget=budget,
-            sparsity=target_group_sparsity,
-            divisible=group_divisible,
-            rectify=rectify,
-            decay_steps=self.decay_steps,
-        )
+        self._selector = self._selecting()
         self._begin(
             self._selector,
             self._selector.target,
             last_release=self._periods.end,
             slices=slices if held else "all",
             hold=held,
+        )
+
+    def _selecting(self) -> HessoSelector:
+        return HessoSelector(
+            self.structures.group_of,
+            self.cost,
+            self._periods,
+            budget=self.budget,
+            sparsity=self.target,
+            divisible=self.group_divisible,
+            rectify=self.rectify,
+            decay_steps=self.decay_steps,
         )
 
     def _look(self, step: int, direction: Mapping[str, Tensor]) -> None:
