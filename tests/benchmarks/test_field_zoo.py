@@ -26,6 +26,8 @@ SAMPLE = (
 )
 
 
+# The old weight norm is what the network of that name is about.
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", SAMPLE)
 def test_is_pruned_to_the_budget_and_stays_what_it_was(name: str) -> None:
     row = measure(MODELS[name])

@@ -195,7 +195,7 @@ class Decayer:
                 moves = self._decide(step, selector)
                 if moves is not None:
                     moves += self._shrink(step)
-                    self._pinning.after(step, self.state.pruned)
+                    self._pinning.after(step, self.state)
         except BaseException:
             # Scaling and zeroing can be repeated; a step that was taken by half could not.
             self.load(earlier)

@@ -6,6 +6,7 @@ import logging
 
 from torch import Tensor
 
+from decayprune.method.lifecycle import LifecycleState
 from decayprune.method.live_weights import LiveWeights
 from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
@@ -37,16 +38,17 @@ class Pinning:
         """Look at the pruned structures after a step, and now and then from there on."""
         self._look_again = step
 
-    def after(self, step: int, pruned: Tensor) -> None:
+    def after(self, step: int, state: LifecycleState) -> None:
         """What follows a step.
 
         Args:
             step: Its number.
-            pruned: Structures that are zero for good, bool, shape ``(S,)``.
+            state: Where every structure stands; it is read only if that may have changed.
         """
         if step == self._look_again:
-            self._note_revived(step, pruned)
+            self._note_revived(step, state.pruned)
         if self._zeroed is None:
+            pruned = state.pruned
             self._zeroed = self._weights.every(pruned & self._weights.unpinned)
             self._pinned = self._weights.carriers(pruned) if self._carriers else self._zeroed
         edits.zero_(self._zeroed, self._weights.parameters)

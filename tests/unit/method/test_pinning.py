@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from decayprune.method.lifecycle import ACTIVE, PRUNED, LifecycleState
 from decayprune.method.live_weights import LiveWeights
 from decayprune.method.pinning import Pinning
 from decayprune.structures import trace
@@ -26,6 +28,11 @@ def only(*structures: int) -> torch.Tensor:
     return torch.isin(torch.arange(5), torch.tensor(structures))
 
 
+def pruned(*structures: int) -> LifecycleState:
+    phase = torch.where(only(*structures), PRUNED, ACTIVE).to(torch.int8)
+    return replace(LifecycleState.fresh(5), phase=phase)
+
+
 def column_is_zero(model: nn.Sequential) -> list[bool]:
     return (model[2].weight == 0).all(0).tolist()
 
@@ -36,11 +43,11 @@ def test_what_training_revives_is_zeroed_after_every_step() -> None:
     weights.unpinned |= only(1)
     for step in (1, 2):
         model[2].weight += 1
-        pinning.after(step, only(1, 3))
+        pinning.after(step, pruned(1, 3))
         assert column_is_zero(model) == [False, True, False, False, False]
     pinning.forget()
     weights.unpinned |= only(3)
-    pinning.after(3, only(1, 3))
+    pinning.after(3, pruned(1, 3))
     assert column_is_zero(model) == [False, True, False, True, False]
 
 
@@ -50,14 +57,14 @@ def test_what_comes_back_is_noticed_at_a_look_and_zeroed_from_then_on(
 ) -> None:
     model, _, pinning = two_layers()
     with caplog.at_level(logging.WARNING, "decayprune"):
-        pinning.after(1, only(3))
+        pinning.after(1, pruned(3))
         assert not caplog.records
         pinning.look(2)
-        pinning.after(2, only(3))
+        pinning.after(2, pruned(3))
     assert "1 pruned structures are zero no longer (the first: channel 3 of 0)" in caplog.text
     assert column_is_zero(model) == [False, False, False, True, False]
     model[2].weight += 1
-    pinning.after(3, only(3))
+    pinning.after(3, pruned(3))
     assert column_is_zero(model)[3]
 
 
@@ -66,6 +73,6 @@ def test_carriers_alone() -> None:
     model, weights, _ = two_layers()
     structures = trace(model, torch.randn(2, 3))
     before = model[2].weight.clone()
-    Pinning(structures, weights, carriers=True).after(1, only(2))
+    Pinning(structures, weights, carriers=True).after(1, pruned(2))
     assert (model[0].weight == 0).all(1).tolist() == [False, False, True, False, False]
     assert torch.equal(model[2].weight, before)
