@@ -50,7 +50,8 @@ def test_the_blocks_of_a_page_run(
 ) -> None:
     text = page.read_text(encoding="utf-8")
     for framework in " ".join(NEEDS.findall(text)).split():
-        pytest.importorskip(framework, reason=f"the page shows {framework}")
+        name, _, version = framework.partition(">=")
+        pytest.importorskip(name, version or None, reason=f"the page shows {framework}")
     monkeypatch.chdir(tmp_path)
     names = stage()
     for line, code in blocks(text):

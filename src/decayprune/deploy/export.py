@@ -20,6 +20,7 @@ from decayprune.latency.race import Race
 from decayprune.structures.example import ExampleInputs, arguments, outputs, quiet
 from decayprune.surgery.compare import difference, first_line, tolerance_for
 
+_LARGEST_BATCH = 1 << 20  # torch 2.6 finds that a batch without a bound could be 2^63 - 1
 _RUNTIME = 10  # another runtime sums in another order and has its own exp and erf
 
 
@@ -218,7 +219,7 @@ def _program(model: nn.Module, example: ExampleInputs, any_batch: bool) -> Expor
         shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(arguments(example)):
             if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size:
-                shapes[leaf] = {0: torch.export.Dim("batch")}
+                shapes[leaf] = {0: torch.export.Dim("batch", max=_LARGEST_BATCH)}
     args, kwargs = arguments(example)
     with quiet(model):
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

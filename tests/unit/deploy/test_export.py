@@ -159,6 +159,9 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         dp.export(Net(), X, tmp_path / "nowhere" / "m.pt2")
 
 
+# torch 2.6 warns of constants that it lifts itself.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@pytest.mark.filterwarnings("ignore:Node lifted_tensor:UserWarning")
 def test_a_first_dimension_that_is_no_batch(tmp_path: Path) -> None:
     class Messages(nn.Module):
         def forward(self, nodes: Tensor) -> Tensor:
