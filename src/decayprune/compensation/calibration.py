@@ -53,11 +53,12 @@ class Calibration:
             value = self.moments[reader.name].variance * columns
             total.index_add_(0, reader.structure[mine], value[mine])
             seen[reader.structure[mine]] = True
-        norms = sum_products(labelled(structures), size, parameters).cpu().double()
-        for group in structures.groups:
-            part = slice(group.start, group.stop)
-            if not bool(seen[part].all()):
-                total[part] = norms[part]
+        if not bool(seen.all()):
+            norms = sum_products(labelled(structures), size, parameters).cpu().double()
+            for group in structures.groups:
+                part = slice(group.start, group.stop)
+                if not bool(seen[part].all()):
+                    total[part] = norms[part]
         return total.sqrt().float()
 
     def state_dict(self) -> dict[str, Any]:
