@@ -17,6 +17,7 @@ from torch import nn
 from decayprune.checkpoint.fields import dtype_name
 from decayprune.checkpoint.files import read, write
 from decayprune.checkpoint.structure import distinct, reshape, saved_tensors, structure, unfit
+from decayprune.structures.ranks import several
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,7 +37,7 @@ def save(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """
     _check_module("save", model)
     path = Path(folder)
-    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    parallel = several()
     if parallel and torch.distributed.get_rank() != 0:
         return
     try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from decayprune.compensation.consumers import Consumer, consumers
 from decayprune.compensation.moments import Moments, RunningMoments, pooled
 from decayprune.structures.example import ExampleInputs, arguments, quiet
+from decayprune.structures.ranks import several
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.sums import labelled, sum_products
 
@@ -154,8 +155,7 @@ def _watched(
 
 def _of_all_ranks(moments: dict[str, Moments]) -> dict[str, Moments]:
     """The same on every rank, whatever batches it had."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed:
+    if not several():
         return moments
     everybody: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everybody, moments)

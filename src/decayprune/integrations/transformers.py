@@ -31,6 +31,7 @@ from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.structures import wrappers
 from decayprune.structures.example import ExampleInputs
+from decayprune.structures.ranks import several
 from decayprune.surgery.compact import CompactionReport
 
 _METHOD = "decayprune"
@@ -229,7 +230,7 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Cut as soon as all is done, unless the model is wrapped."""
-        parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+        parallel = several()
         if (
             self.report is None
             and self.pruner is not None

@@ -7,6 +7,8 @@ from typing import TypeVar, cast
 
 import torch
 
+from decayprune.structures.ranks import several
+
 _T = TypeVar("_T")
 
 
@@ -16,7 +18,7 @@ def shared(measure: Callable[[], _T]) -> _T:
     Args:
         measure: Called in the first process alone.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not several():
         return measure()
     box = [measure() if torch.distributed.get_rank() == 0 else None]
     torch.distributed.broadcast_object_list(box, src=0)

@@ -10,6 +10,7 @@ from torch import nn
 
 from decayprune.method.decay import CURVES, Curve
 from decayprune.selection.importance import IMPORTANCES, Importance, random
+from decayprune.structures.ranks import several
 from decayprune.structures.structure_map import Refusal, StructureMap
 
 
@@ -157,7 +158,7 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
 def shared_seed(importance: str | Importance) -> int:
     """A seed for random importance, the same in every process of a data-parallel run."""
     seed = torch.initial_seed() % 2**63
-    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    parallel = several()
     if importance != "random" or not parallel:
         return seed
     shared = [seed]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 
-import torch
 from torch import nn
+
+from decayprune.structures.ranks import several
 
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
@@ -89,7 +90,7 @@ def is_wrapped(model: nn.Module) -> bool:
 
 def wrapper_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
     """The DistributedDataParallel that holds this model; a deleted one may count, too."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not several():
         return None
     parameters = {id(parameter) for parameter in model.parameters()}
     # type(), not isinstance(): the latter asks every object for its __class__, and lazy ones act.
