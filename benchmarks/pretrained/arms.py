@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from compensate import Compensated, calibrate, consumers, variance_importance
-from loop import Batch
+from handover import HandOver
+from loop import Batch, inputs
 from minilm import KEEPS_RESIDUAL, Classifier, dense, example, fresh
 from plan import DENSE_STEPS, Trial
 from rivals import dropped, torch_pruned
@@ -20,6 +20,7 @@ from wordnet import Glosses
 
 import decayprune as dp
 from decayprune.app.study.controls import RandomRelease
+from decayprune.compensation.calibration import Calibration, calibrate
 
 CALIBRATION = 15  # batches, without their labels
 
@@ -102,23 +103,36 @@ def pruned(**options: Any) -> Arm:
     return arm
 
 
-def by_variance(*, ridge: bool, hand_over: bool = False, **options: Any) -> Arm:
-    """Ranked by activation variance; with ``ridge`` the consumers take over what leaves."""
+def compensated(**options: Any) -> Arm:
+    """Ranked by activation variance, and the consumers take over what leaves."""
+
+    def arm(start: Start) -> Subject:
+        read = [inputs(batch) for batch in start.calibration()]
+        return pruned(calibrate=read, **options)(start)
+
+    return arm
+
+
+def by_variance(*, hand_over: bool = False, **options: Any) -> Arm:
+    """Ranked by activation variance; nothing is taken over, or only along the decay."""
 
     def arm(start: Start) -> Subject:
         model, trial = start.dense, start.trial
-        structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
-        readers = consumers(model, structures)
-        moments = calibrate(model, readers, start.calibration())
+        read = calibrated(model, start.calibration())
 
         def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
-            scores = variance_importance(moments, readers)
-            pruner = prune(model, trial, optimizer, importance=scores, **options)
-            return Compensated(pruner, readers, moments, hand_over=hand_over) if ridge else pruner
+            pruner = prune(model, trial, optimizer, importance=read.importance, **options)
+            return HandOver(pruner, read) if hand_over else pruner
 
         return Subject(model, trial.steps, pruner_on)
 
     return arm
+
+
+def calibrated(model: Classifier, batches: Iterable[Batch]) -> Calibration:
+    """What the consumers of a model read, without a pruner."""
+    structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
+    return calibrate(model, structures, map(inputs, batches))
 
 
 def distilled(arm: Arm) -> Arm:
@@ -194,13 +208,13 @@ ARMS: dict[str, Arm] = {
     "abrupt": pruned(smooth=False),
     "sp": pruned(releases=False),
     "sp_sr": pruned(),
-    "variance_abrupt": by_variance(ridge=False, smooth=False),
-    "variance_sp_sr": by_variance(ridge=False),
-    "ridge_abrupt": by_variance(ridge=True, smooth=False),
-    "ridge_sp_sr": by_variance(ridge=True),
-    "ridge_handover": by_variance(ridge=True, hand_over=True),
-    "ridge_abrupt_distil": distilled(by_variance(ridge=True, smooth=False)),
-    "ridge_sp_sr_distil": distilled(by_variance(ridge=True)),
+    "variance_abrupt": by_variance(smooth=False),
+    "variance_sp_sr": by_variance(),
+    "ridge_abrupt": compensated(smooth=False),
+    "ridge_sp_sr": compensated(),
+    "ridge_handover": by_variance(hand_over=True),
+    "ridge_abrupt_distil": distilled(compensated(smooth=False)),
+    "ridge_sp_sr_distil": distilled(compensated()),
     "torch_pruning": torch_pruning("magnitude"),
     "torch_pruning_taylor": torch_pruning("taylor"),
     "last_layers": last_layers,

@@ -13,12 +13,13 @@ from rich.progress import track
 from torch import Tensor, nn
 from wordnet import Glosses
 
+import decayprune as dp
+
 Batch = tuple[Tensor, Tensor, Tensor]
 
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
 WARM_UP = 0.05  # share of the steps
-TEMPERATURE, TEACHING = 2.0, 0.5  # of distillation; TEACHING is the teacher's share of the loss
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -35,18 +36,9 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def loss_of(model: nn.Module, batch: Batch, teacher: nn.Module | None) -> Tensor:
-    """Cross-entropy, half of it against a teacher's softened answers if there is one."""
-    ids, mask, labels = batch
-    logits = model(ids, mask).float()
-    hard = F.cross_entropy(logits, labels)
-    if teacher is None:
-        return hard
-    with torch.no_grad():
-        answer = (teacher(ids, mask).float() / TEMPERATURE).log_softmax(1)
-    mine = (logits / TEMPERATURE).log_softmax(1)
-    soft = F.kl_div(mine, answer, log_target=True, reduction="batchmean") * TEMPERATURE**2
-    return (1 - TEACHING) * hard + TEACHING * soft
+def inputs(batch: Batch) -> dict[str, Tensor]:
+    """What the model reads of a batch: ids and mask by the names of its arguments."""
+    return {"input_ids": batch[0], "attention_mask": batch[1]}
 
 
 def train(
@@ -81,11 +73,18 @@ def train(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=WEIGHT_DECAY)
     pruner = None if pruner_on is None else pruner_on(optimizer)
+    taught = None if teacher is None else dp.Distill(teacher, F.cross_entropy)
     report, begun = None, time.process_time()
     model.train()
     for step in track(range(steps), title):
         set_rate(optimizer, learning_rate(step, steps, lr))
-        loss = loss_of(model, next(batches), teacher)
+        batch = next(batches)
+        logits, labels = model(**inputs(batch)), batch[2]
+        loss = (
+            F.cross_entropy(logits, labels)
+            if taught is None
+            else taught(logits, labels, inputs(batch))
+        )
         loss.backward()
         active = pruner is not None and report is None
         if active:

@@ -39,10 +39,10 @@ class Classifier(nn.Module):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.head = nn.Linear(config.hidden_size, CLASSES)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits ``(B, 45)`` of token ids ``(B, T)`` and their mask ``(B, T)``."""
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
-        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return cast(Tensor, self.head((hidden * weight).sum(1) / weight.sum(1)))
 
 
