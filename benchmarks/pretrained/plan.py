@@ -34,6 +34,7 @@ LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as 
 ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + LONG_CONTROLS
 
 OTHER_SEEDS = 8
+BLOCK = 4  # seeds that are finished before others begin
 SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(PRIMARY, 12)  # at 25 % of the MACs
 TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
@@ -73,20 +74,27 @@ def rate(arm: str) -> float | None:
 
 
 def queue() -> list[tuple[str, int, int, float]]:
-    """Arm, seed, steps and budget of every run, the important first, seeds round robin."""
-    cells = [(0.25, 300), (0.25, 1200), (0.5, 300), (0.5, 1200)]
+    """Arm, seed, steps and budget of every run, the important first.
+
+    Four seeds get everything before the next four begin, and among them each part is complete for
+    one seed before the next one: what has run is a comparison on fewer seeds.
+    """
+    quarter, half = ([(steps, budget) for steps in STEPS] for budget in BUDGETS)
     parts = [
-        *((PRIMARY + RIVALS, cell) for cell in cells[:2]),
-        (("scratch_total",), (0.25, 1200)),
-        *((DISTILLED, cell) for cell in cells[:2]),
-        *((CONTROLS, cell) for cell in cells[:2]),
-        *((PRIMARY + RIVALS + ("dense_on",), cell) for cell in cells[2:]),
-        (("scratch_total_distil",), (0.25, 1200)),
-        (("scratch_total",), (0.25, 300)),
+        (PRIMARY + RIVALS, quarter),
+        (("scratch_total", "dense_on"), quarter[1:]),
+        (DISTILLED, quarter),
+        (CONTROLS, quarter),
+        (PRIMARY + RIVALS + ("dense_on",), half),
+        (("scratch_total_distil",), quarter[1:]),
+        (("scratch_total",), quarter[:1]),
     ]
-    return [
+    runs = [
         (arm, seed, steps, budget)
-        for arms, (budget, steps) in parts
-        for seed, arm in itertools.product(range(max(SEEDS.values())), arms)
+        for block in range(0, max(SEEDS.values()), BLOCK)
+        for arms, cells in parts
+        for seed in range(block, block + BLOCK)
+        for (steps, budget), arm in itertools.product(cells, arms)
         if seed < (SEEDS[arm] if budget == BUDGETS[0] else OTHER_SEEDS)
     ]
+    return list(dict.fromkeys(runs))
