@@ -838,6 +838,52 @@ class ChannelsFirst(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class StandardisedConv(nn.Conv2d):
+    """Weight standardisation as BiT has it: nothing in the layer scales a filter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) / torch.sqrt(variance + 1e-4)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class ScaledConv(nn.Conv2d):
+    """Weight standardisation as NFNet has it, with a gain for each filter."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.scale, self.eps = 1.7 * self.weight[0].numel() ** -0.5, 1e-4
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, gain = (
+            self.weight.reshape(1, self.out_channels, -1),
+            (self.gain * self.scale).view(-1),
+        )
+        weight = F.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=self.eps)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+@case
+def standardised() -> tuple[nn.Module, Any]:
+    """Weight-standardised convolutions: with gains, and before a group norm."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = F.silu(m.depthwise(F.relu(m.grouped(x)))) + x
+        return m.head(F.relu(m.norm(m.bare(x))).mean((2, 3)))
+
+    return Lambda(
+        forward,
+        stem=ScaledConv(3, 8, 3, padding=1),
+        grouped=ScaledConv(8, 8, 3, padding=1, groups=2),
+        depthwise=ScaledConv(8, 8, 3, padding=1, groups=8, bias=False),
+        bare=StandardisedConv(8, 6, 3, bias=False),
+        norm=nn.GroupNorm(2, 6),
+        head=nn.Linear(6, 3),
+    ), image()
+
+
 class PlainRMSNorm(nn.Module):
     """An RMS norm in words of its own, as language models have it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import decayprune as dp
+from cases import ScaledConv, StandardisedConv
 
 
 def prune(model: nn.Module, x: Any, budget: float = 0.6) -> dp.CompactionReport:
@@ -123,12 +125,39 @@ def reparametrised(norm: Any) -> nn.Module:
     ).double()
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_reparametrised_weights_are_cut_exactly(norm: str) -> None:
+def standardised(layer: type[nn.Conv2d]) -> nn.Module:
+    """Weight-standardised convolutions, plain and grouped; the second norm is over groups."""
+    return nn.Sequential(
+        layer(3, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.SiLU(),
+        layer(16, 24, 3, 2),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        layer(24, 16, 3, groups=2),
+        nn.GroupNorm(2, 16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).double()
+
+
+COMPUTED = {
+    **{name: (lambda norm=norm: reparametrised(norm), (4, 20)) for name, norm in NORMS.items()},
+    "standardised": (lambda: standardised(StandardisedConv), (3, 12, 12)),
+    "standardised with gains": (lambda: standardised(ScaledConv), (3, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_computed_weights_are_cut_exactly(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = reparametrised(NORMS[norm])
-    x, others = torch.randn(2, 2, 4, 20, dtype=torch.float64)
-    assert {g.layer for g in dp.inspect(model, x).groups} == {"0", "2", "6", "10"}
+    make, shape = COMPUTED[kind]
+    model = make()
+    x, others = torch.randn(2, 4, *shape, dtype=torch.float64)
+    free = {"0", "2", "6", "10"} if kind in NORMS else {"0", "3", "6"}
+    assert {g.layer for g in dp.inspect(model, x).groups} == free
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
     pruner = dp.DecayPruner(
         model,
@@ -151,9 +180,26 @@ def test_reparametrised_weights_are_cut_exactly(norm: str) -> None:
     for training in (False, True, True):  # a power method has a memory of its own
         expected = zeroed.train(training)(others)
         torch.testing.assert_close(model.train(training)(others), expected, rtol=0, atol=1e-12)
-    model(others).sum().backward()
+    dp.save(tmp_path / "model", model)
+    again = dp.load(tmp_path / "model", make()).eval()
+    torch.testing.assert_close(again(others), model.eval()(others), rtol=0, atol=0)
+    model.train()(others).sum().backward()
     optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters())
+    second = dp.inspect(model, x)  # what was cut once can be cut again
+    assert {g.layer for g in second.groups} == free
+    assert second.macs == report.macs_after
+
+
+def test_a_standardised_weight_cannot_leave_out_what_is_not_zero_by_itself() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    half = nn.Sequential(ScaledConv(3, 8, 3), nn.Sigmoid(), ScaledConv(8, 4, 3), nn.Flatten())
+    reasons = left_alone(half, x)
+    assert reasons["0"].startswith("read by a standardised weight where it is not 0 any more")
+    bare = nn.Sequential(StandardisedConv(3, 8, 3), nn.ReLU(), ScaledConv(8, 4, 3), nn.Flatten())
+    assert left_alone(bare, x)["0"].startswith(
+        "read by a standardised weight, and nothing scales it"
+    )
 
 
 # ---------------------------------------------------------------- lists of images

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from decayprune.structures.exact.standardised import standardisation
 from decayprune.structures.structure_map import FIXED, StructureMap
 
 
@@ -39,7 +40,8 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
     """Layers whose inputs leave with structures, and whose columns could take others over.
 
     A grouped convolution reads other channels in every group, a transposed one or a weight that
-    is used by hand has no inputs of its own to look at: they are left out.
+    is used by hand has no inputs of its own to look at, standardised columns depend on all others:
+    they are left out.
     """
     found = []
     rows = {item.name: item.structure for item in structures.slices if item.dim == 0}
@@ -56,5 +58,5 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
 
 def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
     if isinstance(layer, _ConvNd):
-        return layer.groups == 1 and not layer.transposed
+        return layer.groups == 1 and not layer.transposed and standardisation(layer) is None
     return isinstance(layer, nn.Linear)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cases import ScaledConv
 from decayprune.compensation.consumers import Consumer, consumers
 from decayprune.structures import trace
 from loops import net
@@ -29,6 +30,12 @@ def test_grouped_and_transposed_convolutions_are_left_out() -> None:
     )  # fmt: skip
     found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
     assert [reader.name for reader in found] == ["3"]
+
+
+def test_standardised_weights_are_left_out() -> None:
+    model = nn.Sequential(ScaledConv(3, 8, 1), ScaledConv(8, 6, 1), nn.Conv2d(6, 4, 1))
+    found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
+    assert [reader.name for reader in found] == ["2"]
 
 
 def rows(layer: nn.Module, inputs: Tensor) -> Tensor:

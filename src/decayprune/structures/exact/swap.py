@@ -15,6 +15,7 @@ from torch import nn
 from decayprune.structures.exact.attention import HeadwiseAttention
 from decayprune.structures.exact.normalisers import is_group_norm, normaliser
 from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
+from decayprune.structures.exact.standardised import COUNTING, standardisation
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 
 STAND_INS = (
@@ -23,6 +24,7 @@ STAND_INS = (
     CountingRMSNorm,
     HeadwiseAttention,
     HeadwiseWindowAttention,
+    *COUNTING,
 )
 _WINDOWS = {
     f"torchvision.models.swin_transformer.ShiftedWindowAttention{version}" for version in ("", "V2")
@@ -46,6 +48,9 @@ def stand_in(module: nn.Module) -> type[nn.Module] | None:
         return HeadwiseAttention if plain and not own else None
     if is_window_attention(module):
         return HeadwiseWindowAttention
+    if standardisation(module) is not None:
+        weight: Any = module.weight
+        return COUNTING[weight.dim() - 3]
     if (found := normaliser(module)) is not None:
         return CountingLayerNorm if found.centred else CountingRMSNorm
     return None
@@ -63,6 +68,8 @@ def become(module: nn.Module) -> Callable[[], None]:
     if is_window_attention(module):
         heads: Any = module.num_heads
         added |= {"dim": counted, "head_dim": (counted or 0) // heads}
+    elif (way := standardisation(module)) is not None:
+        added |= vars(way)
     elif (found := normaliser(module)) is not None:
         added |= {"normalized_shape": (found.width,), "eps": found.eps}
         added |= {"channels_first": found.channels_first, "affine": (found.weight, found.bias)}
@@ -116,6 +123,8 @@ def counted_width(module: nn.Module) -> int | None:
         return int(qkv.in_features)
     if isinstance(module, nn.GroupNorm):
         return module.num_channels if stand_in(module) else None
+    if (way := standardisation(module)) is not None:
+        return way.counted
     found = normaliser(module)
     return None if found is None else found.width
 

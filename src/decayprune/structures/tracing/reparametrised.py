@@ -1,4 +1,6 @@
-"""Weights that are computed from parameters before every call: weight norm and spectral norm.
+"""Weights that are computed from parameters before every call.
+
+These are weight norm, spectral norm and weight standardisation.
 
 Each index of such a weight is an index of its parameters, so that it leaves exactly:
 
@@ -7,6 +9,11 @@ Each index of such a weight is an index of its parameters, so that it leaves exa
   direction. Along the others indices of zeros add nothing to the norms.
 - ``spectral_norm``: ``w = W / (u' W v)``. Rows and columns of zeros add nothing, whatever stands in
   ``u`` and ``v``, and the power method keeps it so.
+- standardisation: ``w = g (v - mean) / deviation``, per filter. Filters are cut as under a weight
+  norm; without a ``g`` nothing in the layer scales them, but a filter of zeros is one of zeros.
+  Columns of zeros are *not* zeros afterwards, but minus the mean: what they read has to be 0 by
+  itself, and whatever makes it has to carry. They shrink all the same, so that the statistics get
+  to what the cut layer computes (:mod:`decayprune.structures.exact.standardised`).
 """
 
 from __future__ import annotations
@@ -22,6 +29,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from decayprune.structures.exact.standardised import standardisation
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -33,6 +42,7 @@ class Parts:
         lengths: Its lengths along it (weight norm), or None.
         left: The left singular vector (spectral norm), one entry per index of :attr:`dim`.
         right: The right one, one entry for all others together.
+        centred: Whether a mean is subtracted, so that columns of zeros are none afterwards.
     """
 
     whole: Tensor
@@ -40,11 +50,20 @@ class Parts:
     lengths: Tensor | None = None
     left: Tensor | None = None
     right: Tensor | None = None
+    centred: bool = False
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
         parts = (self.whole, self.lengths, self.left, self.right)
         return [part for part in parts if part is not None]
+
+    def scales(self, dim: int) -> bool:
+        """Whether scaling what lies along a dimension scales the weight, or its share of it."""
+        return not self.centred or (dim % self.whole.dim() == self.dim and self.lengths is not None)
+
+    def moves_zeros(self, dim: int) -> bool:
+        """Whether the gradient of what is computed reaches zeros along a dimension."""
+        return self.left is not None or not self.scales(dim)
 
     def along(self, dim: int, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Vectors of the power method that a dimension of the weight runs along, with labels.
@@ -82,6 +101,9 @@ def parts_of(module: nn.Module) -> Parts | None:
         if isinstance(hook, SpectralNorm):
             left, right = _own(module, "weight_u"), _own(module, "weight_v")
             return Parts(_own(module, "weight_orig"), hook.dim, None, left, right)
+    if (way := standardisation(module)) is not None:
+        gain = None if way.gain_name is None else _own(module, way.gain_name)
+        return Parts(_own(module, "weight"), 0, gain, centred=True)
     return None
 
 

@@ -286,7 +286,8 @@ class Tape:
         dim %= parts.whole.dim()
         for vector, inside in parts.along(dim, labels):
             self.label_dim(vector, 0, "buffer", inside)
-            self.unpinned.append(labels)  # the gradient of a spectral norm reaches zeros, too
+        if parts.moves_zeros(dim):
+            self.unpinned.append(labels)
         if parts.lengths is None or dim != parts.dim:
             return self.label_dim(parts.whole, dim, role, labels)
         self.label_dim(parts.whole, dim, "buffer", labels)

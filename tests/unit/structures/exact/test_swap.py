@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import Tensor, nn
 
-from cases import ChannelsFirst, PlainRMSNorm
+from cases import ChannelsFirst, PlainRMSNorm, ScaledConv, StandardisedConv
 from decayprune.structures.exact.attention import HeadwiseAttention
 from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
 from decayprune.structures.exact.swap import (
@@ -51,8 +51,10 @@ def test_an_rms_norm_is_believed_only_if_it_computes_one() -> None:
         lambda: nn.RMSNorm(6),
         lambda: PlainRMSNorm(6),
         lambda: nn.MultiheadAttention(6, 2),
+        lambda: ScaledConv(3, 4, 3),
+        lambda: StandardisedConv(3, 4, 3),
     ],
-    ids=["layer", "first", "group", "rms", "own rms", "attention"],
+    ids=["layer", "first", "group", "rms", "own rms", "attention", "gain", "bare"],
 )
 def test_there_is_a_way_back(make) -> None:
     module = make()
@@ -82,6 +84,7 @@ def test_widths_are_counted_where_a_stand_in_has_to_know() -> None:
     assert counted_width(nn.GroupNorm(2, 6)) == 6
     assert counted_width(nn.GroupNorm(6, 6)) is None
     assert counted_width(PlainRMSNorm(5)) == 5
+    assert counted_width(ScaledConv(6, 4, 3, groups=2)) == 3
     assert counted_width(nn.Linear(2, 2)) is None
 
 

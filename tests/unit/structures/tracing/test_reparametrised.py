@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import spectral_norm as old_spectral_norm
 
+from cases import ScaledConv, StandardisedConv
 from decayprune.structures import trace
 from decayprune.structures.tracing.reparametrised import Parts, computed, layer_of, parts_of
 
@@ -59,6 +60,21 @@ def test_labels_along_the_singular_vectors_are_those_of_the_flattened_weight(dim
         every = labels.view(view).expand(whole.shape).movedim(dim, 0).flatten(1)
         assert vector is (left if along == dim else right)
         assert torch.equal(found, every[:, 0] if along == dim else every[0])
+
+
+def test_a_standardised_weight_is_scaled_by_its_gains_alone() -> None:
+    with_gains, bare = parts_of(ScaledConv(4, 6, 3)), parts_of(StandardisedConv(4, 6, 3))
+    assert with_gains is not None
+    assert with_gains.lengths is not None
+    assert bare is not None
+    for parts, scaled in ((with_gains, True), (bare, False)):
+        assert parts.centred
+        assert (parts.scales(0), parts.scales(1), parts.scales(-1)) == (scaled, False, False)
+        assert (parts.moves_zeros(0), parts.moves_zeros(1)) == (not scaled, True)
+    plain = parts_of(parametrizations.weight_norm(nn.Conv1d(4, 6, 3)))
+    assert plain is not None
+    assert plain.scales(1)
+    assert not plain.moves_zeros(1)
 
 
 class Doubled(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call
 from decayprune.structures.tracing.labels import along, core, varying
+from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.rules.elementwise import of_values
 from decayprune.structures.tracing.tape import Tape
 
@@ -76,11 +77,27 @@ def producer(
     tape.label_dim(weight, row[0], "row", row[1])
     tape.label_dim(bias, -1, "row", row[1])
     key = tape.label_dim(weight, column[0], "column", column[1])
-    tape.consume(tape.mark(x), column[1], key, normed=tape.parts(weight) is not None)
+    parts, found = tape.parts(weight), tape.mark(x)
+    if parts is not None and found is not None and not parts.scales(column[0]):
+        _has_to_be_zero(tape, found, column[1])
+    tape.consume(found, column[1], key, normed=parts is not None)
+
+
+def _has_to_be_zero(tape: Tape, found: Mark, read: Tensor) -> None:
+    """Columns of zeros of a standardised weight leave nothing out: what they read has to be 0."""
+    if not found.zero:
+        tape.partition.fix(read, "read by a standardised weight where it is not 0 any more")
+    for source in found.sources:
+        key, labels = tape.sources[source]
+        if key is None:
+            tape.partition.fix(labels, "read by a standardised weight, and nothing scales it")
 
 
 def sources_of(tape: Tape, weight: Tensor, dim: int, bias: Tensor | None) -> frozenset[int]:
     """What scales a producer's output: its rows and its bias."""
+    parts, labels = tape.parts(weight), tape.known(weight, dim)
+    if parts is not None and labels is not None and not parts.scales(dim):
+        return tape.unscaled(labels)
     return tape.scaled_by(tape.key(weight, dim), tape.key(bias, -1))
 
 
@@ -97,8 +114,10 @@ def _depthwise(
         tape.attribute(layer, name, counted)
     tape.operator(layer, out.numel() // weight.shape[0] * prod(weight.shape[2:]), labels)
     if found is not None:
-        scaled = tape.has_scale(found.sources)
+        scaled, parts = tape.has_scale(found.sources), tape.parts(weight)
         own = tape.scaled_by(*(keys[1:] if scaled else keys))
+        if not scaled and parts is not None and not parts.scales(0):
+            own = tape.unscaled(labels)
         tape.put(out, along(labels, dim, out.shape), found.sources | own if scaled else own)
     return out
 
