@@ -10,8 +10,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,17 +73,41 @@ def normaliser(module: nn.Module) -> Normaliser | None:
     return _by_computation(module)
 
 
+def followed(module: nn.Module) -> bool:
+    """Whether a normaliser runs what lies inside it on the result: an activation, usually."""
+    own = not type(module).forward.__module__.startswith("torch.")
+    return own and next(module.children(), None) is not None
+
+
+def _rest(module: nn.Module, y: Tensor) -> Tensor:
+    """What a normaliser makes of its result."""
+    for part in module.children() if followed(module) else ():
+        y = part(y)
+    return y
+
+
 def is_group_norm(module: nn.Module) -> bool:
-    """Whether a subclass of ``nn.GroupNorm`` still computes one."""
+    """Whether a subclass of ``nn.GroupNorm`` still computes one, and then runs its parts."""
     if not isinstance(module, nn.GroupNorm):
         return False
     if type(module).forward is nn.GroupNorm.forward:
         return True
+    if not _plain_parts(module):
+        return False
     copy, own = _with_random_parameters(module)
     x = _random(2, module.num_channels, 3, 3)
     y = _run(copy, x)
     expected = F.group_norm(x, module.num_groups, own.get("weight"), own.get("bias"), module.eps)
-    return y is not None and _same(y, expected)
+    return y is not None and _same(y, _rest(copy, expected))
+
+
+def _plain_parts(module: nn.Module) -> bool:
+    """Whether what lies inside a module holds no tensors, and is Python."""
+    inside = [part for part in module.modules() if part is not module]
+    held = (t for part in inside for t in (*part.parameters(False), *part.buffers(False)))
+    return next(held, None) is None and not any(
+        isinstance(part, torch.jit.ScriptModule) for part in inside
+    )
 
 
 def _by_computation(module: nn.Module) -> Normaliser | None:
@@ -95,19 +121,20 @@ def _by_computation(module: nn.Module) -> Normaliser | None:
         y = _run(copy, 1e3 * x)  # so large that no epsilon is felt
         if y is None:
             continue
-        found = [n for n in _candidates(width, first, own) if _same(y, n(1e3 * x, own))]
+        ways = _candidates(width, first, own)
+        found = [n for n in ways if _same(y, _rest(copy, n(1e3 * x, own)))]
         for like, eps in itertools.product(found[:1], _epsilons(module)):
             exact = Normaliser(width, like.centred, first, eps, like.weight, like.bias, like.offset)
             small = x * (eps or torch.finfo(x.dtype).eps) ** 0.5  # so small that it is
             y = _run(copy, small)
-            if y is not None and _same(y, exact(small, own)):
+            if y is not None and _same(y, _rest(copy, exact(small, own))):
                 return exact
     return None
 
 
 def _width(module: nn.Module) -> int | None:
-    """Channels of what may be a normaliser: no parts, one input, one or two vectors."""
-    if isinstance(module, torch.jit.ScriptModule) or list(module.children()):
+    """Channels of what may be a normaliser: one input, one or two vectors, parts without any."""
+    if isinstance(module, torch.jit.ScriptModule) or not _plain_parts(module):
         return None
     takes = list(inspect.signature(type(module).forward).parameters.values())[1:]
     if len(takes) != 1 or takes[0].kind in (takes[0].VAR_POSITIONAL, takes[0].VAR_KEYWORD):
@@ -143,11 +170,20 @@ def _epsilons(module: nn.Module) -> list[float | None]:
 def _with_random_parameters(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy with other parameters: those of a fresh norm may be 0, and hide what it does."""
     own = {n: _random(*p.shape) + 2 for n, p in module.named_parameters(recurse=False)}
-    copy: nn.Module = object.__new__(type(module))
-    vars(copy).update(vars(module))
+    copy = _bare(module)
     absent = dict.fromkeys(module._parameters)
     vars(copy)["_parameters"] = absent | {n: nn.Parameter(p, False) for n, p in own.items()}
     return copy, own
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A copy that nobody watches, with the same tensors and with parts of its own."""
+    copy: nn.Module = object.__new__(type(module))
+    hooks = {name: OrderedDict[int, Any]() for name in vars(module) if name.endswith("_hooks")}
+    vars(copy).update(vars(module) | hooks)
+    parts = {name: part and _bare(part) for name, part in module._modules.items()}
+    vars(copy)["_modules"] = parts
+    return copy
 
 
 def _run(module: nn.Module, x: Tensor) -> Tensor | None:

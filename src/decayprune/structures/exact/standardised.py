@@ -10,9 +10,9 @@ layer with zeros in it would.
 Every library writes these layers anew, with the epsilon under the root or beside it, with a gain or
 without. Neither class nor name is believed: a small copy with random parameters is run, and a layer
 is one if it computes what one computes.
-"""
 
-from __future__ import annotations
+Annotations here are no strings, so that the layers can be scripted.
+"""
 
 import itertools
 import warnings
@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from decayprune.structures.exact.norms import called
 
 _EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)
 """What code uses that holds its epsilon in no attribute."""
@@ -79,18 +81,28 @@ class _Counting(nn.modules.conv._ConvNd):
     factor: float
     same: bool
     replaced: str
+    gain: Tensor | None  # what a compiler calls it
 
     def forward(self, input: Tensor) -> Tensor:
         """Standardise the filters and convolve."""
         if self.same:
-            input = _same_padded(input, self.kernel_size, self.stride, self.dilation)
+            kernel = list(self.kernel_size)
+            input = _same_padded(input, kernel, list(self.stride), list(self.dilation))
         weight = standardised(self.weight, self.counted, self.eps, self.beside, self.correction)
         weight = weight * self.factor
-        if self.gain_name is not None:
-            gain = getattr(self, self.gain_name)
+        gain = self._gain()
+        if gain is not None:
             weight = weight * gain.view([-1] + [1] * (weight.dim() - 1))
-        out: Tensor = self._conv_forward(input, weight, self.bias)
-        return out
+        return self._conv_forward(input, weight, self.bias)
+
+    def _gain(self) -> Tensor | None:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self.gain
+        else:  # noqa: RET505  (a compiler passes over the other branch alone)
+            return getattr(self, self.gain_name) if self.gain_name else None
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return called(self, {"gain": self.gain_name})
 
     def extra_repr(self) -> str:
         """As its base, and what is counted."""
@@ -113,16 +125,14 @@ class CountingConv3d(_Counting, nn.Conv3d):
 COUNTING = (CountingConv1d, CountingConv2d, CountingConv3d)
 
 
-def _same_padded(
-    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> Tensor:
+def _same_padded(x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]) -> Tensor:
     """Zeros around an input, one more behind than before, so that strides alone shrink it."""
-    sides: list[int] = []
+    sides = [0, 0] * 0  # of integers, also for a compiler
     for i in range(len(kernel)):
         size, reach = x.shape[2 + i], dilation[i] * (kernel[i] - 1) + 1
         missing = max((-(-size // stride[i]) - 1) * stride[i] + reach - size, 0)
-        sides = [missing // 2, missing - missing // 2, *sides]  # F.pad counts from the last
-    return F.pad(x, sides)
+        sides += [missing - missing // 2, missing // 2]
+    return F.pad(x, sides[::-1])  # which counts from the last
 
 
 # ---------------------------------------------------------------- which layers are some

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from decayprune.structures.exact.attention import HeadwiseAttention
-from decayprune.structures.exact.normalisers import is_group_norm, normaliser
+from decayprune.structures.exact.normalisers import followed, is_group_norm, normaliser
 from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
 from decayprune.structures.exact.standardised import COUNTING, standardisation
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
@@ -63,6 +63,8 @@ def become(module: nn.Module) -> Callable[[], None]:
     if new is None or new is old:
         return lambda: None
     added: dict[str, Any] = {"replaced": old.__qualname__}
+    if new in (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm):
+        added["followed"] = followed(module)
     if (counted := counted_width(module)) is not None:
         added["counted"] = counted
     if is_window_attention(module):
@@ -73,6 +75,7 @@ def become(module: nn.Module) -> Callable[[], None]:
     elif (found := normaliser(module)) is not None:
         added |= {"normalized_shape": (found.width,), "eps": found.eps}
         added |= {"channels_first": found.channels_first, "affine": (found.weight, found.bias)}
+        added |= {"elementwise_affine": found.weight is not None}
         added |= {} if found.centred else {"offset": found.offset}
     vars(module).update(added)
     module.__class__ = new

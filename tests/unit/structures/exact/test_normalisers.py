@@ -34,6 +34,26 @@ class Rms2d(PlainRMSNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class Activated(nn.LayerNorm):
+    """As timm has them: what follows lies inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class ActivatedGroups(nn.GroupNorm):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
 KNOWN: dict[str, tuple[nn.Module, Normaliser]] = {
     "layer": (nn.LayerNorm(5), Normaliser(5, True, False, 1e-5, "weight", "bias")),
     "bare": (nn.LayerNorm(5, elementwise_affine=False), Normaliser(5, True, weight=None)),
@@ -41,6 +61,7 @@ KNOWN: dict[str, tuple[nn.Module, Normaliser]] = {
     "own, first": (ChannelsFirst(2), Normaliser(2, True, True, 1e-5, "weight", "bias")),
     "two, last": (TwoFormats(5, False), Normaliser(5, True, False, 1e-5, "weight", "bias")),
     "two, first": (TwoFormats(5, True), Normaliser(5, True, True, 1e-5, "weight", "bias")),
+    "activated": (Activated(5), Normaliser(5, True, False, 1e-5, "weight", "bias")),
     "other names": (GammaLayerNorm(5), Normaliser(5, True, True, 1e-6, "gamma", "beta")),
     "rms": (nn.RMSNorm(5), Normaliser(5, False, False, None, "weight")),
     "own rms": (PlainRMSNorm(5), Normaliser(5, False, False, 1e-3, "weight")),
@@ -130,3 +151,27 @@ def test_a_group_norm_may_have_a_forward_of_its_own() -> None:
     assert is_group_norm(nn.GroupNorm(2, 6))
     assert not is_group_norm(Residual(2, 6))
     assert not is_group_norm(nn.LayerNorm(6))
+
+
+@pytest.mark.parametrize("make", [lambda: ActivatedGroups(2, 6), lambda: Activated(6)])
+def test_what_follows_inside_is_run_and_nobody_who_watches_it_is_told(make: Any) -> None:
+    module, calls = make().double(), []
+    module.act.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    expected = module(x)
+    assert calls == [1]
+    back = become(module)
+    assert calls == [1]
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+    assert len(calls) == 2
+    back()
+    assert not hasattr(module, "followed")
+
+
+def test_what_inside_holds_tensors_is_no_activation() -> None:
+    module = ActivatedGroups(2, 6)
+    module.act = nn.PReLU()
+    assert not is_group_norm(module)
+    own = Activated(6)
+    own.act = nn.BatchNorm1d(6)
+    assert normaliser(own) is None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cases import ChannelsFirst, PlainRMSNorm, _randomise
+from cases import (
+    ChannelsFirst,
+    GammaLayerNorm,
+    OnePlusNorm,
+    PlainRMSNorm,
+    ScaledConv,
+    StandardisedConv,
+    _randomise,
+)
 from decayprune.structures.exact.norms import counting_layer_norm
 from decayprune.structures.exact.swap import become, counted_width
 
@@ -101,3 +111,30 @@ def test_a_group_norm_takes_any_number_of_dimensions(size: tuple[int, ...]) -> N
     expected = norm(full).index_select(1, kept)
     shrink(norm, kept.tolist())
     torch.testing.assert_close(norm(x), expected)
+
+
+SCRIPTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "layer": (lambda: nn.LayerNorm(6), (2, 6)),
+    "bare": (lambda: nn.LayerNorm(6, elementwise_affine=False), (2, 6)),
+    "channels first": (lambda: ChannelsFirst(6), (2, 6, 3, 3)),
+    "other names": (lambda: GammaLayerNorm(6), (2, 6, 3, 3)),
+    "group": (lambda: nn.GroupNorm(2, 6), (2, 6, 3)),
+    "rms": (lambda: nn.RMSNorm(6), (2, 6)),
+    "one plus": (lambda: OnePlusNorm(6), (2, 6)),
+    "gains": (lambda: ScaledConv(6, 4, 3), (2, 6, 5, 5)),
+    "no gains": (lambda: StandardisedConv(6, 4, 3), (2, 6, 5, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_stand_ins_can_be_scripted(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = SCRIPTED[name]
+    module, x = make().double(), torch.randn(*shape, dtype=torch.float64)
+    become(module)
+    module.counted += 2  # as if channels had left
+    scripted = torch.jit.script(nn.Sequential(module, nn.ReLU()))
+    torch.testing.assert_close(scripted(x), module(x).relu(), rtol=0, atol=1e-14)
+    shared = {p.data_ptr() for p in module.parameters()}
+    assert {p.data_ptr() for p in scripted.parameters()} == shared
