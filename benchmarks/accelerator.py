@@ -172,10 +172,22 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if device is not None:
         plain["device"] = torch.device("cpu")
     plain.pop("pin_memory", None)
-    found = func(*tree_map(_inner, args), **tree_map(_inner, plain))
+    there = tree_map(_inner, args)
+    if name in ("index_add", "index_add_"):
+        there = _as_threads_arrive(*there)
+    found = func(*there, **tree_map(_inner, plain))
     if name == "copy_" or (name.endswith("_") and not name.startswith("_foreach")):
         return args[0]
     return tree_map(_outer, found) if stays else found
+
+
+def _as_threads_arrive(total: Tensor, dim: int, index: Tensor, values: Tensor) -> tuple[Any, ...]:
+    """The same additions in an order of their own, as atomic ones of a GPU are."""
+    order = torch.randperm(index.numel(), generator=_arrivals)
+    return total, dim, index[order], values.index_select(dim, order)
+
+
+_arrivals = torch.Generator().manual_seed(0)
 
 
 def _inner(item: Any) -> Any:
@@ -196,6 +208,8 @@ def _count_copy(name: str, args: Any, kwargs: dict[str, Any], stays: bool) -> bo
         _note("launches")
     elif target:
         _note("copies")
+        if not later:  # the host waits until all that was launched before is over, and the copy
+            _note("syncs")
     elif source and not later:
         _note("syncs")
     return target

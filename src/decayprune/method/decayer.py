@@ -23,7 +23,7 @@ from torch import Tensor
 from decayprune.method import flag, lifecycle
 from decayprune.method import rectify as rules
 from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
-from decayprune.method.lifecycle import LifecycleState
+from decayprune.method.lifecycle import DECAYING, LifecycleState
 from decayprune.method.live_weights import LiveWeights
 from decayprune.method.members import Members
 from decayprune.method.moves import Moves
@@ -119,7 +119,6 @@ class Decayer:
         """Drop everything that belongs to one membership of the decaying set."""
         self._current: Members | None = None
         self._pinning.forget()
-        self._begun = False
         self._step = _Step()
 
     # ------------------------------------------------------------ around the optimizer step
@@ -195,7 +194,7 @@ class Decayer:
                 moves = self._decide(step, selector)
                 if moves is not None:
                     moves += self._shrink(step)
-                    self._pinning.after(step, self.state)
+                    self._pinning.after(step, lambda: self._members().pruned)
         except BaseException:
             # Scaling and zeroing can be repeated; a step that was taken by half could not.
             self.load(earlier)
@@ -255,7 +254,7 @@ class Decayer:
     def _due(self, step: int) -> bool:
         """Whether something may be released or finished at this step, by what the host knows."""
         age, span = self._members().ages
-        return self._judges(step) or self._begun or bool((age + 1 >= span).any())
+        return self._judges(step) or bool((age + 1 >= span).any())
 
     def _judges(self, step: int) -> bool:
         """Whether the verdict has somebody to judge."""
@@ -289,7 +288,7 @@ class Decayer:
             if not self._tell(step, unread.read()):
                 return None
         if chosen.scores is not None:
-            score = chosen.scores.to(self.state.score)
+            score = chosen.scores.to(self.state.score, non_blocking=True)
             self.state = replace(self.state, score=score)
         ended = chosen.cooldowns_ended
         if ended is not None and ended.numel():
@@ -298,36 +297,43 @@ class Decayer:
                 step,
                 ended.numel(),
             )
-        return moves + self._begin(step, chosen.ids.sort().values)
+        return moves + self._begin(step, chosen.ids.cpu().sort().values)
 
     def _release(self, step: int, selector: Selector) -> list[Moves]:
         if self.rectify is None or self._verdict is None or not self._judges(step):
             return []
-        ids = self._members().ids
-        age, span = self.state.age[ids], self.state.span[ids]
-        final = step == self.last_release - 1
+        members, final = self._members(), step == self.last_release - 1
+        (age, span), ids = members.ages, members.ids
         order, number = self._verdict.leaving(
-            self.state.statistics.at(ids), age / span, (age - 1) / span, step=step, final=final
+            self.state.statistics.cpu().at(ids),
+            age / span,
+            (age - 1) / span,
+            step=step,
+            final=final,
         )
         leaving = ids[order][:number]
         if number is None:
             leaving = selector.releasable(self.state, step, leaving)
         if not leaving.numel():
             return []
-        moves = self._moves("release", step, leaving)
+        moves, there = self._moves("release", step, leaving), self._there(leaving)
         pause = max(1, round(self.rectify.cool_down * self.decay_steps))
-        self.state = lifecycle.release(self.state, leaving, cool_until=step + pause)
+        self.state = lifecycle.release(self.state, there, cool_until=step + pause)
         self._forget()
         return moves
 
     def _begin(self, step: int, ids: Tensor) -> list[Moves]:
         if not ids.numel():
             return []
-        mask = torch.zeros_like(self._weights.unpinned).index_fill(0, ids, True)
-        length = self._weights.length(self._weights.carriers(mask))[ids]
-        self.state = lifecycle.begin(self.state, ids, length=length, decay_steps=self.decay_steps)
+        chosen = (self._members().phase == DECAYING).index_fill(0, ids, True)
+        carriers, there = self._weights.carriers(chosen), self._there(ids)
+        length = self._weights.length(carriers)
+        self.state = lifecycle.begin(
+            self.state, there, length=length[there], decay_steps=self.decay_steps
+        )
         self._forget()
-        self._begun = True
+        self._current = Members.of(self.state, self._weights, whole=self._all, carriers=carriers)
+        self._step.length = length
         return self._moves("decay", step, ids)
 
     def _shrink(self, step: int) -> list[Moves]:
@@ -336,7 +342,8 @@ class Decayer:
             return []
         moving, length, factors = self._step.moving, self._step.length, self._step.factors
         if moving is None or length is None or factors is None:  # the membership has changed
-            moving, length = members.mask, self._weights.length(members.carriers)
+            moving = members.mask
+            length = self._weights.length(members.carriers) if length is None else length
             factors = self._factors(moving, length, self.state.age + 1)
         self.state = lifecycle.tick(self.state, moving)
         members.ages[0] += 1
@@ -346,23 +353,16 @@ class Decayer:
         lengths = torch.where(moving, after, self.state.length)
         self.state = replace(self.state, length=lengths)
 
-        # A structure that is too short for its dtype has nothing left to decay.
         age, span = members.ages
-        if not self._begun and not bool((age >= span).any()):
-            return []
-        self._begun = False
-        over = (self.state.age >= self.state.span) | (
-            self.state.start_length < torch.finfo(torch.float32).tiny
-        )
-        gone = (over & members.mask).nonzero().flatten()
+        gone = members.ids[(age >= span) | members.short]
         if not gone.numel():
             return []
-        moves = self._moves("prune", step, gone)
-        self._weights.zero_(over & members.mask)
+        moves, there = self._moves("prune", step, gone), self._there(gone)
+        self._weights.zero_(torch.zeros_like(members.pruned).index_fill(0, gone, True))
         # What a zeroed column crosses is shorter now.
         length = self._weights.length(members.carriers).to(self.state.length.dtype)
         self.state = replace(self.state, length=torch.where(moving, length, self.state.length))
-        self.state = lifecycle.finish(self.state, gone)
+        self.state = lifecycle.finish(self.state, there)
         self._forget()
         self._pinning.look(step + 1)
         return moves
@@ -373,6 +373,10 @@ class Decayer:
         if self._current is None:
             self._current = Members.of(self.state, self._weights, whole=self._all)
         return self._current
+
+    def _there(self, ids: Tensor) -> Tensor:
+        """Numbers of the host on the device, which nobody waits for."""
+        return ids.to(self._weights.device, non_blocking=True)
 
     def _factors(self, moving: Tensor, length: Tensor, age: Tensor) -> Tensor:
         """What takes structures from their length now to where they are at that age; else 1."""
@@ -389,6 +393,6 @@ class Decayer:
     ) -> list[Moves]:
         figures = None
         if kind != "decay" and self.rectify is not None:
-            sums = self.state.statistics.at(ids)
+            sums = self.state.statistics.at(self._there(ids))
             figures = torch.stack([rules.c_rate(sums), rules.c_len(sums), sums.work], 1)
         return [Moves(step, kind, self.structures, ids, figures)]

@@ -27,7 +27,8 @@ class LiveWeights:
 
     Attributes:
         parameters: By name.
-        unpinned: Structures that training may revive once they are zero, bool, shape ``(S,)``.
+        unpinned: Structures that training may revive once they are zero, bool, shape ``(S,)``, on
+            the CPU, as all masks are that say where to look.
         device: Where the vectors of a decay live.
         half: Whether some parameters are in half precision.
     """
@@ -40,7 +41,7 @@ class LiveWeights:
     ) -> None:
         self.parameters, self._optimizers = dict(parameters), list(optimizers)
         self.device = next(iter(self.parameters.values())).device
-        self.unpinned = structures.unpinned.to(self.device, copy=True)
+        self.unpinned = structures.unpinned.clone()
         self.half = any(p.dtype in _HALF for p in self.parameters.values())
         size, carriers = structures.num_structures, sums.labelled(structures, carriers=True)
         self._carriers = edits.Locator(carriers, size, self.parameters, self.device)

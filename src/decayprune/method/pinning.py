@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor
 
-from decayprune.method.lifecycle import LifecycleState
 from decayprune.method.live_weights import LiveWeights
 from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
@@ -38,19 +38,20 @@ class Pinning:
         """Look at the pruned structures after a step, and now and then from there on."""
         self._look_again = step
 
-    def after(self, step: int, state: LifecycleState) -> None:
+    def after(self, step: int, pruned: Callable[[], Tensor]) -> None:
         """What follows a step.
 
         Args:
             step: Its number.
-            state: Where every structure stands; it is read only if that may have changed.
+            pruned: Who is pruned, bool, shape ``(S,)``, on the CPU; it is asked only if that may
+                have changed.
         """
         if step == self._look_again:
-            self._note_revived(step, state.pruned)
+            self._note_revived(step, pruned())
         if self._zeroed is None:
-            pruned = state.pruned
-            self._zeroed = self._weights.every(pruned & self._weights.unpinned)
-            self._pinned = self._weights.carriers(pruned) if self._carriers else self._zeroed
+            gone = pruned()
+            self._zeroed = self._weights.every(gone & self._weights.unpinned)
+            self._pinned = self._weights.carriers(gone) if self._carriers else self._zeroed
         edits.zero_(self._zeroed, self._weights.parameters)
         if self._carriers:
             edits.zero_(self._pinned, self._weights.parameters)
@@ -61,7 +62,8 @@ class Pinning:
         if self._carriers:
             return
         still = pruned & ~self._weights.unpinned
-        revived = (self._weights.length(self._weights.every(still)) > 0).nonzero().flatten()
+        alive = self._weights.length(self._weights.every(still)) > 0
+        revived = alive.cpu().nonzero().flatten()
         if revived.numel():
             self._weights.unpinned[revived] = True
             self._zeroed = None

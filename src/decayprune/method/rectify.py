@@ -100,6 +100,10 @@ class Statistics(NamedTuple):
         """Statistics of ``size`` structures before their first step."""
         return cls(*(torch.zeros(size, device=device) for _ in cls._fields))
 
+    def cpu(self) -> Statistics:
+        """The same on the CPU, in one copy."""
+        return Statistics(*torch.stack(list(self)).cpu())
+
     def at(self, ids: Tensor) -> Statistics:
         """The statistics of some structures."""
         return Statistics(*(field[ids] for field in self))

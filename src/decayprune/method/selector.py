@@ -14,7 +14,7 @@ class Selection(NamedTuple):
     """What a selector decided.
 
     Attributes:
-        ids: Structures that start to decay now, shape ``(n,)``.
+        ids: Structures that start to decay now, shape ``(n,)``; on the CPU, nobody waits for them.
         scores: Raw scores of all structures to remember, shape ``(S,)``, or None.
         cooldowns_ended: Structures whose cool-down was cut short, because nothing else was left;
             None or empty if there are none.
@@ -51,7 +51,7 @@ class Selector(Protocol):
         Args:
             state: Where every structure stands.
             step: The optimizer step just taken.
-            ids: Decaying structures, the first to be released in front.
+            ids: Decaying structures, the first to be released in front, on the CPU.
         """
 
     def done(self, state: LifecycleState, step: int) -> bool:

@@ -181,7 +181,7 @@ class ImportanceSelector:
         if target is None:
             return ids
         kept = self._cost.keep_counts(state.committed.cpu())
-        return target.releasable(ids.cpu(), kept).to(ids.device)
+        return target.releasable(ids.cpu(), kept)
 
     def select(
         self,
@@ -212,7 +212,7 @@ class ImportanceSelector:
             ids = target.enrolled(ids, order[~cooling[order]], kept, extra)
         else:
             ids = target.needed(order, kept, oldest)
-        return Selection(ids.to(state.phase.device), scores, ids[cooling[ids]])
+        return Selection(ids, scores, ids[cooling[ids]])
 
     def _extra(self, step: int) -> float:
         """Share that a round beginning now commits beyond its need: 0 if it is never judged."""

@@ -12,12 +12,13 @@ accelerator always goes through whole tensors, with few long kernels and nothing
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from decayprune.structures.sums import Labelled
+from decayprune.structures.sums import CPU, Labelled, Totals, norm_but
 
 _LINE = 64  # bytes of a cache line
 _BLOCK = 1 << 16  # floats that are read at once: a quarter of a MiB stays in the second-level cache
@@ -50,6 +51,7 @@ class Pick:
         owner: Structure that each place of their concatenation belongs to, ``S`` where none that is
             picked, shape ``(n,)``.
         blocks: Slices of the other tensors.
+        parts: All slices as the host knows them, those of one-dimensional tensors in front.
     """
 
     size: int
@@ -57,6 +59,37 @@ class Pick:
     sizes: tuple[int, ...]
     owner: Tensor
     blocks: tuple[Block, ...]
+    parts: tuple[Block, ...]
+    _narrowed: dict[frozenset[str], Pick] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, parts: Sequence[Block], vectors: int, size: int, device: torch.device) -> Pick:
+        """Slices that the host knows, on a device.
+
+        Args:
+            parts: Those slices, on the CPU.
+            vectors: So many of them, in front, are of one-dimensional tensors.
+            size: Number of structures, ``S``.
+            device: Where the tensors live.
+        """
+        sizes = [part.owner.numel() for part in parts]
+        owner = torch.cat([part.owner for part in parts] or [torch.zeros(0, dtype=torch.int64)])
+        there = owner.to(device, non_blocking=True)
+        blocks = zip(parts[vectors:], torch.split(there, sizes)[vectors:], strict=True)
+        return cls(
+            size=size,
+            vectors=tuple(part.name for part in parts[:vectors]),
+            sizes=tuple(sizes[:vectors]),
+            owner=there[: sum(sizes[:vectors])],
+            blocks=tuple(Block(part.name, part.dim, part.index, owns) for part, owns in blocks),
+            parts=tuple(parts),
+        )
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Adds up what belongs to the same structure."""
+        owners = torch.cat([part.owner for part in self.parts])
+        return Totals(owners, self.size, self.owner.device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,18 +97,13 @@ class Pick:
         return self.vectors + tuple(block.name for block in self.blocks)
 
     def only(self, names: Collection[str]) -> Pick:
-        """The slices of these tensors alone."""
-        parts = zip(
-            self.vectors, self.sizes, torch.split(self.owner, list(self.sizes)), strict=True
-        )
-        kept = [(name, size, owner) for name, size, owner in parts if name in names]
-        return replace(
-            self,
-            vectors=tuple(name for name, _, _ in kept),
-            sizes=tuple(size for _, size, _ in kept),
-            owner=torch.cat([self.owner[:0], *(owner for _, _, owner in kept)]),
-            blocks=tuple(block for block in self.blocks if block.name in names),
-        )
+        """The slices of these tensors alone; found once, as every step asks for the same."""
+        key = frozenset(names)
+        if key not in self._narrowed:
+            vectors = sum(name in key for name in self.vectors)
+            parts = [part for part in self.parts if part.name in key]
+            self._narrowed[key] = Pick.of(parts, vectors, self.size, self.owner.device)
+        return self._narrowed[key]
 
 
 class Locator:
@@ -102,35 +130,28 @@ class Locator:
         self._num_vectors = sum(tensors[item.name].dim() == 1 for item in self._slices)
         labels = [item.structure for item in self._slices] or [torch.zeros(0, dtype=torch.int64)]
         every = torch.cat(labels)
-        self._labels = torch.where(every < 0, size, every).to(device)
-        self._ends = torch.tensor(self._widths, dtype=torch.int64).cumsum(0).to(device)
+        self._labels, self._device = torch.where(every < 0, size, every), device
+        self._ends = torch.tensor(self._widths, dtype=torch.int64).cumsum(0)
 
     def pick(self, chosen: Tensor) -> Pick:
         """The slices of some structures.
 
         Args:
-            chosen: Which, bool, shape ``(S,)``.
+            chosen: Which, bool, shape ``(S,)``, on the CPU: where they lie is found there, and an
+                accelerator is told.
         """
         inside = torch.cat([chosen, chosen.new_zeros(1)])[self._labels]
         owners = torch.split(torch.where(inside, self._labels, self._size), self._widths)
         up_to = torch.cat([self._ends.new_zeros(1), inside.cumsum(0)])[self._ends].tolist()
         counts = [b - a for a, b in zip([0, *up_to], up_to, strict=False)]
         touched = [i for i, count in enumerate(counts) if count]
-        vectors = [i for i in touched if i < self._num_vectors]
-        return Pick(
-            size=self._size,
-            vectors=tuple(self._slices[i].name for i in vectors),
-            sizes=tuple(self._widths[i] for i in vectors),
-            owner=torch.cat([self._labels[:0], *(owners[i] for i in vectors)]),
-            blocks=tuple(
-                self._block(self._slices[i], owners[i], counts[i])
-                for i in touched
-                if i >= self._num_vectors
-            ),
-        )
+        vectors = sum(i < self._num_vectors for i in touched)
+        parts = [self._block(self._slices[i], owners[i], counts[i]) for i in touched]
+        return Pick.of(parts, vectors, self._size, self._device)
 
     def _block(self, item: Labelled, owner: Tensor, count: int) -> Block:
-        if _better_whole(self._tensors[item.name], item.dim, count):
+        tensor = self._tensors[item.name]
+        if tensor.dim() == 1 or _better_whole(tensor, item.dim, count):
             return Block(item.name, item.dim, None, owner)
         index = (owner < self._size).nonzero().flatten()
         return Block(item.name, item.dim, index, owner[index])
@@ -156,7 +177,7 @@ def picked(slices: Sequence[Labelled], gone: Tensor, tensors: Mapping[str, Tenso
         tensors: Parameters by name.
     """
     device = tensors[slices[0].name].device if slices else gone.device
-    return Locator(slices, gone.numel(), tensors, device).pick(gone.to(device))
+    return Locator(slices, gone.numel(), tensors, device).pick(gone.cpu())
 
 
 # ---------------------------------------------------------------- sums
@@ -200,11 +221,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _by_structure(pick: Pick, sums: Sequence[Tensor]) -> Tensor:
     if not sums:
         return torch.zeros(pick.size, device=pick.owner.device)
-    every = torch.cat(list(sums)) if len(sums) > 1 else sums[0]
-    owners = [pick.owner, *(block.owner for block in pick.blocks)]
-    # One spare place takes what belongs to no picked structure.
-    total = every.new_zeros(pick.size + 1).index_add_(0, torch.cat(owners), every)
-    return total[: pick.size]
+    return pick.totals.of(torch.cat(list(sums)) if len(sums) > 1 else sums[0])
 
 
 def _sums(block: Block, a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -237,10 +254,9 @@ def _in_blocks(rows: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, 
 
 def _squared(x: Tensor, dim: int) -> Tensor:
     """Sum of squares over all dimensions but one."""
-    if dim:
+    if dim and x.device == CPU:
         return _sum_but(x * x, dim)
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=list(range(1, x.dim())))
-    return lengths.square()
+    return norm_but(x, dim).square()
 
 
 def _sum_but(x: Tensor, dim: int) -> Tensor:

@@ -18,8 +18,52 @@ from decayprune.structures.structure_map import Role, StructureMap
 
 _BLOCK = 1 << 16  # floats per block: a quarter of a MiB stays in the second-level cache
 
+CPU = torch.device("cpu")
+
 WEIGHTS: tuple[Role, ...] = ("row", "affine", "column")
 """Roles that hold weights: all but running statistics."""
+
+
+class Totals:
+    """Sums of what belongs to the same structure, added up in the same order every time.
+
+    ``index_add_`` on a GPU adds in the order in which its threads happen to arrive. Sums that
+    differ in their last bits are enough for two ranks, or for a run and its repetition, to pick
+    different structures. So values are sorted by their structure there, and summed piece by piece;
+    a CPU, and MPS, which has no such sum, add them as they come.
+
+    Args:
+        owner: Structure of each value, on the CPU, int64, shape ``(n,)``; ``size`` and more where
+            none counts.
+        size: Number of structures, ``S``.
+        device: Where the values are.
+    """
+
+    def __init__(self, owner: Tensor, size: int, device: torch.device) -> None:
+        self._size = size
+        self._sorted = device.type not in ("cpu", "mps")
+        if not self._sorted:
+            self._owner = owner.to(device)
+            return
+        numbers = torch.bincount(owner, minlength=size)[:size]
+        ends = torch.cat([numbers.new_zeros(1), numbers.cumsum(0)])
+        order = owner.argsort(stable=True)[: int(ends[-1])]
+        there = torch.cat([order, ends]).to(device, non_blocking=True)
+        self._order, self._ends = there[: order.numel()], there[order.numel() :]
+
+    def of(self, values: Tensor) -> Tensor:
+        """The sum of each structure, shape ``(S, ...)``.
+
+        Args:
+            values: Floats of the device, shape ``(n, ...)``.
+        """
+        if self._sorted:
+            return torch.segment_reduce(
+                values[self._order], "sum", offsets=self._ends, unsafe=True, initial=0
+            )
+        # One spare place takes what belongs to no structure.
+        total = values.new_zeros(self._size + 1, *values.shape[1:])
+        return total.index_add_(0, self._owner, values)[: self._size]
 
 
 class Labelled(NamedTuple):
@@ -51,7 +95,7 @@ def labelled(
 
 
 def sum_products(
-    slices: Iterable[Labelled],
+    slices: Collection[Labelled],
     size: int,
     left: Mapping[str, Tensor],
     right: Mapping[str, Tensor] | None = None,
@@ -76,38 +120,45 @@ def sum_products(
             vectors.append(item)
         else:
             by_name[item.name].append(item)
+    device = next((left[item.name].device for item in slices), CPU)
+    # There a norm is one kernel, and products and their sum are two.
+    norms = right is None and device != CPU
     labels, values = [item.structure for item in vectors], []
     if vectors:  # hundreds of short ones, as one
-        names = [item.name for item in vectors]
-        values.append(_vector_products(names, left, left if right is None else right))
+        a, b = (_joined(vectors, one) for one in (left, left if right is None else right))
+        values.append(a if norms else a * b)
     for name, items in by_name.items():
-        a = left[name].detach()
+        a, dims = left[name].detach(), [item.dim for item in items]
         b = a if right is None else right[name].detach()
-        sums = _sums_by_dim(a, b, [item.dim for item in items])
+        values += [norm_but(a, dim) for dim in dims] if norms else _sums_by_dim(a, b, dims)
         labels += [item.structure for item in items]
-        values += sums
     if not values:
         return torch.zeros(size)
-    every = torch.cat(values)
-    # One spare slot at the end takes the indices that belong to no structure (label -1).
-    owner = torch.cat(labels)
-    owner = torch.where(owner < 0, size, owner).to(every.device)
-    total = every.new_zeros(size + 1).index_add_(0, owner, every)
-    return total[:size]
+    every, owner = torch.cat(values), torch.cat(labels)
+    every = every.square() if norms else every
+    return Totals(torch.where(owner < 0, size, owner), size, every.device).of(every)
 
 
-def _vector_products(
-    names: Sequence[str], left: Mapping[str, Tensor], right: Mapping[str, Tensor]
-) -> Tensor:
-    a, b = (torch.cat([one[name].detach() for name in names]) for one in (left, right))
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return a.to(wide) * b.to(wide)
+def _joined(vectors: Iterable[Labelled], tensors: Mapping[str, Tensor]) -> Tensor:
+    every = torch.cat([tensors[item.name].detach() for item in vectors])
+    return every.to(_wide(every))
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What its sums are in: float32, or what is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def norm_but(x: Tensor, dim: int) -> Tensor:
+    """Norm over all dimensions but one, of which there is another, in float32 or wider."""
+    others = [d for d in range(x.dim()) if d != dim]
+    found: Tensor = torch.linalg.vector_norm(x, dim=others, dtype=_wide(x))
+    return found
 
 
 def _sums_by_dim(a: Tensor, b: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Sum of ``a * b`` over all dimensions but one, for each dimension named, in one pass."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    at_once = a.numel() <= _BLOCK or a.device.type != "cpu"  # a device has no use for blocks
+    wide, at_once = _wide(a), a.numel() <= _BLOCK or a.device != CPU  # no device needs blocks
     if max(dims) > 1 or at_once or not a.is_contiguous():
         product = a.to(wide) * b.to(wide)
         others = [[d for d in range(a.dim()) if d != dim] for dim in dims]

@@ -52,3 +52,18 @@ def test_of_nobody() -> None:
     found = Members.of(LifecycleState.fresh(5), weights, whole=False)
     assert not found.ids.numel()
     assert not found.ages.numel()
+
+
+def test_who_begins_too_short_has_nothing_to_lose() -> None:
+    state, weights = begun()
+    length = torch.tensor([0.0])
+    state = lifecycle.begin(state, torch.tensor([2]), length=length, decay_steps=6)
+    found = Members.of(state, weights, whole=False)
+    assert found.ids[found.short].tolist() == [2]
+
+
+def test_who_is_pruned_decays_no_longer() -> None:
+    state, weights = begun()
+    found = Members.of(lifecycle.finish(state, torch.tensor([1])), weights, whole=False)
+    assert found.ids.tolist() == [4]
+    assert found.pruned.tolist() == [False, True, False, False, False]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from decayprune.structures import sums
+from benchmarks import accelerator
+from decayprune.structures import edits, sums
 from reference import ops as slow
 from zoo import TRACEABLE, traced
 
@@ -70,3 +71,53 @@ HALVES = [  # 300 ** 2 overflows float16; 4096 ones added in bfloat16 stop at 25
 def test_half_precision_is_summed_in_float32(tensor: Tensor, expected: float) -> None:
     slices = [sums.Labelled("w", 0, torch.tensor([0]))]
     assert sums.sum_products(slices, 1, {"w": tensor}).tolist() == [expected]
+
+
+class TestTotals:
+    OWNER = torch.tensor([2, 0, 5, 2, 0, 4, 2, 3, 5])  # 5: of none; 1 owns nothing
+
+    @pytest.mark.parametrize("columns", [(), (6,)], ids=str)
+    @pytest.mark.parametrize("device", [sums.CPU, accelerator.DEVICE], ids=str)
+    def test_are_sums_of_what_belongs_together(
+        self, device: torch.device, columns: tuple[int, ...]
+    ) -> None:
+        values = torch.randn(9, *columns, dtype=torch.float64)
+        expected = torch.stack([values[s == self.OWNER].sum(0) for s in range(5)])
+        with accelerator.simulated():
+            found = sums.Totals(self.OWNER, 5, device).of(values.to(device)).cpu()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    def test_of_nothing_are_zeros(self) -> None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        with accelerator.simulated():
+            values = torch.zeros(0).to(accelerator.DEVICE)
+            found = sums.Totals(nothing, 3, accelerator.DEVICE).of(values).cpu()
+        assert found.tolist() == [0, 0, 0]
+
+    def test_an_accelerator_that_adds_in_any_order_gives_the_same_bits(self) -> None:
+        """Ranks that read the same weights would else pick different structures."""
+        weights = {"w": torch.randn(64, 50), "b": torch.randn(64)}
+        labels = torch.arange(64) % 3
+        slices = [sums.Labelled("w", 0, labels), sums.Labelled("b", 0, labels)]
+        with accelerator.simulated():
+            there = {name: tensor.to(accelerator.DEVICE) for name, tensor in weights.items()}
+            pick = edits.picked(slices, torch.tensor([True, False, True]), there)
+            reads = {
+                "squares": lambda: sums.sum_products(slices, 3, there),
+                "products": lambda: sums.sum_products(slices, 3, there, there),
+                "some squares": lambda: edits.squares(pick, there),
+                "some products": lambda: edits.dot(pick, there, there),
+            }
+            found = {
+                name: {tuple(read().tolist()) for _ in range(8)} for name, read in reads.items()
+            }
+            values = torch.randn(640).to(accelerator.DEVICE)
+            index = (torch.arange(640) % 3).to(accelerator.DEVICE)
+            any_order = {
+                tuple(
+                    torch.zeros(3, device=accelerator.DEVICE).index_add(0, index, values).tolist()
+                )
+                for _ in range(8)
+            }
+        assert {name: len(bits) for name, bits in found.items()} == dict.fromkeys(reads, 1)
+        assert len(any_order) > 1  # the simulator does add in any order

@@ -129,7 +129,7 @@ class HessoSelector:
             ids = target.fitting(order, kept, oldest)
         else:  # a number of structures, and these are the lowest
             ids = target.needed(order, kept, oldest)
-        return Selection(ids.to(state.phase.device), fresh, ids[cooling[ids]])
+        return Selection(ids, fresh, ids[cooling[ids]])
 
     def _extra(self, step: int) -> float:
         if self._rectify is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decayprune.structures.structure_map import StructureMap
-from decayprune.structures.sums import labelled
+from decayprune.structures.sums import Totals, labelled
 
 
 class Products(NamedTuple):
@@ -48,16 +48,15 @@ class StructureSums:
         self._deep = [(i.name, i.dim) for i in slices if parameters[i.name].dim() > 1]
         self._widths = [item.structure.numel() for item in slices]
         device = parameters[self._names[0]].device
-        labels = torch.cat([item.structure for item in slices]).to(device)
-        # One spare slot at the end takes the indices that belong to no structure (label -1).
-        self._owner = torch.where(labels < 0, self._size, labels)
+        labels = torch.cat([item.structure for item in slices])
+        labels = torch.where(labels < 0, self._size, labels)
+        self._totals, self._owner = Totals(labels, self._size, device), labels.to(device)
         per_index = [
             float(parameters[n].numel() // w)
             for n, w in zip(self._names, self._widths, strict=True)
         ]
-        counts = torch.zeros(self._size + 1, device=device)
-        counts.index_add_(0, self._owner, self._spread(per_index, counts))
-        self.numel = counts[: self._size]
+        like = torch.empty(0, dtype=torch.float32, device=device)
+        self.numel = self._totals.of(self._spread(per_index, like))
         """Weights of each structure, ``(S,)``."""
 
     def _spread(self, values: list[float], like: Tensor) -> Tensor:
@@ -89,9 +88,8 @@ class StructureSums:
         xx, xd, dd = torch.cat(parts, 1)
         lr = self._spread([rates[n][0] for n in self._names], xx)
         decay = self._spread([rates[n][1] for n in self._names], xx)
-        every = torch.stack([xx, xd, dd, lr * xx, lr * xd, lr * decay * xx])
-        total = every.new_zeros(6, self._size + 1).index_add_(1, self._owner, every)
-        return Products(*total[:, : self._size])
+        every = torch.stack([xx, xd, dd, lr * xx, lr * xd, lr * decay * xx], 1)
+        return Products(*self._totals.of(every).unbind(1))
 
     @torch.no_grad()
     def shrink_(
