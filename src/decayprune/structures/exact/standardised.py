@@ -242,17 +242,17 @@ def _floats(module: nn.Module) -> list[float]:
 
 def _run(small: Any, x: Tensor, scale: float, way: Standardisation | None = None) -> Tensor | None:
     """What the layer, or one that standardises in some way, makes of its weight times a scale."""
-    scaled: Any = object.__new__(type(small))
-    vars(scaled).update(vars(small))
     weight = nn.Parameter(small.weight * scale, False)
+    kind = type(small) if way is None else COUNTING[weight.dim() - 3]
+    scaled: Any = object.__new__(kind)
+    vars(scaled).update(vars(small))
     vars(scaled)["_parameters"] = {**small._parameters, "weight": weight}
     if way is not None:
         vars(scaled).update(vars(way))
-    forward = type(small).forward if way is None else _Counting.forward
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            y = forward(scaled, x.clone())
+            y = kind.forward(scaled, x.clone())
     except Exception:  # whatever it is, it does not convolve an input like this one
         return None
     return y if isinstance(y, Tensor) else None
