@@ -83,10 +83,12 @@ class _WithoutAutocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        at_work = [device for device in _AUTOCAST if torch.is_autocast_enabled(device)]
+        if not at_work:
+            return func(*args, **(kwargs or {}))
         with ExitStack() as stack:
-            for device in _AUTOCAST:
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+            for device in at_work:
+                stack.enter_context(torch.autocast(device, enabled=False))
             return func(*args, **(kwargs or {}))
 
 

@@ -113,7 +113,6 @@ def _taped(
     copy = twin(model)  # classes, hooks, modes and buffers change: never those of a living model
     tape = Tape(copy)
     with (
-        plain_arithmetic(),  # autocast would run layers on copies of their weights
         normalisers_shown(copy),
         _names_of_running_modules(tape),
         scripts_shown(tape),
@@ -191,7 +190,9 @@ def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the model under the tracer and protect what it returns."""
     tape.partition.blame = tape.where
     try:
-        with _Tracer(tape):
+        # Autocast would run layers on copies of their weights. Inside the tracer, so that what the
+        # rules compute does not pass through it.
+        with _Tracer(tape), plain_arithmetic(), torch.no_grad():
             outputs = tape.model(*args, **kwargs)
     except Exception as error:
         where = tape.stack[-1] if tape.stack else ""
