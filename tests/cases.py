@@ -811,7 +811,7 @@ def tokens() -> tuple[nn.Module, Any]:
 
 @case
 def recurrent() -> tuple[nn.Module, Any]:
-    """What a recurrent layer reads and holds stays."""
+    """An LSTM between layers: its units leave with their rows in every gate."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         y, _ = m.lstm(m.a(x))

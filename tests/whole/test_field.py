@@ -224,16 +224,44 @@ def test_macs_of_a_model_that_takes_a_list_of_images_are_those_of_one_image() ->
 # ---------------------------------------------------------------- recurrent layers
 
 
+class Words(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.rnn = kind(16, 24, num_layers=2, bidirectional=True, batch_first=True)
+        self.b, self.out = nn.Linear(48, 12), nn.Linear(12, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.out(torch.relu(self.b(self.rnn(self.embed(words))[0].mean(1))))
+
+
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_a_recurrent_layer_is_refused_by_name_with_the_way_out(kind: type[nn.RNNBase]) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.rnn, self.b = nn.Linear(4, 8), kind(8, 12), nn.Linear(12, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.rnn(self.a(x))[0])
-
-    reasons = left_alone(Net(), torch.randn(5, 2, 4))
-    for layer in ("a", "rnn"):
-        assert reasons[layer].startswith("read by a recurrent layer, which is not cut (choose")
+def test_recurrent_layers_are_pruned_trained_on_saved_and_loaded(
+    kind: type[nn.RNNBase], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = Words(kind)
+    words, others = torch.randint(0, 20, (2, 3, 7))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    pruner = dp.DecayPruner(
+        model,
+        optimizer,
+        words,
+        budget=dp.Budget(macs=0.5),
+        schedule=dp.Schedule(stop=2, rounds=1, decay_steps=3),
+    )
+    while not pruner.finished:
+        model(words).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    expected = model.eval()(others)
+    report = pruner.compact()
+    assert model.rnn.hidden_size < 24
+    assert report.macs_after <= 0.5 * report.macs_before
+    torch.testing.assert_close(model(others), expected, rtol=0, atol=1e-6)
+    model.train()(others).sum().backward()
+    optimizer.step()
+    dp.save(tmp_path / "model", model)
+    again = dp.load(tmp_path / "model", Words(kind))
+    assert torch.equal(again.eval()(others), model.eval()(others))

@@ -18,7 +18,7 @@ from decayprune.checkpoint.fields import CheckpointError, dtype_name, is_size
 from decayprune.structures.exact.swap import STAND_INS, become_all, counted_width
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 from decayprune.structures.twin import named_tensors
-from decayprune.surgery.cut import changed_sizes, kept_of_buffers, note_changed, note_kept
+from decayprune.surgery.cut import changed_sizes, kept_of_buffers, laid_out, note_changed, note_kept
 
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
@@ -135,6 +135,7 @@ def _reshape(model: nn.Module, structure: Mapping[str, Any]) -> None:
         if getattr(module, attribute) != value:
             note_changed(module, attribute)
             setattr(module, attribute, value)
+    laid_out(module for module, _, _ in plan)
 
 
 def _leading(value: Tensor, shape: list[int]) -> Tensor:

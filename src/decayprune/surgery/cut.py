@@ -7,7 +7,7 @@ changed anything is not asked here: see :mod:`~decayprune.surgery.verified`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,18 @@ def cut(
     for module, attribute, labels, divisor in structures.attributes:
         if module in loses:
             _set(undo, modules[module], attribute, int(stays[labels].sum()) // divisor)
+    laid_out(modules[module] for module in loses)
+
+
+def laid_out(modules: Iterable[nn.Module]) -> None:
+    """Lay the weights of recurrent layers one behind the other, as cuDNN wants them.
+
+    Args:
+        modules: Some modules; all that are no recurrent layers on a GPU stay as they are.
+    """
+    for module in modules:
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
 
 
 def changed_sizes(module: nn.Module) -> tuple[str, ...]:

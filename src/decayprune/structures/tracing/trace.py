@@ -38,6 +38,7 @@ from decayprune.structures.tracing.rules.movement import MOVEMENT
 from decayprune.structures.tracing.rules.normalisers import NORMALISERS
 from decayprune.structures.tracing.rules.picking import PICKING
 from decayprune.structures.tracing.rules.products import CONTRACTIONS, left_alone
+from decayprune.structures.tracing.rules.recurrent import RECURRENT
 from decayprune.structures.tracing.rules.reductions import REDUCING
 from decayprune.structures.tracing.rules.rewritten import REWRITTEN
 from decayprune.structures.tracing.rules.shuffles import WINDOWS
@@ -61,6 +62,7 @@ _RULES = {
     **REWRITTEN,
     **VISION,
     **HEADS,
+    **RECURRENT,
 }
 
 _ASKS_FOR_SHAPES = words(

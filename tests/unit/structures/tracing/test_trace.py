@@ -76,7 +76,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "message_passing": ([("own", 6, 1)], ["head"]),
     "gated_mlp": ([("gate", 6, 1)], ["down"]),
     "tokens": ([("patch", 6, 1)], ["head"]),
-    "recurrent": ([("b", 7, 1)], ["a", "head", "lstm"]),
+    "recurrent": ([("a", 6, 1), ("lstm", 5, 4), ("b", 7, 1)], ["head"]),
     "moved_weights": (
         [("", 6, 1), ("", 6, 2), ("", 6, 1), ("b", 5, 1), ("c", 7, 1)],
         ["head"],

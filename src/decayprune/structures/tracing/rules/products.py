@@ -200,13 +200,13 @@ def attention(call: Call) -> Any:
     return out
 
 
-def left_alone(call: Call) -> Any:
+def left_alone(call: Call, reason: str | None = None) -> Any:
     """Composite and unknown operators: what goes in is fixed, what they compute is counted."""
     tape, out = call.tape, call.run()
     tape.operator(tape.owner(None), _COUNTED.get(call.name, _nothing)(call, out))
     if next(tensors_in(out), None) is None and call.name not in _READS_VALUES:
         return out  # a shape, a device, a property
-    reason = _REASONS.get(call.name, f"unknown operator `{call.name}`")
+    reason = reason or _REASONS.get(call.name, f"unknown operator `{call.name}`")
     tape.fix(call.tensors(), reason)
     for value in call.tensors():
         layer = tape.owner(value)
@@ -234,20 +234,15 @@ def _macs_of_recurrent(call: Call, out: Any) -> int:
     return int(x.numel() // x.shape[-1]) * sum(t.numel() for t in weights)
 
 
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _REASONS = {
     "multi_head_attention_forward": "no plain nn.MultiheadAttention: fixes its width",
-    **dict.fromkeys(
-        _RECURRENT,
-        "read by a recurrent layer, which is not cut (choose its hidden_size when it is built)",
-    ),
     "grouped_mm": "`grouped_mm` takes widths in multiples of 16 bytes alone; of transformers, call "
     'model.set_experts_implementation("eager") first',
 }
 _READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "index")
 _COUNTED: dict[str, Callable[[Call, Any], int]] = {
     "multi_head_attention_forward": _macs_of_multi_head,
-    **dict.fromkeys(_RECURRENT, _macs_of_recurrent),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _macs_of_recurrent),
 }
 
 CONTRACTIONS = {
