@@ -77,10 +77,12 @@ class _Products:
 
     def __init__(self, terms: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         arity = max((len(vectors) for _, vectors in terms), default=0)
-        self._factor = torch.tensor([factor for factor, _ in terms], dtype=torch.int64)
+        self._factor = torch.tensor(
+            [factor for factor, _ in terms], dtype=torch.int64, device="cpu"
+        )
         # Index 0 is a width of 1, which pads products of fewer factors.
         padded = [[v + 1 for v in vectors] + [0] * (arity - len(vectors)) for _, vectors in terms]
-        self._index = torch.tensor(padded, dtype=torch.int64).view(len(terms), arity)
+        self._index = torch.tensor(padded, dtype=torch.int64, device="cpu").view(len(terms), arity)
 
     def __call__(self, widths: Tensor) -> int:
         padded = torch.cat([widths.new_ones(1), widths])
@@ -101,7 +103,9 @@ class CostModel:
         shapes: Mapping[str, Sequence[int]],
     ) -> None:
         self._latency: Callable[[Tensor], float] | None = None
-        self.sizes = torch.tensor([group.size for group in structures.groups], dtype=torch.int64)
+        self.sizes = torch.tensor(
+            [group.size for group in structures.groups], dtype=torch.int64, device="cpu"
+        )
         self._group_of = structures.group_of
         self._widths: list[Tensor] = []
         self._seen: dict[bytes, int] = {}
@@ -127,8 +131,12 @@ class CostModel:
                 rest *= 1 if dim in dims else width
             params.append((rest, tuple(self._vector(labels) for labels in dims.values())))
 
-        self._fixed = torch.stack(self._widths)[:, 0] if self._widths else torch.zeros(0)
-        self._per_group = torch.stack(self._widths)[:, 1:] if self._widths else torch.zeros(0)
+        self._fixed = (
+            torch.stack(self._widths)[:, 0] if self._widths else torch.zeros(0, device="cpu")
+        )
+        self._per_group = (
+            torch.stack(self._widths)[:, 1:] if self._widths else torch.zeros(0, device="cpu")
+        )
         self._macs, self._params = _Products(macs), _Products(params)
         self._values = _Products(values)
         self.batch = structures.batch
@@ -151,7 +159,7 @@ class CostModel:
             per_group = torch.bincount(self._group_of[kept], minlength=self.sizes.numel())
             # Structures of a group are alike: each has the same number of indices here.
             per_structure = per_group // self.sizes
-            fixed = torch.tensor([labels.numel() - kept.numel()])
+            fixed = torch.tensor([labels.numel() - kept.numel()], device="cpu")
             self._seen[key] = len(self._widths)
             self._widths.append(torch.cat([fixed, per_structure]))
         return self._seen[key]

@@ -9,18 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from decayprune.checkpoint.atomic import check_regular, write_atomically
 from decayprune.checkpoint.fields import CheckpointError, check, dtype_name
 
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""As safetensors names them."""
 _LIMIT = 64 << 20  # bytes of structure.json that we are willing to parse
 
 
@@ -38,8 +58,7 @@ def write(folder: Path, weights: Mapping[str, Tensor], structure: Mapping[str, A
     structure = dict(structure)
 
     def write_weights(to: Path) -> None:
-        tensors = {n: v.detach().cpu().contiguous() for n, v in weights.items()}
-        save_file(tensors, to, {"format": "pt"})
+        _write_weights(to, weights)
         structure["digest"] = digest(structure, _hash(to))
 
     def write_structure(to: Path) -> None:
@@ -72,6 +91,47 @@ def digest(structure: dict[str, Any], weights: bytes) -> str:
     """
     said = {key: value for key, value in structure.items() if key != "digest"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode() + weights).hexdigest()
+
+
+# ---------------------------------------------------------------- writing, a tensor at a time
+
+
+def _write_weights(to: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of which no more than one tensor is in memory a second time.
+
+    ``safetensors.torch.save_file`` wants all of them on the CPU, contiguous: twice the model where
+    it is on a GPU, or has its channels last. The format is eight bytes of length, a header of JSON,
+    and the numbers, little-endian (https://huggingface.co/docs/safetensors).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # The widest first, so that all are aligned.
+    order = sorted(weights, key=lambda name: (-weights[name].element_size(), name))
+    end = 0
+    for name in order:
+        value, begin = weights[name], end
+        if value.dtype not in _DTYPES:
+            raise ValueError(
+                f"safetensors files hold no {dtype_name(value)}, and {name!r} is one. Cast it, or "
+                "leave it out of the state dict (a buffer with persistent=False)."
+            )
+        end += value.numel() * value.element_size()
+        dtype, shape = _DTYPES[value.dtype], list(value.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with to.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            file.write(_numbers(weights[name]))
+
+
+def _numbers(value: Tensor) -> memoryview:
+    plain = value.detach().cpu().contiguous().reshape(-1)
+    if sys.byteorder == "big":
+        each = plain.real.element_size()  # the parts of a complex number are numbers of their own
+        plain = plain.view(torch.uint8).view(-1, each).flip(1).reshape(-1)
+    return plain.view(torch.uint8).numpy().data
 
 
 # ---------------------------------------------------------------- reading, distrustfully

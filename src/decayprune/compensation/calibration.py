@@ -46,7 +46,10 @@ class Calibration:
             Shape ``(S,)``.
         """
         size = structures.num_structures
-        total, seen = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.bool)
+        total, seen = (
+            torch.zeros(size, dtype=torch.float64, device="cpu"),
+            torch.zeros(size, dtype=torch.bool, device="cpu"),
+        )
         for reader in self.readers:
             mine = reader.structure >= 0
             weight = parameters[f"{reader.name}.weight"].detach().double().cpu()

@@ -97,7 +97,7 @@ class Compensated:
         due = self._given_back(state) if released else []
         selection = self._selector.select(state, step, parameters, released=released)
         if selection is not None and selection.ids.numel():
-            leaves = torch.zeros(len(state.phase), dtype=torch.bool)
+            leaves = torch.zeros(len(state.phase), dtype=torch.bool, device="cpu")
             leaves[selection.ids.cpu()] = True
             fresh = self._fitted(leaves, ~(leaves | state.committed.cpu()))
             self._taken += fresh

@@ -51,7 +51,7 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
             continue
         layer = model.get_submodule(name)
         if _reads_channels(layer):
-            fixed = torch.full((layer.weight.shape[0],), FIXED)
+            fixed = torch.full((layer.weight.shape[0],), FIXED, device="cpu")
             found.append(Consumer(name, layer, item.structure, rows.get(item.name, fixed)))
     return found
 

@@ -47,8 +47,8 @@ class RunningMoments:
     def __init__(self, width: int) -> None:
         self.count, self._width = 0, width
         self._shift: Tensor | None = None
-        self._total = torch.zeros(width, dtype=torch.float64)
-        self._products = torch.zeros(width, width, dtype=torch.float64)
+        self._total = torch.zeros(width, dtype=torch.float64, device="cpu")
+        self._products = torch.zeros(width, width, dtype=torch.float64, device="cpu")
 
     def add(self, vectors: Tensor) -> None:
         """Take in some vectors, shape ``(n, width)``; products of a batch are made in float32."""

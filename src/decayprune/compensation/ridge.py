@@ -50,10 +50,10 @@ def stand_in(
     second = moments.covariance if offset else moments.products
     among, across = second[staying][:, staying], second[staying][:, leaving]
     scale = among.diagonal().mean().clamp(min=torch.finfo(among.dtype).tiny)
-    among = among + ridge * scale * torch.eye(len(staying), dtype=among.dtype)
+    among = among + ridge * scale * torch.eye(len(staying), dtype=among.dtype, device="cpu")
     weights = torch.cholesky_solve(across, torch.linalg.cholesky(among)).T
     if not offset:
-        return StandIn(weights, torch.zeros(len(leaving), dtype=among.dtype))
+        return StandIn(weights, torch.zeros(len(leaving), dtype=among.dtype, device="cpu"))
     return StandIn(weights, moments.mean[leaving] - weights @ moments.mean[staying])
 
 

@@ -272,4 +272,4 @@ def _forget_the_dense(callback: Callback) -> None:
         callback.best_model_path = callback.kth_best_model_path = ""
     if isinstance(callback, EarlyStopping):
         worst = math.inf if callback.mode == "min" else -math.inf
-        callback.best_score, callback.wait_count = torch.tensor(worst), 0
+        callback.best_score, callback.wait_count = torch.tensor(worst, device="cpu"), 0

@@ -148,7 +148,9 @@ class _Pruning(_Keeping):
                 f"steps, but {self.epochs} epochs have {steps} optimizer steps. Give more epochs, "
                 "a smaller batch or nbs, or a shorter schedule."
             )
-        example = torch.rand(1, self.data["channels"], self.args.imgsz, self.args.imgsz)
+        example = torch.rand(
+            1, self.data["channels"], self.args.imgsz, self.args.imgsz, device="cpu"
+        )
         self.pruner = DecayPruner(
             self.model,
             self.optimizer,

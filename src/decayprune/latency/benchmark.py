@@ -300,7 +300,7 @@ def _suitable(layer: Layer) -> int:
 
 def flushes_denormals() -> bool:
     """Whether this thread counts numbers below the normal range as zero."""
-    return float(torch.tensor([1e-39]) * torch.tensor([0.5])) == 0
+    return float(torch.tensor([1e-39], device="cpu") * torch.tensor([0.5], device="cpu")) == 0
 
 
 def _compiled(model: nn.Module, inputs: Any, memory_format: torch.memory_format) -> Call:

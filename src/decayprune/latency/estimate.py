@@ -91,7 +91,7 @@ class LatencyModel:
         example_inputs: ExampleInputs,
         timer: Timer = wall_clock,
     ) -> None:
-        self._sizes = torch.tensor([group.size for group in structures.groups])
+        self._sizes = torch.tensor([group.size for group in structures.groups], device="cpu")
         self._group_of, self._timer = structures.group_of, timer
         model, run, self.memory_format = fastest(
             model, example_inputs, partial(_ratio, timer=timer)
@@ -100,7 +100,7 @@ class LatencyModel:
             calls = _calls(model, structures, run)
             self._keys = [call.key for call in calls]
             self._shares = [(self._counts(c.inside), self._counts(c.outside)) for c in calls]
-            self._outputs = torch.tensor([float(call.outputs) for call in calls])
+            self._outputs = torch.tensor([float(call.outputs) for call in calls], device="cpu")
             self.table = shared(lambda: _measure(calls, run, timer))
             self.table = shared(lambda: self._with_rest(model, structures, run, timer))
 
@@ -129,8 +129,8 @@ class LatencyModel:
 
     def _gone(self, structures: StructureMap, kept: Tensor) -> Tensor:
         """Some structures to leave, so that as many stay in each group; bool, shape ``(S,)``."""
-        start = torch.tensor([group.start for group in structures.groups])
-        place = torch.arange(self._group_of.numel()) - start[self._group_of]
+        start = torch.tensor([group.start for group in structures.groups], device="cpu")
+        place = torch.arange(self._group_of.numel(), device="cpu") - start[self._group_of]
         return place >= kept[self._group_of]
 
     def refine(
@@ -172,7 +172,7 @@ class LatencyModel:
         """Fixed indices of a width, indices per structure of each group, and all of them."""
         groups = self._sizes.numel()
         if labels is None:
-            return 1, torch.zeros(groups, dtype=torch.int64), 1
+            return 1, torch.zeros(groups, dtype=torch.int64, device="cpu"), 1
         cut = labels[labels >= 0]
         per_group = torch.bincount(self._group_of[cut], minlength=groups) // self._sizes
         return labels.numel() - cut.numel(), per_group, labels.numel()
@@ -192,7 +192,7 @@ class LatencyModel:
             for pair in self._shares
         ]
         calls = [(key, a, b) for key, (a, b) in zip(self._keys, shares, strict=True)]
-        left = torch.tensor([out for _, out in shares])
+        left = torch.tensor([out for _, out in shares], device="cpu")
         activations = float((left * self._outputs).sum() / self._outputs.sum().clamp(min=1))
         return calls, activations
 
@@ -266,7 +266,7 @@ def _grid_of(call: _Call, timer: Timer) -> Grid:
     ins = _grid(wide_in) if call.inside is not None else [wide_in]
     outs = _grid(wide_out) if call.outside is not None else [wide_out]
     depthwise = getattr(call.layer, "groups", 1) > 1
-    times = torch.zeros(len(ins), len(outs), dtype=torch.float64)
+    times = torch.zeros(len(ins), len(outs), dtype=torch.float64, device="cpu")
     for i, narrow_in in enumerate(ins):
         for j, narrow_out in enumerate(outs):
             width = narrow_out if depthwise else narrow_in

@@ -112,8 +112,8 @@ class Suit:
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Both, of shape ``(G,)``."""
         return (
-            torch.tensor(self.round_to, dtype=torch.int64),
-            torch.tensor(self.haste, dtype=torch.float64),
+            torch.tensor(self.round_to, dtype=torch.int64, device="cpu"),
+            torch.tensor(self.haste, dtype=torch.float64, device="cpu"),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Flag:
     """
 
     def __init__(self, value: Tensor) -> None:
-        self._there = torch.empty((), dtype=torch.bool, pin_memory=True)
+        self._there = torch.empty((), dtype=torch.bool, pin_memory=True, device="cpu")
         self._there.copy_(value, non_blocking=True)
         self._arrived = torch.get_device_module(value.device).Event()
         self._arrived.record()

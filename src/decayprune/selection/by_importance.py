@@ -82,7 +82,9 @@ class ImportanceSelector:
         self._budget, self._schedule = budget, schedule
         self.importance, self._scope, self._rectify = importance, scope, rectify
         self._families = [group.family or group.layer for group in structures.groups]
-        self._width = torch.tensor([group.width for group in structures.groups], dtype=torch.int64)
+        self._width = torch.tensor(
+            [group.width for group in structures.groups], dtype=torch.int64, device="cpu"
+        )
         self._floor = floor
         self._spared = torch.zeros_like(self._width, dtype=torch.bool) if spared is None else spared
         self.suit(round_to, haste)
@@ -151,7 +153,7 @@ class ImportanceSelector:
         Args:
             parameters: By name.
         """
-        active = torch.ones(self._structures.num_structures, dtype=torch.bool)
+        active = torch.ones(self._structures.num_structures, dtype=torch.bool, device="cpu")
         score = magnitude(self._structures, parameters).detach().cpu()
         order = lowest_first(active, self._rank(score, active))
         sizes = self._cost.sizes
@@ -244,7 +246,7 @@ class ImportanceSelector:
         if self._scope == "global":
             return relative / self._haste[group_of].to(relative.dtype)
         names = sorted(set(self._families))
-        pool_of_group = torch.tensor([names.index(f) for f in self._families])
+        pool_of_group = torch.tensor([names.index(f) for f in self._families], device="cpu")
         pool = pool_of_group[group_of] if self._scope == "isomorphic" else group_of
         # Rank within the pool as a share of it: a common threshold takes the same share of each.
         position = rank_within(relative.masked_fill(~active, -torch.inf), pool)

@@ -78,7 +78,7 @@ def bn_scale(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tens
     scales = tuple(
         item for item in labelled(structures, ["affine"]) if item.name.endswith("weight")
     )
-    covered = torch.zeros(structures.num_structures + 1, dtype=torch.bool)
+    covered = torch.zeros(structures.num_structures + 1, dtype=torch.bool, device="cpu")
     for item in scales:
         covered[item.structure] = True
     bare = [g.layer for g in structures.groups if not bool(covered[g.start : g.stop].all())]
@@ -102,7 +102,7 @@ def random(seed: int) -> Importance:
     def scores(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         # Within (0.5, 1.5): dividing by the group's mean then hardly changes the order.
-        return torch.rand(structures.num_structures, generator=generator) + 0.5
+        return torch.rand(structures.num_structures, generator=generator, device="cpu") + 0.5
 
     return scores
 

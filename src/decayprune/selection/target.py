@@ -182,7 +182,7 @@ class Target:
             else:
                 kept[group] = now
                 full.add(group)
-        return torch.tensor(chosen, dtype=torch.int64)
+        return torch.tensor(chosen, dtype=torch.int64, device="cpu")
 
     # ---------------------------------------------------------------- helpers
 
@@ -204,7 +204,7 @@ class Target:
     def _free(self, order: Tensor, kept: Tensor) -> Tensor:
         """Without those that the floors hold."""
         groups = self.group_of[order]
-        place = rank_within(torch.arange(order.numel()), groups)
+        place = rank_within(torch.arange(order.numel(), device="cpu"), groups)
         return order[place < (kept - self.floor).clamp(min=0)[groups]]
 
     def _shortest(self, order: Tensor, kept: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class Target:
             return self.met(kept - self._leaving(order, kept, number))
 
         need = bisect_left(range(order.numel()), True, key=enough)
-        place = rank_within(torch.arange(order.numel()), groups)
+        place = rank_within(torch.arange(order.numel(), device="cpu"), groups)
         return order[place < self._leaving(order, kept, need)[groups]]
 
     def _holds(self, kept: Tensor) -> bool:
@@ -252,7 +252,7 @@ def rank_within(values: Tensor, pool: Tensor) -> Tensor:
     sizes = torch.bincount(pool)
     first = sizes.cumsum(0) - sizes
     place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel()) - first[pool[order]]
+    place[order] = torch.arange(order.numel(), device="cpu") - first[pool[order]]
     return place
 
 

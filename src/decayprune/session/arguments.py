@@ -132,7 +132,7 @@ def as_curve(decay: str | Curve) -> Curve:
     curve = CURVES.get(decay) if isinstance(decay, str) else decay
     if curve is None or not callable(curve):
         raise ValueError(f"decay is 'linear', 'cosine' or a function of progress, found {decay!r}.")
-    ends = curve(torch.tensor([0.0, 1.0])).tolist()
+    ends = curve(torch.tensor([0.0, 1.0], device="cpu")).tolist()
     if ends != [1.0, 0.0]:
         raise ValueError(f"decay must fall from 1 at progress 0 to 0 at progress 1, found {ends}.")
     return curve

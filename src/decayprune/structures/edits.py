@@ -73,7 +73,9 @@ class Pick:
             device: Where the tensors live.
         """
         sizes = [part.owner.numel() for part in parts]
-        owner = torch.cat([part.owner for part in parts] or [torch.zeros(0, dtype=torch.int64)])
+        owner = torch.cat(
+            [part.owner for part in parts] or [torch.zeros(0, dtype=torch.int64, device="cpu")]
+        )
         there = owner.to(device, non_blocking=True)
         blocks = zip(parts[vectors:], torch.split(there, sizes)[vectors:], strict=True)
         return cls(
@@ -128,10 +130,12 @@ class Locator:
         self._slices = sorted(slices, key=lambda item: tensors[item.name].dim() > 1)
         self._widths = [item.structure.numel() for item in self._slices]
         self._num_vectors = sum(tensors[item.name].dim() == 1 for item in self._slices)
-        labels = [item.structure for item in self._slices] or [torch.zeros(0, dtype=torch.int64)]
+        labels = [item.structure for item in self._slices] or [
+            torch.zeros(0, dtype=torch.int64, device="cpu")
+        ]
         every = torch.cat(labels)
         self._labels, self._device = torch.where(every < 0, size, every), device
-        self._ends = torch.tensor(self._widths, dtype=torch.int64).cumsum(0)
+        self._ends = torch.tensor(self._widths, dtype=torch.int64, device="cpu").cumsum(0)
 
     def pick(self, chosen: Tensor) -> Pick:
         """The slices of some structures.

@@ -26,7 +26,7 @@ def residual_streams(model: nn.Module, structures: StructureMap) -> Tensor:
     groups = len(structures.groups)
     producers, normalised = (
         [set[str]() for _ in range(groups)],
-        torch.zeros(groups, dtype=torch.bool),
+        torch.zeros(groups, dtype=torch.bool, device="cpu"),
     )
     for item in structures.slices:
         module, _, kind = item.name.rpartition(".")
@@ -36,7 +36,9 @@ def residual_streams(model: nn.Module, structures: StructureMap) -> Tensor:
                 producers[group].add(module)
         elif item.role == "affine" and _over_the_width(model.get_submodule(module)):
             normalised[list(here)] = True
-    return normalised & torch.tensor([len(found) >= _PRODUCERS for found in producers])
+    return normalised & torch.tensor(
+        [len(found) >= _PRODUCERS for found in producers], device="cpu"
+    )
 
 
 def _over_the_width(module: nn.Module) -> bool:

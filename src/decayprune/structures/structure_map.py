@@ -141,8 +141,8 @@ class StructureMap:
     @cached_property
     def group_of(self) -> Tensor:
         """Group of each structure, shape ``(S,)``, int64."""
-        sizes = torch.tensor([group.size for group in self.groups], dtype=torch.int64)
-        return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
+        sizes = torch.tensor([group.size for group in self.groups], dtype=torch.int64, device="cpu")
+        return torch.repeat_interleave(torch.arange(len(self.groups), device="cpu"), sizes)
 
     def layer_of(self, structure: int) -> str:
         """Name of the module that produces a structure."""
@@ -163,11 +163,11 @@ class StructureMap:
         Args:
             refused: Reason for each group that is left alone, by its number.
         """
-        hit = torch.zeros(len(self.groups), dtype=torch.bool)
+        hit = torch.zeros(len(self.groups), dtype=torch.bool, device="cpu")
         hit[list(refused)] = True
         stays = ~hit[self.group_of]
-        renumber = torch.full((self.num_structures + 1,), FIXED, dtype=torch.int64)
-        renumber[:-1][stays] = torch.arange(int(stays.sum()))
+        renumber = torch.full((self.num_structures + 1,), FIXED, dtype=torch.int64, device="cpu")
+        renumber[:-1][stays] = torch.arange(int(stays.sum()), device="cpu")
 
         groups, start = [], 0
         for group, gone in zip(self.groups, hit.tolist(), strict=True):

@@ -133,7 +133,7 @@ def sum_products(
         values += [norm_but(a, dim) for dim in dims] if norms else _sums_by_dim(a, b, dims)
         labels += [item.structure for item in items]
     if not values:
-        return torch.zeros(size)
+        return torch.zeros(size, device="cpu")
     every, owner = torch.cat(values), torch.cat(labels)
     every = every.square() if norms else every
     return Totals(torch.where(owner < 0, size, owner), size, every.device).of(every)

@@ -137,7 +137,9 @@ def note_kept(module: nn.Module, buffer: str, cuts: Mapping[int, list[int]]) -> 
 
 
 def _stays(gone: Tensor) -> Tensor:
-    return torch.cat([~gone.cpu(), torch.ones(1, dtype=torch.bool)])  # label -1: stays
+    return torch.cat(
+        [~gone.cpu(), torch.ones(1, dtype=torch.bool, device="cpu")]
+    )  # label -1: stays
 
 
 def _cut_tensor(

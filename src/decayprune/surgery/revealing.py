@@ -55,7 +55,7 @@ def _draw(like: Tensor, name: str, generator: torch.Generator) -> Tensor:
     """Ordinary values for a tensor of that shape and name."""
     shape = like.shape
     if like.dim() > 1:
-        return torch.randn(shape, generator=generator).mul(like[0].numel() ** -0.5)
+        return torch.randn(shape, generator=generator, device="cpu").mul(like[0].numel() ** -0.5)
     if any(word in name for word in ("weight", "gamma", "scale", "var")):
-        return torch.rand(shape, generator=generator).add(0.5)
-    return torch.randn(shape, generator=generator).mul(0.1)
+        return torch.rand(shape, generator=generator, device="cpu").add(0.5)
+    return torch.randn(shape, generator=generator, device="cpu").mul(0.1)

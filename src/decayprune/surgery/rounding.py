@@ -50,7 +50,9 @@ def _move(parameter: Tensor, values: Tensor, generator: torch.Generator) -> None
     """Each weight up or down by a unit of rounding."""
     if not parameter.is_floating_point():
         return
-    signs = torch.randint(2, values.shape, generator=generator).to(values.device) * 2 - 1
+    signs = (
+        torch.randint(2, values.shape, generator=generator, device="cpu").to(values.device) * 2 - 1
+    )
     parameter.copy_(values * (1 + signs * torch.finfo(values.dtype).eps))
 
 

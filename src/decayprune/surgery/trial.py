@@ -131,7 +131,7 @@ class _Bench:
 
     def reason(self, members: Sequence[int], gone: Tensor, training: bool = True) -> str | None:
         """Why some zeroed structures of these groups cannot be cut together, or None."""
-        chosen = gone & torch.isin(self._structures.group_of, torch.tensor(members))
+        chosen = gone & torch.isin(self._structures.group_of, torch.tensor(members, device="cpu"))
         before = [self._before, *([self._training] if training and self._training else [])]
         found = attempt(self._copy, self._structures, chosen, self._inputs, before)
         where = " in training mode" if found.training else ""
@@ -152,9 +152,11 @@ def _drawn(structures: StructureMap) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def number(most: int) -> int:
-        return int(torch.randint(most, (), generator=generator)) + 1 if most > 0 else 0
+        return (
+            int(torch.randint(most, (), generator=generator, device="cpu")) + 1 if most > 0 else 0
+        )
 
-    masks = torch.zeros(2, structures.num_structures, dtype=torch.bool)
+    masks = torch.zeros(2, structures.num_structures, dtype=torch.bool, device="cpu")
     for turn, group in enumerate(structures.groups):
         first = number(min(_FEW, group.size // 2))
         second = number(min(_FEW, group.size - 1 - first))

@@ -186,7 +186,7 @@ class ChunkSelector:
             return self._begin(state, step)
         if not released:
             return None
-        return self._filled(state, step, torch.zeros(0, dtype=torch.int64))
+        return self._filled(state, step, torch.zeros(0, dtype=torch.int64, device="cpu"))
 
     def releasable(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """Those of ``ids`` that may be released with the chunk's target still met."""
@@ -230,7 +230,7 @@ class ChunkSelector:
         free = (state.phase == ACTIVE).cpu()
         free[picked] = False
         cool, cooling = state.cool_until.cpu(), state.cooling(step).cpu()
-        order = torch.tensor([s for s in self._order if free[s]], dtype=torch.int64)
+        order = torch.tensor([s for s in self._order if free[s]], dtype=torch.int64, device="cpu")
         oldest = order[cooling[order]]
         oldest = oldest[torch.sort(cool[oldest], stable=True).indices]
         floor = self._planned if self._local else torch.ones_like(self._planned)
@@ -255,7 +255,7 @@ class ChunkSelector:
             rehearsal.check()
         pruner.current_step, pruner._scope_initial_channels = after
         self.roots.update(rehearsal.roots)
-        removed = torch.tensor(rehearsal.removed, dtype=torch.int64)
+        removed = torch.tensor(rehearsal.removed, dtype=torch.int64, device="cpu")
         return removed[:needed], removed[needed:]
 
     def _take_steps(self, rehearsal: Rehearsal, kept: Tensor) -> None:
@@ -277,7 +277,9 @@ class ChunkSelector:
                     "iterative_steps, as Torch-Pruning's own scripts do)."
                 )
             rehearsal.step()
-            left = kept - self._target.count(torch.tensor(rehearsal.removed, dtype=torch.int64))
+            left = kept - self._target.count(
+                torch.tensor(rehearsal.removed, dtype=torch.int64, device="cpu")
+            )
 
     # ---------------------------------------------------------------- save and resume
 

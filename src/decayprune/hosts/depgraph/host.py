@@ -123,7 +123,7 @@ class TorchPruningHost(BesideOptimizer):
             rectify=rectify,
             reserve=reserve,
         )
-        self._removed = torch.zeros(self.structures.num_structures, dtype=torch.bool)
+        self._removed = torch.zeros(self.structures.num_structures, dtype=torch.bool, device="cpu")
         self._errors = (0.0, 0.0)
         self._found = Comparison(0.0, 0.0, 0.0, compared=1, numbers=1)  # of the last removal
         self._session.begin(

@@ -127,7 +127,7 @@ def channel_labels(structures: StructureMap, module: nn.Module, name: str, out: 
     for item in structures.slices:
         if item.name == f"{name}.weight" and item.dim == dim:
             return item.structure
-    return torch.zeros(0, dtype=torch.int64)
+    return torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 def remove(pruner: Any, structures: StructureMap, roots: Mapping[int, Root], gone: Tensor) -> None:
@@ -144,7 +144,7 @@ def remove(pruner: Any, structures: StructureMap, roots: Mapping[int, Root], gon
         module = pruner.model.get_submodule(root.layer)
         labels = channel_labels(structures, module, root.layer, root.out)
         leaving = gone & (structures.group_of == number)
-        marked = torch.cat([leaving, torch.zeros(1, dtype=torch.bool)])[labels]
+        marked = torch.cat([leaving, torch.zeros(1, dtype=torch.bool, device="cpu")])[labels]
         function = pruner.DG.get_pruner_of_module(module)
         handler = function.prune_out_channels if root.out else function.prune_in_channels
         pruner.DG.get_pruning_group(module, handler, marked.nonzero().flatten().tolist()).prune()
@@ -157,7 +157,7 @@ def narrowed(structures: StructureMap, gone: Tensor) -> StructureMap:
         structures: The map before.
         gone: Which left, bool, shape ``(S,)``.
     """
-    stays = torch.cat([~gone, torch.ones(1, dtype=torch.bool)])
+    stays = torch.cat([~gone, torch.ones(1, dtype=torch.bool, device="cpu")])
 
     def cut(item: Slice) -> Slice:
         keep = stays[item.structure]
@@ -258,7 +258,8 @@ class Rehearsal:
             return self._channels[module, out]
         graph = self._pruner.DG
         return torch.arange(
-            graph.get_out_channels(module) if out else graph.get_in_channels(module)
+            graph.get_out_channels(module) if out else graph.get_in_channels(module),
+            device="cpu",
         )
 
     def _check_free(self, labels: Tensor, module: nn.Module) -> None:
@@ -278,7 +279,7 @@ class Rehearsal:
         Raises:
             ValueError: It did not; names the first tensor that differs.
         """
-        gone = torch.zeros(self._structures.num_structures + 1, dtype=torch.bool)
+        gone = torch.zeros(self._structures.num_structures + 1, dtype=torch.bool, device="cpu")
         gone[self.removed] = True
         expected = dict(self._before)
         for item in self._structures.slices:
@@ -297,6 +298,6 @@ class Rehearsal:
 
 
 def _without(live: Tensor, idxs: Any) -> Tensor:
-    keep = torch.ones(live.numel(), dtype=torch.bool)
+    keep = torch.ones(live.numel(), dtype=torch.bool, device="cpu")
     keep[list(idxs)] = False
     return live[keep]

@@ -65,7 +65,7 @@ class GateSelector:
             floor=least,
             unit=torch.ones_like(least),
         )
-        self.score = torch.zeros(structures.num_structures)
+        self.score = torch.zeros(structures.num_structures, device="cpu")
         self.planned = cost.sizes
         self.last_release = NEVER
 

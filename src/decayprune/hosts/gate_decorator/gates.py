@@ -156,8 +156,8 @@ def gateable(model: nn.Module, structures: StructureMap) -> StructureMap:
         structures: Its structures; groups that no gate can hold are refused.
     """
     size = structures.num_structures
-    gates = torch.zeros(size + 1, dtype=torch.int64)
-    other = torch.zeros(size + 1, dtype=torch.bool)
+    gates = torch.zeros(size + 1, dtype=torch.int64, device="cpu")
+    other = torch.zeros(size + 1, dtype=torch.bool, device="cpu")
     weights = set()
     for item in structures.slices:
         owner, _, last = item.name.rpartition(".")
@@ -202,7 +202,7 @@ def located(
         parameters: By name.
     """
     size = structures.num_structures
-    count = torch.zeros(size + 1, dtype=torch.int64)
+    count = torch.zeros(size + 1, dtype=torch.int64, device="cpu")
     homes = []
     for item in structures.slices:
         if bool(item.carrier.any()):

@@ -177,7 +177,7 @@ def closing(
     sizes = torch.bincount(group_of, minlength=least.numel())
     first = sizes.cumsum(0) - sizes
     place = torch.empty_like(by_group)
-    place[by_group] = torch.arange(by_group.numel()) - first[group_of[by_group]]
+    place[by_group] = torch.arange(by_group.numel(), device="cpu") - first[group_of[by_group]]
     protected = place < least[group_of]
 
     ranked = eligible & ~protected & (score > 0)

@@ -61,7 +61,9 @@ class DhspgSelector:
         self._stop_step, self._extra = stop_step, extra
         # The target is met when at least this share is zero, so it rounds up.
         quota = math.ceil(sparsity * group_of.numel() - 1e-9)
-        most = partition(torch.arange(group_of.numel()), group_of, cost.sizes, divisible)
+        most = partition(
+            torch.arange(group_of.numel(), device="cpu"), group_of, cost.sizes, divisible
+        )
         target = Target(
             group_of=group_of,
             cost=cost,
@@ -87,7 +89,7 @@ class DhspgSelector:
         order = torch.sort(saliency, descending=True, stable=True).indices.cpu()
         group_of, sizes = self._group_of, self._cost.sizes
         place = torch.empty_like(order)  # among its group, the most redundant first
-        place[order] = rank_within(torch.arange(order.numel()), group_of[order])
+        place[order] = rank_within(torch.arange(order.numel(), device="cpu"), group_of[order])
 
         def counts(number: int) -> Tensor:
             return partition(order[:number], group_of, sizes, self._divisible)

@@ -111,7 +111,7 @@ def _adam(
     for parameter in moving:
         if not state[parameter]:
             state[parameter].update(
-                step=torch.tensor(0.0),
+                step=torch.tensor(0.0, device="cpu"),
                 exp_avg=torch.zeros_like(parameter),
                 exp_avg_sq=torch.zeros_like(parameter),
             )

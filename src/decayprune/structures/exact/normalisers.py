@@ -199,7 +199,7 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
 
 def _random(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _same(y: Tensor, expected: Tensor) -> bool:

@@ -267,4 +267,4 @@ def _close(y: Tensor, other: Tensor | None) -> bool:
 def _random(like: Tensor, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
-    return torch.randn(*shape, generator=generator, dtype=dtype)
+    return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")

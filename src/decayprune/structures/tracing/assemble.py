@@ -86,7 +86,7 @@ def _by_row(structures: Tensor) -> Tensor:
 
 
 def _unpinned(tape: Tape, solution: Solution) -> Tensor:
-    mask = torch.zeros(len(solution.group), dtype=torch.bool)
+    mask = torch.zeros(len(solution.group), dtype=torch.bool, device="cpu")
     for labels in tape.unpinned:
         structure = solution.structures(labels)
         mask[structure[structure >= 0]] = True

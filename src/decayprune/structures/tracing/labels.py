@@ -97,7 +97,7 @@ class Partition:
 
     def fresh(self, count: int) -> Tensor:
         """New labels, each a structure of its own so far, shape ``(count,)``."""
-        labels = torch.arange(self.size, self.size + count)
+        labels = torch.arange(self.size, self.size + count, device="cpu")
         self.size += count
         return labels
 
@@ -149,7 +149,7 @@ class Partition:
             return labels
         if dims == [dim]:
             self.fix(labels, reason)
-            return torch.zeros((), dtype=torch.int64).expand(labels.shape)
+            return torch.zeros((), dtype=torch.int64, device="cpu").expand(labels.shape)
         # Two dimensions vary: what is tied along one can still differ along the other, so that a
         # whole row may leave, and the first of each row stands for it.
         first = labels.narrow(dim, 0, 1).expand(labels.shape)
@@ -158,7 +158,11 @@ class Partition:
 
     def components(self) -> np.ndarray:
         """The component of each label handed out so far, shape ``(size,)``."""
-        pairs = torch.cat(self._pairs, 1) if self._pairs else torch.zeros((2, 0), dtype=torch.int64)
+        pairs = (
+            torch.cat(self._pairs, 1)
+            if self._pairs
+            else torch.zeros((2, 0), dtype=torch.int64, device="cpu")
+        )
         return connected(self.size, *pairs.numpy())
 
     def solve(self) -> tuple[np.ndarray, np.ndarray, list[str]]:

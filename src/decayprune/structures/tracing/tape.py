@@ -107,7 +107,7 @@ class Tape:
         """Labels of a tensor, all 0 if it carries none."""
         found = self.mark(value)
         return (
-            torch.zeros((), dtype=torch.int64).expand(value.shape)
+            torch.zeros((), dtype=torch.int64, device="cpu").expand(value.shape)
             if found is None
             else found.labels
         )
@@ -234,7 +234,7 @@ class Tape:
             value = parts.whole
         name = self._names.get(id(value))
         if name is not None:
-            return name, (dim % value.dim(), torch.arange(value.shape[dim]))
+            return name, (dim % value.dim(), torch.arange(value.shape[dim], device="cpu"))
         view = self.view(value)
         return (self.name(value) or "", None if view is None else view.axis(dim))
 
@@ -265,7 +265,9 @@ class Tape:
         key, places = (name, axis[0]), axis[1]
         role = "buffer" if name in self.buffers else role
         size = (self.buffers if name in self.buffers else self.parameters)[name].shape[key[1]]
-        if not torch.equal(places, torch.arange(size)):  # a part of it, or some of it repeated
+        if not torch.equal(
+            places, torch.arange(size, device="cpu")
+        ):  # a part of it, or some of it repeated
             own = self.labelled_dims.get(key)
             whole = self.partition.fresh(size) if own is None else own.labels
             self.partition.unify(whole[places], labels, f"shares `{name}` with a fixed width")

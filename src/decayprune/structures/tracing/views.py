@@ -62,7 +62,7 @@ class View:
         here = [d for d, size in enumerate(self.places[0].shape) if size == 1]
         if len(own) != len(here):
             return None
-        return own[here.index(dim)], torch.zeros(1, dtype=torch.int64)
+        return own[here.index(dim)], torch.zeros(1, dtype=torch.int64, device="cpu")
 
     def whole(self, p: int) -> bool:
         """Whether the view shows every index of a dimension of the parameter, along one of its own.
@@ -78,5 +78,8 @@ class View:
 
 def identity(parameter: Tensor) -> View:
     """A parameter as it is."""
-    places = (along(torch.arange(n), p, parameter.shape) for p, n in enumerate(parameter.shape))
+    places = (
+        along(torch.arange(n, device="cpu"), p, parameter.shape)
+        for p, n in enumerate(parameter.shape)
+    )
     return View(parameter, tuple(places))

@@ -136,7 +136,7 @@ def join(call: Call) -> Any:
         return out
     dim = call.arg(1, "dim", call.kwargs.get("axis", 0)) % out.dim()
     stacked = call.name == "stack"
-    zeros = torch.zeros((), dtype=torch.int64)
+    zeros = torch.zeros((), dtype=torch.int64, device="cpu")
     labels = [
         zeros.expand(part.shape) if mark is None else mark.labels
         for part, mark in zip(parts, marks, strict=True)
@@ -177,7 +177,7 @@ def pad(call: Call) -> Any:
             for d in range(x.dim())
         ]
         shape = [out.shape[d] if d in dims else 1 for d in range(x.dim())]
-        labels = torch.zeros(shape, dtype=torch.int64)
+        labels = torch.zeros(shape, dtype=torch.int64, device="cpu")
         labels[tuple(slice(a, a + n) for a, n in zip(low, slim.shape, strict=True))] = slim
     else:
         for d in touched:

@@ -167,9 +167,9 @@ def _vector(tape: Tape, labels: Tensor, dim: int) -> Tensor:
             tape.partition.fix(
                 labels, "it is spread over two dimensions, and a product sums over one of them"
             )
-            return torch.zeros(labels.shape[dim], dtype=torch.int64)
+            return torch.zeros(labels.shape[dim], dtype=torch.int64, device="cpu")
     if dim not in varying(labels):
-        return torch.zeros(labels.shape[dim], dtype=torch.int64)
+        return torch.zeros(labels.shape[dim], dtype=torch.int64, device="cpu")
     return core(labels, [dim]).reshape(-1)
 
 
