@@ -18,7 +18,12 @@ from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import along, core, varying
 from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.rules.elementwise import against_fixed, raw_factor
-from decayprune.structures.tracing.rules.layers import parameter_times, times_parameter
+from decayprune.structures.tracing.rules.layers import (
+    ALONG_CHANNELS,
+    handed_out,
+    parameter_times,
+    times_parameter,
+)
 from decayprune.structures.tracing.tape import Tape
 
 _MET = "meets channels that stay in attention"
@@ -48,6 +53,28 @@ def matmul(call: Call) -> Any:
     else:
         _by_pair(tape, out, left, right, marks, macs)
     return out
+
+
+_ALIGNED = 8
+"""Channels in 16 bytes of half precision, in which a model may run later."""
+
+
+def grouped(call: Call) -> Any:
+    """grouped_mm: rows that are sorted by experts, times the matrix (in, out) of their expert.
+
+    Its kernels take rows of whole 16 bytes alone, so channels leave in blocks of as many.
+    """
+    tape, (x, weight) = call.tape, call.args[:2]
+    if not tape.is_weight(weight) or weight.dim() != 3 or x.dim() != 2:
+        return left_alone(call)
+    rows = handed_out(tape, weight, -1)
+    lying = [rows] if weight.stride(-1) == 1 else []
+    for labels in (tape.channels(x, -1, ALONG_CHANNELS), *lying):
+        half = labels.numel() % _ALIGNED == 0
+        blocks = labels.view(-1, _ALIGNED if half else max(1, 16 // x.element_size()))
+        first = blocks[:, :1].expand(blocks.shape)
+        tape.partition.unify(blocks, first, "lies within 16 bytes of a fixed width")
+    return times_parameter(call)
 
 
 def _by_head(
@@ -236,8 +263,6 @@ def _macs_of_recurrent(call: Call, out: Any) -> int:
 
 _REASONS = {
     "multi_head_attention_forward": "no plain nn.MultiheadAttention: fixes its width",
-    "grouped_mm": "`grouped_mm` takes widths in multiples of 16 bytes alone; of transformers, call "
-    'model.set_experts_implementation("eager") first',
 }
 _READS_VALUES = ("item", "tolist", "numpy", "bool", "float", "int", "array", "index")
 _COUNTED: dict[str, Callable[[Call, Any], int]] = {
@@ -249,6 +274,7 @@ CONTRACTIONS = {
     "matmul": matmul,
     "bmm": matmul,
     "mm": matmul,
+    "grouped_mm": grouped,
     "cdist": distances,
     "scaled_dot_product_attention": attention,
     **dict.fromkeys(_COUNTED, left_alone),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from cases import Lambda
 from decayprune.structures import trace
+from reference.cut import cut, error, run, zeroed
 from ruled import groups, reason, traced
 
 
@@ -101,3 +104,52 @@ def test_macs_of_products_shrink_with_their_labels() -> None:
     operators = traced(lambda x: torch.ones(3, 2, dtype=x.dtype) @ x)[2].operators
     product = next(o for o in operators if o.layer == "")
     assert (product.constant, [v.tolist() for v in product.labels]) == (6, [[0, 1, 2, 3, 4, 5]])
+
+
+def experts(inner: int, transposed: bool) -> nn.Module:
+    """Two experts, each row through one of them; gates and values of an expert in one matrix."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        def product(x: Tensor, weight: Tensor) -> Tensor:
+            weight = weight.transpose(-2, -1) if transposed else weight
+            return F.grouped_mm(x, weight, offs=torch.tensor([3, 8], dtype=torch.int32))
+
+        gate, value = product(m.stem(x), m.up).chunk(2, -1)
+        return m.head(product(F.silu(gate) * value, m.down))
+
+    model = Lambda(forward, stem=nn.Linear(5, 16), head=nn.Linear(16, 2))
+    up, down = torch.randn(2, 16, 2 * inner), torch.randn(2, inner, 16)
+    model.up, model.down = (
+        nn.Parameter(w.transpose(1, 2).contiguous() if transposed else w) for w in (up, down)
+    )
+    return model
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("inner", [24, 12])
+def test_experts_lose_channels_in_blocks_of_16_bytes(inner: int, transposed: bool) -> None:
+    torch.manual_seed(0)
+    model, x = experts(inner, transposed), torch.randn(8, 5)
+    structures = trace(model, x)
+    unit = 8 if inner % 8 == 0 else 4
+    found = sorted((g.size, g.width) for g in structures.groups)
+    # the rows of an inner unit are those of its gates and of its values; an output is in a block
+    # only where it lies side by side with the others
+    assert found == sorted([(2, 8), (inner // unit, 2 * unit), (16, 1) if transposed else (2, 8)])
+    removed = {g.start + 1 for g in structures.groups}
+    for inputs in (x, torch.randn(8, 5)):
+        expected = run(zeroed(model, structures, removed), inputs)
+        assert error(expected, run(cut(model, structures, removed), inputs)) < 1e-6
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+def test_a_grouped_product_without_a_parameter_is_left_alone() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        matrices = m.b(x)[:, :64].reshape(2, -1, 16)
+        offsets = torch.tensor([3, 8], dtype=torch.int32)
+        return F.grouped_mm(m.a(x), matrices, offs=offsets)
+
+    structures = trace(Lambda(forward, a=nn.Linear(5, 16), b=nn.Linear(5, 64)), torch.randn(8, 5))
+    assert not structures.groups
+    assert "grouped_mm" in structures.refusals[0].reason
