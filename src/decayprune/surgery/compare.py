@@ -223,3 +223,21 @@ def first_line(error: BaseException) -> str:
     """An error in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+
+
+def proves_little(before: Remembered) -> str:
+    """Why equal outputs would say little about a cut; empty if they say something.
+
+    Args:
+        before: What the model returned.
+    """
+    finite = [value[value.isfinite()] for value in before.values]
+    many = [value for value in finite if value.numel() > 1]
+    if not many or any(bool((value != value[0]).any()) for value in many):
+        return ""
+    return (
+        f"The outputs of the model on the example inputs are constant ({float(many[0][0]):g} "
+        "everywhere), so that a cut could hardly change them, and their comparison proves little. "
+        "Look whether the model still works (weights that are not finite or all zero, a last layer "
+        "that was never trained), or pass example inputs on which its outputs differ."
+    )

@@ -8,6 +8,7 @@ he has more to put back than the model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -23,12 +24,15 @@ from decayprune.surgery.compare import (
     Remembered,
     compare,
     nothing_to_compare,
+    proves_little,
     remember,
 )
 from decayprune.surgery.copies import zero_
 from decayprune.surgery.cut import cut
 from decayprune.surgery.trial import guilty, problem_of
 from decayprune.surgery.undo import Undo
+
+logger = logging.getLogger("decayprune")
 
 
 class CompactionError(RuntimeError):
@@ -75,6 +79,8 @@ def cut_verified(
     _check_zero(model, structures, gone, roles)
     check_state(model, structures, optimizers)
     before = _remembered(model, example_inputs)
+    if why := proves_little(before):
+        logger.warning(why)
     if along is not None:
         along(undo)
     cut(undo, model, structures, gone, optimizers)

@@ -12,6 +12,7 @@ from decayprune.surgery.compare import (
     difference,
     first_line,
     nothing_to_compare,
+    proves_little,
     remember,
     remember_training,
     tolerance_for,
@@ -115,6 +116,24 @@ def test_nothing_to_compare_is_told_with_what_to_do(values: list[Tensor]) -> Non
     assert "hold no finite number" in said
     assert "Pass example inputs on which" in said
     assert nothing_to_compare(Remembered([torch.zeros(1), *values])) == ""
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "little"),
+    [
+        ([torch.zeros(2, 3)], True),
+        ([torch.full((4,), 0.5), torch.zeros(1)], True),
+        ([torch.tensor([2.0, NAN, 2.0])], True),
+        ([torch.zeros(2, 3), torch.tensor([0.0, 1e-6])], False),
+        ([torch.tensor(0.3)], False),  # one number cannot differ from itself
+    ],
+    ids=["zeros", "each its own", "of what is finite", "another differs", "one number"],
+)
+def test_constant_outputs_prove_little(values: list[Tensor], little: bool) -> None:
+    assert ("constant" in proves_little(Remembered(values))) is little
 
 
 class Draws(nn.Module):

@@ -108,3 +108,15 @@ def test_copies_are_zeroed_and_cut_and_come_back() -> None:
     assert average.c.weight.shape == (7, 11, 3, 3)
     undo.run()
     assert everything(model, optimizer, average) == before
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["alive", "dead"])
+def test_outputs_that_are_constant_are_said_to_prove_little(
+    dead: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _, structures, gone = zeroed()
+    if dead:
+        nn.init.zeros_(model.fc.weight)
+        nn.init.zeros_(model.fc.bias)
+    assert cut_verified(Undo(), model, structures, gone, example_inputs=X).same
+    assert ("are constant (0 everywhere)" in caplog.text) is dead
