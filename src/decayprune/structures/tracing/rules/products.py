@@ -67,10 +67,12 @@ def grouped(call: Call) -> Any:
     tape, (x, weight) = call.tape, call.args[:2]
     if not tape.is_weight(weight) or weight.dim() != 3 or x.dim() != 2:
         return left_alone(call)
+    aligned = [(tape.channels(x, -1, ALONG_CHANNELS), 1)]
     rows = handed_out(tape, weight, -1)
-    lying = [rows] if weight.stride(-1) == 1 else []
-    for labels in (tape.channels(x, -1, ALONG_CHANNELS), *lying):
-        half = labels.numel() % _ALIGNED == 0
+    if weight.stride(-1) == 1:
+        aligned.append((rows, 2))  # often gates and values, each of which is in blocks then
+    for labels, parts in aligned:
+        half = labels.numel() % (parts * _ALIGNED) == 0
         blocks = labels.view(-1, _ALIGNED if half else max(1, 16 // x.element_size()))
         first = blocks[:, :1].expand(blocks.shape)
         tape.partition.unify(blocks, first, "lies within 16 bytes of a fixed width")
