@@ -17,6 +17,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from decayprune.structures.branches import branch_groups
 from decayprune.structures.structure_map import StructureMap
 
 
@@ -32,6 +33,8 @@ class Budget:
         structures: Number of prunable structures.
         latency: Time of a forward pass on the example inputs, estimated from a table that is
             measured when the pruner is built, on this machine and in its state of then.
+        depth: Number of residual branches (an attention, an FFN, a block): they leave whole, and
+            only if this is given; the other bounds are then met by what is left.
 
     Raises:
         ValueError: A bound lies outside (0, 1], or none is given.
@@ -41,6 +44,7 @@ class Budget:
     params: float | None = None
     structures: float | None = None
     latency: float | None = None
+    depth: float | None = None
 
     def __post_init__(self) -> None:
         if not self.bounds:
@@ -106,7 +110,7 @@ class CostModel:
         self.sizes = torch.tensor(
             [group.size for group in structures.groups], dtype=torch.int64, device="cpu"
         )
-        self._group_of = structures.group_of
+        self._group_of, self._branches = structures.group_of, branch_groups(structures)
         self._widths: list[Tensor] = []
         self._seen: dict[bytes, int] = {}
 
@@ -121,7 +125,7 @@ class CostModel:
         ]
         cut: dict[str, list[tuple[int, Tensor]]] = {}
         for item in structures.slices:
-            if item.name in shapes:  # no buffer
+            if item.name in shapes and item.role != "gate":  # no buffer
                 cut.setdefault(item.name, []).append((item.dim, item.structure))
         params = []
         for name, shape in shapes.items():
@@ -129,7 +133,13 @@ class CostModel:
             rest = 1
             for dim, width in enumerate(shape):
                 rest *= 1 if dim in dims else width
-            params.append((rest, tuple(self._vector(labels) for labels in dims.values())))
+            # Every factor is a width, or a branch that stays or not.
+            around = [
+                torch.tensor([b.structure], device="cpu")
+                for b in structures.branches
+                if b.holds(name)
+            ]
+            params.append((rest, tuple(map(self._vector, (*dims.values(), *around)))))
 
         self._fixed = (
             torch.stack(self._widths)[:, 0] if self._widths else torch.zeros(0, device="cpu")
@@ -219,6 +229,7 @@ class CostModel:
             "params": self.params,
             "structures": lambda kept: int(kept.sum()),
             "latency": self.latency,
+            "depth": lambda kept: int(kept[self._branches].sum()),
         }
         return {name: value[name](kept) / (value[name](self.sizes) or 1) for name in names}
 

@@ -31,6 +31,7 @@ from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.streams import residual_streams
 from decayprune.structures.structure_map import StructureMap
+from decayprune.surgery.branches import offer_branches
 
 
 class DecayPruner(BesideOptimizer):
@@ -113,12 +114,17 @@ class DecayPruner(BesideOptimizer):
         arguments.check_slices(slices)
         arguments.check_round_to(round_to, target)
         curve = arguments.as_curve(decay)
+        if not isinstance(ignored_layers, (str, nn.Module)):
+            ignored_layers = tuple(ignored_layers)  # read twice
+        refine = partial(_refined, model, residual_width)
+        if budget.depth is not None:
+            refine = partial(_deepened, model, example_inputs, ignored_layers, refine)
         self._session = Session(
             model,
             optimizer,
             example_inputs,
             ignored_layers=ignored_layers,
-            refine=partial(_refined, model, residual_width),
+            refine=refine,
             name="pruner",
         )
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
@@ -241,7 +247,8 @@ class DecayPruner(BesideOptimizer):
             self._session.vigil.followed()
 
     def _costs(self) -> list[str]:
-        return [*super()._costs(), *([] if self._latency is None else ["latency"])]
+        more = [] if self._latency is None else ["latency"]
+        return [*super()._costs(), *more, *([] if self.budget.depth is None else ["depth"])]
 
     def _outlook(self) -> str:
         return (
@@ -282,6 +289,11 @@ class DecayPruner(BesideOptimizer):
 
 def _check(budget: Budget, schedule: Schedule, rectify: Rectify | None) -> None:
     arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+    if budget.depth is not None and budget.latency is not None:
+        raise ValueError(
+            "Budget(depth=..., latency=...): the estimate of a latency knows widths only. Bound "
+            "macs beside depth, and measure the result with dp.benchmark()."
+        )
     arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
     if rectify is not None:
         arguments.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
@@ -296,6 +308,30 @@ def _refined(
     reason = "it is the width of the residual stream, and residual_width=False keeps that"
     numbers = residual_streams(model, structures).nonzero().flatten().tolist()
     return structures.without(dict.fromkeys(numbers, reason))
+
+
+def _deepened(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    ignored_layers: Iterable[str | nn.Module],
+    refine: Callable[[StructureMap], StructureMap],
+    structures: StructureMap,
+) -> StructureMap:
+    """The structures that may be pruned at all, residual branches among them.
+
+    Raises:
+        ValueError: There is no branch.
+    """
+    offered = offer_branches(model, refine(structures), example_inputs, ignored_layers)
+    if not offered.branches:
+        refused = offered.refusals[len(structures.refusals) :]
+        reasons = "; ".join(f"`{r.layer}`: {r.reason}" for r in refused if not r.width)
+        raise ValueError(
+            "Budget(depth=...) is about residual branches, and none of this model can be removed. "
+            + (f"What is left alone, and why: {reasons}. " if reasons else "None was found. ")
+            + "Bound macs instead."
+        )
+    return offered
 
 
 def _plain(given: Mapping[str, Any], **options: Any) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from torch import nn
 
 from decayprune.checkpoint.fields import dtype_name
 from decayprune.checkpoint.files import read, write
-from decayprune.checkpoint.structure import distinct, reshape, saved_tensors, structure, unfit
+from decayprune.checkpoint.structure import (
+    distinct,
+    reshape,
+    saved_tensors,
+    staying,
+    structure,
+    unfit,
+)
 from decayprune.structures.ranks import several
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -68,7 +75,7 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     """
     _check_module("load", model)
     said, weights = read(Path(folder))
-    own = saved_tensors(model)
+    own = staying(saved_tensors(model), said)
     tensors, tied = distinct(own)
     if tied != said["tied"] and {*tensors, *tied} == {*said["tensors"], *said["tied"]}:
         raise unfit(said, model, "other tensors are shared (tied) than there")

@@ -71,6 +71,7 @@ def _problems(structure: dict[str, Any]) -> Iterator[str]:
             yield f"tensor {name!r} is tied to nothing"
     yield from _module_problems(structure["modules"])
     yield from _buffer_problems(structure.get("buffers", {}))
+    yield from _bypass_problems(structure.get("bypassed", {}))
 
 
 def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
@@ -82,6 +83,18 @@ def _module_problems(modules: dict[str, Any]) -> Iterator[str]:
         for attribute, value in sizes.items():
             if not (is_size(value) or is_size(value, list)):
                 yield f"{attribute!r} of module {name!r} is not a size"
+
+
+def _bypass_problems(bypassed: Any) -> Iterator[str]:
+    if not isinstance(bypassed, dict):
+        yield "'bypassed' is not an object"
+        return
+    for name, entry in bypassed.items():
+        known = isinstance(entry, dict) and set(entry) == {"type", "zero", "items"}
+        if not known or not isinstance(entry["type"], str):
+            yield f"the entry of bypassed module {name!r} is not a type, zero and items"
+        elif not (is_size(entry["zero"]) and is_size(entry["items"]) and entry["items"] < 100):
+            yield f"'zero' or 'items' of bypassed module {name!r} is no small number"
 
 
 def _buffer_problems(buffers: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from decayprune.checkpoint import fields
 from decayprune.checkpoint.fields import CheckpointError, dtype_name, is_size
+from decayprune.structures.exact.bypass import Bypass, put_bypass
 from decayprune.structures.exact.swap import STAND_INS, become_all, counted_width
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 from decayprune.structures.twin import named_tensors
@@ -52,7 +53,8 @@ def structure(model: nn.Module) -> dict[str, Any]:
     Returns:
         Plain JSON values: shape and dtype of each parameter and persistent buffer, which names are
         tied, and the sizes that layers keep as attributes. Of the attributes of your own modules
-        those that a cut has changed, and of buffers that are not persistent the indices kept.
+        those that a cut has changed, of buffers that are not persistent the indices kept, and of
+        residual branches that were removed the modules that are bypassed.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -60,6 +62,11 @@ def structure(model: nn.Module) -> dict[str, Any]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"structure(model) takes a torch.nn.Module; found {type(model).__name__}.")
     tensors, tied = distinct(saved_tensors(model))
+    bypassed = {
+        name: {"type": module.replaced, "zero": int(module.zero), "items": module.items}
+        for name, module in model.named_modules()
+        if isinstance(module, Bypass)
+    }
     buffers = {
         f"{name}.{leaf}" if name else leaf: [[dim, index] for dim, index in sorted(cuts.items())]
         for name, module in model.named_modules()
@@ -80,6 +87,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
             if (attributes := _attributes(module))
         },
         **({"buffers": buffers} if buffers else {}),
+        **({"bypassed": bypassed} if bypassed else {}),
     }
 
 
@@ -118,6 +126,9 @@ def reshape(model: Model, structure: Mapping[str, Any]) -> Model:
 def _reshape(model: nn.Module, structure: Mapping[str, Any]) -> None:
     plan, shapes = _plan(structure, model), shapes_of(structure)
     buffers = _buffers_to_cut(structure, model)
+    for name, entry in structure.get("bypassed", {}).items():
+        if not isinstance(model.get_submodule(name), Bypass):
+            put_bypass(model, name, zero=bool(entry["zero"]), items=entry["items"])
     own = saved_tensors(model)
     become_all(model, _losers(plan))
     for name, tensor in own.items():
@@ -231,7 +242,8 @@ def unfit(structure: Mapping[str, Any], model: nn.Module, what: str) -> Checkpoi
 
 def _plan(structure: Mapping[str, Any], model: nn.Module) -> Plan:
     """Attributes to set, once everything was found to fit; raises before anything changes."""
-    shapes, own = shapes_of(structure), saved_tensors(model)
+    _check_bypassed(structure, model)
+    shapes, own = shapes_of(structure), staying(saved_tensors(model), structure)
     if odd := sorted(set(own) ^ set(shapes)):
         sides = ("the file", "this one") if odd[0] in shapes else ("this one", "the file")
         raise unfit(structure, model, f"{sides[0]} has a tensor {odd[0]!r}, {sides[1]} has not")
@@ -257,6 +269,25 @@ def _plan(structure: Mapping[str, Any], model: nn.Module) -> Plan:
             for attribute, value in sizes.items()
         ]
     return plan
+
+
+def _check_bypassed(structure: Mapping[str, Any], model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    for name, entry in structure.get("bypassed", {}).items():
+        module = modules.get(name)
+        here = module.replaced if isinstance(module, Bypass) else type(module).__qualname__
+        inner = any(other.startswith(f"{name}.") for other in structure["bypassed"])
+        if not name or inner or module is None or here != entry["type"]:
+            raise unfit(structure, model, f"module {name!r} is no {entry['type']} here")
+    for name, module in modules.items():
+        if isinstance(module, Bypass) and name not in structure.get("bypassed", {}):
+            raise unfit(structure, model, f"module {name!r} was removed here")
+
+
+def staying(tensors: dict[str, Tensor], structure: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a model without those of modules that a structure bypasses."""
+    gone = tuple(f"{name}." for name in structure.get("bypassed", {}))
+    return {name: value for name, value in tensors.items() if not name.startswith(gone)}
 
 
 def _buffers_to_cut(

@@ -44,7 +44,11 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
     they are left out.
     """
     found = []
-    rows = {item.name: item.structure for item in structures.slices if item.dim == 0}
+    rows = {
+        item.name: item.structure
+        for item in structures.slices
+        if item.dim == 0 and item.role != "gate"
+    }
     for item in structures.slices:
         name, _, kind = item.name.rpartition(".")
         if item.role != "column" or kind != "weight" or item.dim != 1:

@@ -224,7 +224,9 @@ def _ratio(after: Callable[[], object], before: Callable[[], object], timer: Tim
 
 def _calls(model: nn.Module, structures: StructureMap, run: Callable[[], object]) -> list[_Call]:
     """Every call of a layer that has a table, in the order of the forward pass."""
-    cut = {(item.name, item.dim): item.structure for item in structures.slices}
+    cut = {
+        (item.name, item.dim): item.structure for item in structures.slices if item.role != "gate"
+    }
     found: list[_Call] = []
 
     def note(name: str, layer: Any, args: tuple[Any, ...], output: Tensor) -> None:

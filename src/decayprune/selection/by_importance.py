@@ -17,6 +17,7 @@ from decayprune.cost import Budget, CostModel
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selection
+from decayprune.selection.depth import Depth
 from decayprune.selection.importance import Importance, magnitude, normalised, refreshed
 from decayprune.selection.schedule import Schedule
 from decayprune.selection.target import Target, lowest_first, rank_within
@@ -81,6 +82,7 @@ class ImportanceSelector:
         self._structures, self._cost = structures, cost
         self._budget, self._schedule = budget, schedule
         self.importance, self._scope, self._rectify = importance, scope, rectify
+        self._depth = Depth(structures, cost)
         self._families = [group.family or group.layer for group in structures.groups]
         self._width = torch.tensor(
             [group.width for group in structures.groups], dtype=torch.int64, device="cpu"
@@ -105,7 +107,7 @@ class ImportanceSelector:
         if round_to is not None:
             channels = channels * round_to
         self._target = self._target_of(channels)
-        while isinstance(round_to, Tensor) and not self._target.met(self._target.floor):
+        while isinstance(round_to, Tensor) and not self._target.met(self._least()):
             if bool((channels == 1).all()):
                 break
             channels = (channels // 2).clamp(min=1)
@@ -118,6 +120,8 @@ class ImportanceSelector:
         unit, sizes = channels // torch.gcd(channels, self._width), self._cost.sizes
         least = torch.ceil(sizes * self._floor - 1e-9).to(torch.int64).clamp(min=1)
         least = torch.where(self._spared, sizes, least)
+        gone = 0 if self._depth.leaving(self._budget) else 1
+        least = torch.where(self._depth.groups, gone, least)
         return Target(
             group_of=self._structures.group_of,
             cost=self._cost,
@@ -126,19 +130,23 @@ class ImportanceSelector:
             unit=unit,
         )
 
+    def _least(self) -> Tensor:
+        """The least widths that are surely reached, shape ``(G,)``."""
+        return self._depth.surely_left(self._target.floor, self._budget)
+
     def check_reachable(self) -> None:
         """Raise a ValueError unless the budget can be met; it says what can.
 
         What is spared is spared no longer if it cannot be met otherwise.
         """
-        if self._target.met(self._target.floor):
+        if self._target.met(self._least()):
             return
         if bool(self._spared.any()):
             self._spared = torch.zeros_like(self._spared)
             self.suit(self._round_to, self._haste)
             return
         bounds = self._budget.bounds
-        lowest = self._cost.fractions(self._target.floor, list(bounds))
+        lowest = self._cost.fractions(self._least(), list(bounds))
         reachable = ", ".join(f"{name}={math.ceil(lowest[name] * 1e4) / 1e4:g}" for name in bounds)
         raise ValueError(
             f"The budget {self._budget} cannot be reached. With every prunable width at its floor "
@@ -164,12 +172,10 @@ class ImportanceSelector:
         """Whether the importance has declared that it does."""
         return bool(getattr(self.importance, "reads_gradients", False))
 
-    def _target_at(self, step: int) -> Target | None:
-        """The target of the rounds that have begun, if one has."""
+    def _budget_at(self, step: int) -> Budget | None:
+        """The budget of the rounds that have begun, if one has."""
         begun = self._schedule.rounds_begun(step)
-        if not begun:
-            return None
-        return self._target.within(self._budget.after(begun / self._schedule.rounds))
+        return self._budget.after(begun / self._schedule.rounds) if begun else None
 
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the last round has selected and the budget holds with all commitments."""
@@ -179,11 +185,12 @@ class ImportanceSelector:
 
     def releasable(self, state: LifecycleState, step: int, ids: Tensor) -> Tensor:
         """Those of ``ids`` that may be released with the budget still met, the first preferred."""
-        target = self._target_at(step - 1)  # a round that begins now picks what it needs by itself
-        if target is None:
+        budget = self._budget_at(step - 1)  # a round that begins now picks what it needs by itself
+        if budget is None:
             return ids
+        target = self._target.within(budget)
         kept = self._cost.keep_counts(state.committed.cpu())
-        return target.releasable(ids.cpu(), kept)
+        return target.releasable(self._depth.back_first(ids.cpu()), kept)
 
     def select(
         self,
@@ -195,23 +202,26 @@ class ImportanceSelector:
     ) -> Selection | None:
         """The part of the ranking that leaves for the budget of the current round."""
         new_round = self._schedule.rounds_begun(step) > self._schedule.rounds_begun(step - 1)
-        target = self._target_at(step)
-        if target is None or not (new_round or released):
+        budget = self._budget_at(step)
+        if budget is None or not (new_round or released):
             return None
+        target = self._target.within(budget)
         phase, cool_until, score = _on_host(state)
         active = phase == ACTIVE
         cooling = active & (cool_until >= step)
         scores = None
         if new_round:
             scores = score = self._fresh_scores(parameters, score, active & ~cooling)
-        order = lowest_first(active, self._rank(score, active))
+        ranking = lowest_first(active, self._rank(score, active))
+        order = self._depth.first(ranking, score, cooling, budget)
         oldest = lowest_first(cooling, cool_until)
         kept = self._cost.keep_counts(~active)
         extra = self._extra(step) if new_round else 0.0
         # A tournament gives back by its verdict, and shares of groups are kept as they are.
         if extra or self._scope in ("local", "isomorphic"):
             ids = target.shortest(order, kept, oldest)
-            ids = target.enrolled(ids, order[~cooling[order]], kept, extra)
+            more = self._depth.first(ranking, score, cooling, budget, extra)
+            ids = target.enrolled(ids, more[~cooling[more]], kept, extra)
         else:
             ids = target.needed(order, kept, oldest)
         return Selection(ids, scores, ids[cooling[ids]])

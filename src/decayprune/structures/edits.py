@@ -291,7 +291,11 @@ def scale_(pick: Pick, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
         parts = torch.split(factors[pick.owner], list(pick.sizes))
         if any(vector.dtype != factors.dtype for vector in vectors):
             parts = tuple(p.to(v.dtype) for p, v in zip(parts, vectors, strict=True))
-        torch._foreach_mul_(vectors, parts)
+        if len(set(pick.vectors)) < len(vectors):  # part of a width, and of a branch's end
+            for vector, part in zip(vectors, parts, strict=True):
+                vector.mul_(part)
+        else:
+            torch._foreach_mul_(vectors, parts)
     for block in pick.blocks:  # one after the other: where two cross, both factors are taken
         tensor = tensors[block.name]
         factor = factors[block.owner].to(tensor.dtype)

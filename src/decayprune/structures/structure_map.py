@@ -13,15 +13,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Role = Literal["row", "affine", "column", "buffer"]
+Role = Literal["row", "affine", "column", "buffer", "gate"]
 """What a slice is to its structure: ``row``: a producer's output row or bias; ``affine``: weight
 or bias of a normaliser (and other per-channel factors); ``column``: a consumer's input column;
-``buffer``: a running statistic, which is cut along but never scaled or counted in a norm."""
+``buffer``: a running statistic, which is cut along but never scaled or counted in a norm; ``gate``:
+all of a parameter at the end of a residual branch, which is never cut along: the branch leaves."""
 
 FIXED = -1
 """The structure of an index that never leaves."""
@@ -105,13 +106,45 @@ class Operator:
     labels: tuple[Tensor, ...]
 
 
+class Bypassed(NamedTuple):
+    """A module that leaves with a residual branch.
+
+    Attributes:
+        module: Its name.
+        zero: It is at the branch's end, where zeros have to come from; others hand on.
+        items: Length of the tuple that it returns; 0 if it returns a tensor.
+    """
+
+    module: str
+    zero: bool
+    items: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch that can leave whole: a structure, and a group, of its own.
+
+    Attributes:
+        structure: Its number.
+        bypassed: The modules that leave, in the order in which they run.
+    """
+
+    structure: int
+    bypassed: tuple[Bypassed, ...]
+
+    def holds(self, name: str) -> bool:
+        """Whether a module or a tensor leaves with it."""
+        return any(name == b.module or name.startswith(f"{b.module}.") for b in self.bypassed)
+
+
 @dataclass(frozen=True, eq=False)
 class StructureMap:
     """Every structure of a model. Frozen; made by :func:`decayprune.structures.tracing.trace`.
 
     Attributes:
         num_structures: ``S``.
-        slices: Every cut dimension of every parameter and buffer, at most one per (name, dim).
+        slices: Every cut dimension of every parameter and buffer, at most one per (name, dim), and
+            the gates of branches.
         groups: Coupled widths; together they hold the structures ``0 .. S-1`` in order.
         refusals: What is not prunable and why.
         operators: What the model computes, for MACs.
@@ -125,6 +158,7 @@ class StructureMap:
         doubtful: Integer attributes that equal a width and may count it or not: (module, attribute,
             structures). A cut leaves them as they are.
         batch: Size of the example batch the MACs were counted with.
+        branches: Residual branches that are structures, if they were asked for.
     """
 
     num_structures: int
@@ -137,6 +171,7 @@ class StructureMap:
     attributes: tuple[tuple[str, str, Tensor, int], ...] = ()
     doubtful: tuple[tuple[str, str, Tensor], ...] = ()
     batch: int = 1
+    branches: tuple[Branch, ...] = ()
 
     @cached_property
     def group_of(self) -> Tensor:
@@ -207,4 +242,9 @@ class StructureMap:
             attributes=tuple((m, a, renumber[v], d) for m, a, v, d in self.attributes),
             doubtful=tuple((m, a, renumber[v]) for m, a, v in self.doubtful),
             batch=self.batch,
+            branches=tuple(
+                Branch(int(renumber[branch.structure]), branch.bypassed)
+                for branch in self.branches
+                if renumber[branch.structure] >= 0
+            ),
         )

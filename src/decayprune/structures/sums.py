@@ -20,7 +20,7 @@ _BLOCK = 1 << 16  # floats per block: a quarter of a MiB stays in the second-lev
 
 CPU = torch.device("cpu")
 
-WEIGHTS: tuple[Role, ...] = ("row", "affine", "column")
+WEIGHTS: tuple[Role, ...] = ("row", "affine", "column", "gate")
 """Roles that hold weights: all but running statistics."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from decayprune.structures.exact.swap import become_all
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.twin import named_tensors
+from decayprune.surgery.bypassing import bypass
 from decayprune.surgery.undo import Undo
 
 _CHANGED, _KEPT = "_sizes_changed_by_cut", "_buffers_kept_by_cut"
@@ -31,6 +32,8 @@ def kept_indices(structures: StructureMap, gone: Tensor) -> dict[tuple[str, int]
     stays = _stays(gone)
     kept = {}
     for item in structures.slices:
+        if item.role == "gate":
+            continue
         keep = stays[item.structure]
         if not bool(keep.all()):
             kept[item.name, item.dim] = keep.nonzero().flatten()
@@ -76,6 +79,9 @@ def cut(
         if module in loses:
             _set(undo, modules[module], attribute, int(stays[labels].sum()) // divisor)
     laid_out(modules[module] for module in loses)
+    for branch in structures.branches:
+        if bool(gone[branch.structure]):
+            bypass(undo, model, branch.bypassed, optimizers)
 
 
 def laid_out(modules: Iterable[nn.Module]) -> None:

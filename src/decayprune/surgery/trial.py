@@ -71,6 +71,26 @@ def refuse_uncuttable(
     return structures.without(failed) if failed else structures
 
 
+def refuse_unremovable(
+    model: nn.Module, structures: StructureMap, example_inputs: ExampleInputs
+) -> StructureMap:
+    """The map without the residual branches that cannot be removed.
+
+    All are zeroed and removed at once, and by halves if that fails.
+
+    Args:
+        model: Left as it is; branches of a twin are removed.
+        structures: Its structures; there are branches among them.
+        example_inputs: What to run it on.
+    """
+    gone = torch.zeros(structures.num_structures, dtype=torch.bool, device="cpu")
+    gone[[branch.structure for branch in structures.branches]] = True
+    members = structures.group_of[gone].tolist()
+    bench = _Bench(model, structures, gone, example_inputs, sums.WEIGHTS)
+    failed = dict(_search(structures, members, lambda m: bench.reason(m, gone)))
+    return structures.without(failed) if failed else structures
+
+
 def problem_of(
     model: nn.Module,
     structures: StructureMap,
@@ -132,13 +152,16 @@ class _Bench:
     def reason(self, members: Sequence[int], gone: Tensor, training: bool = True) -> str | None:
         """Why some zeroed structures of these groups cannot be cut together, or None."""
         chosen = gone & torch.isin(self._structures.group_of, torch.tensor(members, device="cpu"))
+        branches = {branch.structure for branch in self._structures.branches}
+        whole = not branches.isdisjoint(chosen.nonzero().flatten().tolist())
+        what = "residual branch" if whole else "channel"
         before = [self._before, *([self._training] if training and self._training else [])]
         found = attempt(self._copy, self._structures, chosen, self._inputs, before)
         where = " in training mode" if found.training else ""
         if found.crash:
-            return f"{_FAILS}{where} once a channel is removed ({found.crash})"
+            return f"{_FAILS}{where} once a {what} is removed ({found.crash})"
         if not found.same:
-            return f"removing a zeroed channel changes the model's output{where}"
+            return f"removing a zeroed {what} changes the model's output{where}"
         return None
 
 

@@ -96,7 +96,7 @@ def trace(
         ValueError: The model does not run on the example inputs, or an ignored layer matches
             nothing. That nothing is prunable is not an error here: the map is then empty.
     """
-    ignored = _ignored(model, ignored_layers)
+    ignored = ignored_names(model, ignored_layers)
     args, kwargs = arguments(example_inputs)
     _check_devices(model, (args, kwargs))
     try:
@@ -288,8 +288,17 @@ def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: st
     )
 
 
-def _ignored(model: nn.Module, layers: Iterable[str | nn.Module]) -> set[str]:
-    """Names of all modules that the given names, globs and modules stand for."""
+def ignored_names(model: nn.Module, layers: Iterable[str | nn.Module]) -> set[str]:
+    """Names of all modules that the given names, globs and modules stand for.
+
+    Args:
+        model: The model.
+        layers: As ``ignored_layers`` are given.
+
+    Raises:
+        ValueError: One of them matches nothing.
+        TypeError: One is neither a name nor a module.
+    """
     if isinstance(layers, (str, nn.Module)):
         layers = [layers]
     by_id = {id(module): name for name, module in model.named_modules()}
