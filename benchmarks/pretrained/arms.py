@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from handover import HandOver
 from loop import Batch, inputs
 from minilm import KEEPS_RESIDUAL, Classifier, dense, example, fresh
@@ -21,6 +22,8 @@ from wordnet import Glosses
 import decayprune as dp
 from decayprune.app.study.controls import RandomRelease
 from decayprune.compensation.calibration import Calibration, calibrate
+from decayprune.selection.importance import Importance
+from decayprune.structures.sums import labelled, sum_products
 
 CALIBRATION = 15  # batches, without their labels
 
@@ -135,6 +138,37 @@ def calibrated(model: Classifier, batches: Iterable[Batch]) -> Calibration:
     return calibrate(model, structures, map(inputs, batches))
 
 
+def by_taylor(*, ridge: bool, **options: Any) -> Arm:
+    """Ranked by what the loss of calibration batches does when a structure is scaled away."""
+
+    def arm(start: Start) -> Subject:
+        model, batches = start.dense, list(start.calibration())
+        scores = averaged_taylor(model, batches)
+        read = [inputs(batch) for batch in batches] if ridge else None
+        return pruned(importance=scores, calibrate=read, **options)(start)
+
+    return arm
+
+
+def averaged_taylor(model: Classifier, batches: Iterable[Batch]) -> Importance:
+    """Root of the mean square, over batches, of ``<g, w>`` of a structure's columns, as of now.
+
+    Its columns scale what it adds to its consumers whatever the activation; under GELU its rows,
+    which the library's ``"taylor"`` reads, do not.
+    """
+    structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
+    columns, size = labelled(structures, ("column",)), structures.num_structures
+    weights = {item.name: model.get_parameter(item.name) for item in columns}
+    total = torch.zeros(size)
+    for batch in batches:
+        loss = F.cross_entropy(model(**inputs(batch)), batch[2])
+        grads = torch.autograd.grad(loss, list(weights.values()))
+        total += sum_products(
+            columns, size, weights, dict(zip(weights, grads, strict=True))
+        ).square()
+    return lambda structures, parameters: total.sqrt()
+
+
 def distilled(arm: Arm) -> Arm:
     """The same arm, taught by the dense network."""
 
@@ -210,6 +244,8 @@ ARMS: dict[str, Arm] = {
     "sp_sr": pruned(),
     "variance_abrupt": by_variance(smooth=False),
     "variance_sp_sr": by_variance(),
+    "taylor_abrupt": by_taylor(ridge=False, smooth=False),
+    "ridge_taylor_abrupt": by_taylor(ridge=True, smooth=False),
     "ridge_abrupt": compensated(smooth=False),
     "ridge_sp_sr": compensated(),
     "ridge_handover": by_variance(hand_over=True),

@@ -18,20 +18,23 @@ DENSE_LR = 3e-4
 BUDGETS = (0.25, 0.5)  # shares of the MACs that stay
 STEPS = (300, 1200)  # after the dense fine-tuning, pruning included
 
+DECISIVE = ("ridge_abrupt", "ridge_handover", "abrupt", "torch_pruning_taylor", "last_layers")
 PRIMARY = ("abrupt", "sp_sr", "ridge_abrupt", "ridge_sp_sr", "ridge_handover")
 DISTILLED = ("ridge_abrupt_distil", "ridge_sp_sr_distil")
-RIVALS = ("torch_pruning", "torch_pruning_taylor", "last_layers")
+RIVALS = ("torch_pruning_taylor", "last_layers")
 CONTROLS = (
+    "torch_pruning",
     "sp",
     "variance_abrupt",
     "variance_sp_sr",
+    "taylor_abrupt",
+    "ridge_taylor_abrupt",
     "random_selection",
     "random_release",
-    "dense_on",
     "scratch_extra",
 )
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
-ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + LONG_CONTROLS
+ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + ("dense_on",) + LONG_CONTROLS
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
@@ -43,6 +46,8 @@ RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where th
 TUNED_AS = {  # arms that take the rate of another, from which they differ in one thing
     "ridge_abrupt_distil": "ridge_abrupt",
     "ridge_sp_sr_distil": "ridge_sp_sr",
+    "taylor_abrupt": "variance_abrupt",
+    "ridge_taylor_abrupt": "ridge_abrupt",
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",
@@ -81,8 +86,10 @@ def queue() -> list[tuple[str, int, int, float]]:
     """
     quarter, half = ([(steps, budget) for steps in STEPS] for budget in BUDGETS)
     parts = [
-        (PRIMARY + RIVALS, quarter),
+        (DECISIVE, quarter[1:]),
         (("scratch_total", "dense_on"), quarter[1:]),
+        (DECISIVE, quarter[:1]),
+        (PRIMARY, quarter),
         (DISTILLED, quarter),
         (CONTROLS, quarter),
         (PRIMARY + RIVALS + ("dense_on",), half),
