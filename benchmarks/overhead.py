@@ -1,6 +1,7 @@
-"""What the pruner costs per step on ResNet-50, as ratios to a plain optimizer step.
+"""What the pruner costs per step, as ratios to a plain optimizer step.
 
-Run ``python benchmarks/overhead.py [--write]``: one process, one thread, fp32. Every figure is the
+Run ``python benchmarks/overhead.py [--write]``: one process, one thread, fp32; ResNet-50 in detail,
+then the phases of all networks (``--models-only``: nothing else). Every figure is the
 median of interleaved repetitions, in processor time, divided by the median of
 ``SGD(momentum=0.9).step()`` measured in the same loop; building is divided by Torch-Pruning's graph
 build plus pruner construction, cutting by its step plus two forward passes (extra
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import platform
 import time
@@ -19,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import FunctionType, ModuleType
 from typing import TypeVar
 
 import accelerator
@@ -28,11 +31,13 @@ import torchvision
 from torch import nn
 
 import decayprune as dp
+from decayprune.app.run.batches import to_device
 from decayprune.structures.example import outputs
 from decayprune.surgery.compact import compact
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
+MODELS = ("resnet50", "convnext_tiny", "vit_b_16", "bert")
 BARS = {
     "idle": 0.02,
     "decay, carriers": 0.2,
@@ -113,21 +118,117 @@ def per_step(repeats: int) -> dict[str, float]:
     return ratios | {"seconds of a plain step": base}
 
 
+# ---------------------------------------------------------------- other networks
+
+
+def built(name: str) -> tuple[nn.Module, dict[str, torch.Tensor] | torch.Tensor]:
+    """A network with gradients, and an example of its inputs.
+
+    Args:
+        name: A model of torchvision, or ``"bert"``: BERT-base.
+    """
+    torch.manual_seed(0)
+    if name == "bert":
+        from transformers import BertConfig, BertModel
+
+        model: nn.Module = BertModel(BertConfig())
+        inputs = {"input_ids": torch.randint(30522, (1, 16))}
+    else:
+        model = torchvision.models.get_model(name)
+        pixels = 224 if name.startswith("vit") else 64
+        inputs = torch.randn(1, 3, pixels, pixels)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-3
+    return model, inputs
+
+
+PHASES: dict[str, dict[str, object]] = {
+    "idle": {"schedule": dp.Schedule(start=10**6, stop=2 * 10**6, decay_steps=10)},
+    "decay, 10 %": {"budget": dp.Budget(structures=0.9)},
+    "decay, 50 %": {"budget": dp.Budget(structures=0.5)},
+    # Every step is a round that ranks everybody and takes nobody new.
+    "selection": {
+        "schedule": dp.Schedule(start=1, stop=10**6, rounds=10**6 - 1, decay_steps=10**6),
+        "budget": dp.Budget(structures=0.999999),
+        "rectify": None,
+    },
+}
+
+
+def of_model(name: str, repeats: int) -> dict[str, float]:
+    """Ratios of one step in every phase, and bytes held per byte of parameters."""
+    found = {}
+    plain = optimizer_of(built(name)[0])
+    for phase, arguments in PHASES.items():
+        model, inputs = built(name)
+        optimizer = optimizer_of(model)
+        settings: dict[str, object] = {
+            "budget": dp.Budget(structures=0.9),
+            "schedule": dp.Schedule(start=0, stop=10**6, rounds=1, decay_steps=10**6),
+            "rectify": dp.Rectify(rule="thresholds", t_rate=1.0),
+            "round_to": None,
+        }
+        pruner = dp.DecayPruner(model, optimizer, inputs, **(settings | arguments))
+        pruner._session._tried = True  # the trial cut is no part of a step
+        ours, theirs = [], []
+        for repeat in range(repeats + 3):
+            seconds = timed(plain.step)[1]
+            optimizer.step()
+            own = timed(pruner.step)[1]
+            if phase.startswith("decay"):  # what rectifying adds is done in the pre-hook
+                own += timed(pruner._session.decayer.remember)[1]
+            if repeat >= 3:
+                theirs.append(seconds)
+                ours.append(own)
+        found[phase] = median(ours) / median(theirs)
+        if phase != "selection":
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            found[f"held, {phase}"] = held(pruner) / size
+        pruner.detach()
+    return found
+
+
+def held(pruner: dp.DecayPruner) -> int:
+    """Bytes of tensors that are kept for the pruner, and for nobody else.
+
+    Args:
+        pruner: All that it refers to is looked at, but for what belongs to model or optimizer.
+    """
+    optimizers = pruner._session.optimizers
+    own = [*pruner.model.parameters(), *pruner.model.buffers()]
+    own += [p.grad for p in pruner.model.parameters() if p.grad is not None]
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    own += [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
+    seen, storages = set[int](), {value.untyped_storage().data_ptr() for value in own}
+    waiting, total = [pruner], 0
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, (type, ModuleType)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            if storage.data_ptr() not in storages:
+                storages.add(storage.data_ptr())
+                total += storage.nbytes()
+        elif isinstance(thing, FunctionType):
+            waiting += thing.__closure__ or ()
+        else:
+            waiting += gc.get_referents(thing)
+    return total
+
+
 def asked(name: str) -> dict[str, tuple[int, int, int]]:
     """Syncs, copies and launches of one step on a simulated accelerator, hooks included.
 
     Args:
-        name: A model of torchvision.
+        name: As for :func:`built`.
     """
-    torch.manual_seed(0)
-    model = getattr(torchvision.models, name)()
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-3
-    pixels = 224 if name.startswith("vit") else 64
+    model, inputs = built(name)
     found = {}
     with accelerator.simulated():
         accelerator.moved(model)
-        inputs = torch.randn(1, 3, pixels, pixels).to(accelerator.DEVICE)
+        inputs = to_device(inputs, accelerator.DEVICE)
         optimizer = optimizer_of(model)
         arguments = {
             "budget": dp.Budget(structures=0.9),
@@ -201,16 +302,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--write", action="store_true", help="store the figures")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models-only", action="store_true", help="and keep what is stored else")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    figures = per_step(options.repeats) | build_and_cut(max(3, options.repeats // 6))
-    asks = {name: asked(name) for name in ("resnet50", "convnext_tiny", "vit_b_16")}
-    for name, phases in asks.items():
-        for phase, counts in phases.items():
-            print(f"{name}, {phase}: syncs, copies, launches {counts}")
-    for name, value in figures.items():
-        bar = f"(bar {BARS[name]:g})" if name in BARS else ""
-        print(f"{name:48} {value:8.4f} {bar}")
+    stored = json.loads(RESULTS.read_text()) if options.models_only else {}
+    figures = stored.get("figures")
+    if figures is None:
+        figures = per_step(options.repeats) | build_and_cut(max(3, options.repeats // 6))
+        for name, value in figures.items():
+            bar = f"(bar {BARS[name]:g})" if name in BARS else ""
+            print(f"{name:48} {value:8.4f} {bar}")
+    models = dict(stored.get("models", {}))
+    for name in options.models:
+        models[name] = {**of_model(name, options.repeats), "asks": asked(name)}
+        print(name, json.dumps(models[name], indent=1), flush=True)
     if options.write:
         machine = {
             "cpu": platform.processor() or platform.machine(),
@@ -225,7 +331,7 @@ def main() -> None:
             "repeats": options.repeats,
             "bars": BARS,
             "figures": figures,
-            "asks": asks,
+            "models": models,
         }
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -71,7 +71,24 @@ def overhead(found: dict[str, Any]) -> str:
         [name, f"{found['figures'][name]:.3g}", f"{bar:g}"] for name, bar in found["bars"].items()
     ]
     facts = f"Median of {found['repeats']}; {machine(found['machine'])}.\n"
-    return f"{table(['', 'measured', 'at most'], rows)}\n{facts}"
+    detail = f"{table(['', 'measured', 'at most'], rows)}\n{facts}"
+    return f"{detail}\n{_models(found['models'])}" if "models" in found else detail
+
+
+def _models(found: dict[str, Any]) -> str:
+    """Other networks, a line each: time and memory, and what is asked of an accelerator."""
+    phases = ("idle", "decay, 10 %", "decay, 50 %", "selection")
+    rows = [
+        [
+            name,
+            *(f"{one[phase]:.2g}" for phase in phases),
+            *(f"{one[f'held, {phase}']:.1%}" for phase in phases[:3]),
+            *(" / ".join(map(str, one["asks"][phase])) for phase in ("decaying", "selection")),
+        ]
+        for name, one in found.items()
+    ]
+    held = [f"held, {phase}" for phase in phases[:3]]
+    return table(["network", *phases, *held, "asks, decaying", "asks, selection"], rows)
 
 
 def hosts(found: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ class Members:
         """
         begun = state.start_length.float().view(torch.int32)
         read = torch.stack([state.phase.int(), state.age, state.span, begun]).cpu()
-        phase, chosen = read[0], read[0] == DECAYING
+        phase, chosen = read[0].to(state.phase.dtype), read[0] == DECAYING
         ids = chosen.nonzero().flatten()
         if carriers is None:
             carriers = weights.carriers(chosen)

@@ -12,7 +12,7 @@ accelerator always goes through whole tensors, with few long kernels and nothing
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,9 @@ from decayprune.structures.sums import CPU, Labelled, Totals, norm_but
 
 _LINE = 64  # bytes of a cache line
 _BLOCK = 1 << 16  # floats that are read at once: a quarter of a MiB stays in the second-level cache
+
+
+_NONE = torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ class Pick:
         owner: Structure that each place of their concatenation belongs to, ``S`` where none that is
             picked, shape ``(n,)``.
         blocks: Slices of the other tensors.
+        owners: Of all places of all slices, on the CPU.
         parts: All slices as the host knows them, those of one-dimensional tensors in front.
     """
 
@@ -59,6 +63,7 @@ class Pick:
     sizes: tuple[int, ...]
     owner: Tensor
     blocks: tuple[Block, ...]
+    owners: Tensor
     parts: tuple[Block, ...]
     _narrowed: dict[frozenset[str], Pick] = field(default_factory=dict, repr=False)
 
@@ -73,25 +78,27 @@ class Pick:
             device: Where the tensors live.
         """
         sizes = [part.owner.numel() for part in parts]
-        owner = torch.cat(
-            [part.owner for part in parts] or [torch.zeros(0, dtype=torch.int64, device="cpu")]
-        )
-        there = owner.to(device, non_blocking=True)
-        blocks = zip(parts[vectors:], torch.split(there, sizes)[vectors:], strict=True)
+        owners = torch.cat([part.owner for part in parts] or [_NONE])
+        there = owners.to(device, non_blocking=True)
+        here = [
+            replace(part, owner=owner)  # views: what is known of a pick is held once
+            for part, owner in zip(parts, torch.split(owners, sizes), strict=True)
+        ]
+        blocks = zip(here[vectors:], torch.split(there, sizes)[vectors:], strict=True)
         return cls(
             size=size,
-            vectors=tuple(part.name for part in parts[:vectors]),
+            vectors=tuple(part.name for part in here[:vectors]),
             sizes=tuple(sizes[:vectors]),
             owner=there[: sum(sizes[:vectors])],
-            blocks=tuple(Block(part.name, part.dim, part.index, owns) for part, owns in blocks),
-            parts=tuple(parts),
+            blocks=tuple(replace(part, owner=owner) for part, owner in blocks),
+            owners=owners,
+            parts=tuple(here),
         )
 
     @cached_property
     def totals(self) -> Totals:
         """Adds up what belongs to the same structure."""
-        owners = torch.cat([part.owner for part in self.parts])
-        return Totals(owners, self.size, self.owner.device)
+        return Totals(self.owners, self.size, self.owner.device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,11 +137,7 @@ class Locator:
         self._slices = sorted(slices, key=lambda item: tensors[item.name].dim() > 1)
         self._widths = [item.structure.numel() for item in self._slices]
         self._num_vectors = sum(tensors[item.name].dim() == 1 for item in self._slices)
-        labels = [item.structure for item in self._slices] or [
-            torch.zeros(0, dtype=torch.int64, device="cpu")
-        ]
-        every = torch.cat(labels)
-        self._labels, self._device = torch.where(every < 0, size, every), device
+        self._device = device
         self._ends = torch.tensor(self._widths, dtype=torch.int64, device="cpu").cumsum(0)
 
     def pick(self, chosen: Tensor) -> Pick:
@@ -144,8 +147,10 @@ class Locator:
             chosen: Which, bool, shape ``(S,)``, on the CPU: where they lie is found there, and an
                 accelerator is told.
         """
-        inside = torch.cat([chosen, chosen.new_zeros(1)])[self._labels]
-        owners = torch.split(torch.where(inside, self._labels, self._size), self._widths)
+        # All labels in a row are as much to hold as the map; they are joined when they are needed.
+        labels = torch.cat([item.structure for item in self._slices] or [_NONE])
+        inside = torch.cat([chosen, chosen.new_zeros(1)])[labels]  # of -1 the last
+        owners = torch.split(torch.where(inside, labels, self._size), self._widths)
         up_to = torch.cat([self._ends.new_zeros(1), inside.cumsum(0)])[self._ends].tolist()
         counts = [b - a for a, b in zip([0, *up_to], up_to, strict=False)]
         touched = [i for i, count in enumerate(counts) if count]

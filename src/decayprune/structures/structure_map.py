@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -172,6 +172,26 @@ class StructureMap:
     doubtful: tuple[tuple[str, str, Tensor], ...] = ()
     batch: int = 1
     branches: tuple[Branch, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Of a width is said again and again which index is whose: equal vectors are held once.
+        held: dict[tuple[torch.Size, torch.dtype, bytes], Tensor] = {}
+
+        def once(vector: Tensor) -> Tensor:
+            key = vector.shape, vector.dtype, vector.contiguous().numpy().tobytes()
+            return held.setdefault(key, vector)
+
+        shared: dict[str, object] = {
+            "slices": tuple(
+                replace(s, structure=once(s.structure), carrier=once(s.carrier))
+                for s in self.slices
+            ),
+            "operators": tuple(replace(o, labels=(*map(once, o.labels),)) for o in self.operators),
+            "attributes": tuple((m, a, once(v), d) for m, a, v, d in self.attributes),
+            "doubtful": tuple((m, a, once(v)) for m, a, v in self.doubtful),
+        }
+        for name, value in shared.items():
+            object.__setattr__(self, name, value)
 
     @cached_property
     def group_of(self) -> Tensor:

@@ -88,7 +88,9 @@ def labelled(
     for item in structures.slices:
         if item.role not in roles:
             continue
-        structure = torch.where(item.carrier, item.structure, -1) if carriers else item.structure
+        structure = item.structure
+        if carriers and not bool(item.carrier.all()):
+            structure = torch.where(item.carrier, structure, -1)
         if bool((structure >= 0).any()):
             chosen.append(Labelled(item.name, item.dim, structure))
     return tuple(chosen)

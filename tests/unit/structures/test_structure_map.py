@@ -61,3 +61,18 @@ def test_without_a_group_the_others_are_renumbered(structures: StructureMap) -> 
 
 def test_without_nothing_is_the_same(structures: StructureMap) -> None:
     assert structures.without({}).fingerprint == structures.fingerprint
+
+
+@pytest.mark.parametrize("refused", [{}, {1: "because"}], ids=["all", "without a group"])
+def test_equal_vectors_are_held_once(structures: StructureMap, refused: dict[int, str]) -> None:
+    """Each width is told of weight, normaliser, consumers, operators and attributes."""
+    found = structures.without(refused)
+    said = [
+        *(item.structure for item in found.slices),
+        *(labels for operator in found.operators for labels in operator.labels),
+        *(labels for _, _, labels, _ in found.attributes),
+    ]
+    held = {vector.data_ptr() for vector in said}
+    different = {(*vector.shape, *vector.tolist()) for vector in said}
+    assert len(said) > 3 * len(different)
+    assert len(held) == len(different)
