@@ -16,6 +16,7 @@ from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.tracing.trace import trace
 from decayprune.structures.wrappers import check_whole
+from decayprune.surgery.branches import offer_branches
 from decayprune.surgery.trial import refuse_uncuttable
 
 
@@ -38,6 +39,23 @@ class GroupSummary:
     params: int
 
 
+@dataclass(frozen=True)
+class BranchSummary:
+    """One residual branch that can leave whole.
+
+    Attributes:
+        layer: Module at its end.
+        layers: Every module that leaves with it.
+        macs: Multiply-accumulates that go with it.
+        params: Parameters that go with it.
+    """
+
+    layer: str
+    layers: tuple[str, ...]
+    macs: int
+    params: int
+
+
 @dataclass(frozen=True, repr=False)
 class Inspection:
     """Everything :func:`inspect` found; ``print()`` it for a table.
@@ -49,7 +67,9 @@ class Inspection:
         params: Parameters.
         least_macs: Fraction of the MACs that remains with one structure in each group.
         seconds: How long it took to find out.
-        structures: The map itself.
+        structures: The map itself, without residual branches.
+        branches: Residual branches that ``Budget(depth=...)`` counts, if they were asked for.
+        kept_branches: Those that cannot be removed, each with its reason.
     """
 
     groups: tuple[GroupSummary, ...]
@@ -59,6 +79,8 @@ class Inspection:
     least_macs: float
     seconds: float
     structures: StructureMap
+    branches: tuple[BranchSummary, ...] = ()
+    kept_branches: tuple[Refusal, ...] = ()
 
     def __str__(self) -> str:
         """A table of the groups, and under it the refusals."""
@@ -79,7 +101,21 @@ class Inspection:
             )
         if self.refusals:
             lines += ["", "Left alone:", *_by_reason(self.refusals)]
+        if self.branches:
+            lines += ["", *self._of_branches()]
+        if self.kept_branches:
+            lines += ["", "Residual branches that stay:"]
+            lines += [f"  {branch.layer}: {branch.reason}" for branch in self.kept_branches]
         return "\n".join(lines)
+
+    def _of_branches(self) -> list[str]:
+        """A table of the branches."""
+        title = "residual branch"
+        width = max(len(title), *(len(branch.layer) for branch in self.branches))
+        return [
+            f"{title:{width}}  {'MACs in it':>15}  {'parameters':>12}",
+            *(f"{b.layer:{width}}  {b.macs:>15,}  {b.params:>12,}" for b in self.branches),
+        ]
 
     def __repr__(self) -> str:
         """One line; ``str()`` has the tables."""
@@ -97,9 +133,17 @@ class Inspection:
             title=str(self).partition("\n")[0],
             below="",
         )
-        if not self.refusals:
+        if self.branches:
+            groups += notebook.table(
+                ("residual branch", "MACs in it", "parameters"),
+                [(b.layer, b.macs, b.params) for b in self.branches],
+                title="Residual branches",
+                below="",
+            )
+        refused = (*self.refusals, *self.kept_branches)
+        if not refused:
             return groups
-        left = [(r.layer or "the model", r.width, r.reason) for r in self.refusals]
+        left = [(r.layer or "the model", r.width or "branch", r.reason) for r in refused]
         return groups + notebook.table(
             ("layer", "width", "reason"), left, title="Left alone", below=""
         )
@@ -124,6 +168,8 @@ def inspect(
     model: nn.Module,
     example_inputs: ExampleInputs,
     ignored_layers: Iterable[str | nn.Module] = (),
+    *,
+    depth: bool = False,
 ) -> Inspection:
     """What can be pruned, what not and why, and what each group is worth.
 
@@ -131,12 +177,15 @@ def inspect(
         model: Left as it is.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
         ignored_layers: Names, globs or modules to leave alone.
+        depth: Look for residual branches that can leave whole, too.
 
     Raises:
         ValueError: The model is sharded, so that no process sees its widths, or does not run.
     """
     check_whole(model)
     began = time.perf_counter()
+    if not isinstance(ignored_layers, (str, nn.Module)):
+        ignored_layers = tuple(ignored_layers)  # read twice
     structures = trace(model, example_inputs, ignored_layers)
     structures = refuse_uncuttable(model, structures, example_inputs)
     cost = CostModel(structures, {name: p.shape for name, p in model.named_parameters()})
@@ -154,6 +203,7 @@ def inspect(
                 params - cost.params(alone),
             )
         )
+    branches, kept = _branches(model, structures, example_inputs, ignored_layers, depth=depth)
     least = cost.macs(torch.ones_like(cost.sizes)) / max(macs, 1)
     return Inspection(
         groups=tuple(groups),
@@ -163,4 +213,29 @@ def inspect(
         least_macs=least,
         seconds=time.perf_counter() - began,
         structures=structures,
+        branches=branches,
+        kept_branches=kept,
     )
+
+
+def _branches(
+    model: nn.Module,
+    structures: StructureMap,
+    example_inputs: ExampleInputs,
+    ignored_layers: Iterable[str | nn.Module],
+    *,
+    depth: bool,
+) -> tuple[tuple[BranchSummary, ...], tuple[Refusal, ...]]:
+    """Residual branches that can be removed, and those that cannot; none if nobody asks."""
+    if not depth:
+        return (), ()
+    offered = offer_branches(model, structures, example_inputs, ignored_layers)
+    cost = CostModel(offered, {name: p.shape for name, p in model.named_parameters()})
+    found = []
+    for branch in offered.branches:
+        number = int(offered.group_of[branch.structure])
+        group, left = offered.groups[number], cost.sizes.clone()
+        left[number] = 0
+        macs, params = (at(cost.sizes) - at(left) for at in (cost.macs, cost.params))
+        found.append(BranchSummary(group.layer, group.layers, macs, params))
+    return tuple(found), offered.refusals[len(structures.refusals) :]

@@ -6,6 +6,7 @@ schedule the lowest of them leave, as many as the budget needs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from decayprune.compensation import calibration
+from decayprune.compensation.calibration import MOST_BATCHES
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
 from decayprune.latency.estimate import LatencyModel
@@ -31,7 +33,7 @@ from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.streams import residual_streams
 from decayprune.structures.structure_map import StructureMap
-from decayprune.surgery.branches import offer_branches
+from decayprune.surgery.branches import branch_effects, offer_branches
 
 
 class DecayPruner(BesideOptimizer):
@@ -53,7 +55,7 @@ class DecayPruner(BesideOptimizer):
         optimizer: Holds the model's parameters; several optimizers as a list.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments for one
             forward pass.
-        budget: Upper bounds on what remains.
+        budget: Upper bounds on what remains. Residual branches leave only if it bounds ``depth``.
         schedule: When structures are selected and how long they decay.
         rectify: When a decaying structure is released; None for smooth pruning alone.
         importance: ``"magnitude"``, ``"magnitude_l1"``, ``"taylor"``, ``"bn_scale"``,
@@ -62,7 +64,8 @@ class DecayPruner(BesideOptimizer):
         calibrate: Batches without labels, each as ``example_inputs`` are; at most 64 are read, at
             once. Structures are then ranked by how much their consumers vary with them, and the
             consumers take over what is picked by ridge regression
-            (:mod:`decayprune.compensation`). For a trained model.
+            (:mod:`decayprune.compensation`); residual branches are ranked by how much the outputs
+            change without them. For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: ``"auto"``: pruned widths are those that ``target`` is fast at, and groups that
             take much time for their MACs are cut more. A number: every pruned width is a multiple
@@ -129,7 +132,8 @@ class DecayPruner(BesideOptimizer):
         )
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self._latency = self._timed(budget)
-        self._calibration = self._calibrated(calibrate)
+        read = None if calibrate is None else list(itertools.islice(calibrate, MOST_BATCHES))
+        self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "variance")
         self._seed = arguments.shared_seed(self._importance)
         self._suit = self._suited(target) if isinstance(round_to, str) else None
@@ -138,6 +142,7 @@ class DecayPruner(BesideOptimizer):
             round_to=None if isinstance(round_to, str) else round_to,
             floor=floor,
             spared=None if residual_width else residual_streams(model, self.structures),
+            worth=self._valued(read),
         )
         self._compensated = self._compensating()
         self._options = _plain(
@@ -164,7 +169,13 @@ class DecayPruner(BesideOptimizer):
         return latency
 
     def _chooser(
-        self, *, scope: Scope, round_to: int | None, floor: float, spared: torch.Tensor | None
+        self,
+        *,
+        scope: Scope,
+        round_to: int | None,
+        floor: float,
+        spared: torch.Tensor | None,
+        worth: torch.Tensor | None,
     ) -> ImportanceSelector:
         multiples: int | torch.Tensor | None = round_to
         haste: torch.Tensor | None = None
@@ -183,6 +194,7 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             spared=spared,
             rectify=self.rectify,
+            worth=worth,
         )
         if self._latency is not None:  # measured again near the widths that will be chosen
             choose = partial(selector.preview, session.parameters)
@@ -196,6 +208,12 @@ class DecayPruner(BesideOptimizer):
         if batches is None:
             return None
         return calibration.calibrate(self._session.model, self.structures, batches)
+
+    def _valued(self, batches: Iterable[ExampleInputs] | None) -> torch.Tensor | None:
+        """What each residual branch is worth on calibration data."""
+        if batches is None or not self.structures.branches:
+            return None
+        return branch_effects(self._session.model, self.structures, batches)
 
     def _suited(self, target: str | Hardware | None) -> Suit:
         """The widths that the target is fast at: in a data-parallel run those of one process."""
@@ -269,6 +287,8 @@ class DecayPruner(BesideOptimizer):
             state["suit"] = self._suit.state_dict()
         if self._compensated is not None:
             state["compensation"] = self._compensated.state_dict()
+        if self._selector.depth.worth is not None:
+            state["branches"] = self._selector.depth.worth
         return state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -280,6 +300,8 @@ class DecayPruner(BesideOptimizer):
             self._selector.suit(*self._suit.tensors())
         if self._compensated is not None:
             self._compensated.load_state_dict(state["compensation"])
+        if self._selector.depth.worth is not None:
+            self._selector.depth.worth = state["branches"].cpu()
         super()._restore(state)
 
     def _load_own(self, state: Mapping[str, Any]) -> None:

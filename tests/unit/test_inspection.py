@@ -78,3 +78,22 @@ def test_one_line_in_a_list_and_tables_in_a_notebook() -> None:
     for group in found.groups:
         assert f'<td style="text-align:left">{group.layer}</td>' in html
     assert "ignored" in html
+
+
+def test_residual_branches_are_listed_if_asked_for() -> None:
+    found = dp.inspect(net(), INPUTS, depth=True)
+    (branch,) = found.branches
+    assert (branch.layer, branch.layers) == ("b", ("a", "b"))
+    assert branch.macs == 64 * 2 * 12 * 10 * 9
+    assert branch.params == 2 * (12 * 10 * 9) + 2 * (10 + 12)
+    assert "residual branch" in str(found)
+    assert "Residual branches" in found._repr_html_()
+    assert not dp.inspect(net(), INPUTS).branches
+
+
+def test_branches_that_stay_are_listed_with_their_reason() -> None:
+    found = dp.inspect(net(), INPUTS, ["b"], depth=True)
+    assert not found.branches
+    assert found.kept_branches == (Refusal("b", 0, "ignored"),)
+    assert "  b: ignored" in str(found).splitlines()
+    assert "ignored" in found._repr_html_()

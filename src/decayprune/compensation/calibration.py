@@ -106,7 +106,7 @@ def calibrate(
     number, device = 0, next(model.parameters()).device
     with quiet(model):
         for batch in itertools.islice(batches, MOST_BATCHES):
-            args, kwargs = arguments(_on(device, batch))
+            args, kwargs = arguments(on_device(device, batch))
             with _watched(readers, running, kwargs.get("attention_mask")):
                 model(*args, **kwargs)
             number += 1
@@ -125,13 +125,19 @@ def calibrate(
     return Calibration(readers, _of_all_ranks(moments))
 
 
-def _on(device: torch.device, batch: ExampleInputs) -> ExampleInputs:
+def on_device(device: torch.device, batch: ExampleInputs) -> ExampleInputs:
+    """A batch with its tensors on a device.
+
+    Args:
+        device: Where.
+        batch: A tensor, or tuples and dictionaries of them.
+    """
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {name: _on(device, part) for name, part in batch.items()}
+        return {name: on_device(device, part) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return tuple(_on(device, part) for part in batch)
+        return tuple(on_device(device, part) for part in batch)
     return batch
 
 

@@ -147,8 +147,9 @@ class Compensated:
         for number, reader in enumerate(self._calibration.readers):
             leaving = (leaves[reader.structure] & (reader.structure >= 0)).nonzero().flatten()
             staying = _here(stays, reader.structure).nonzero().flatten()
-            if not leaving.numel() or not staying.numel():
-                continue
+            inside = reader.branch >= 0 and not bool(stays[reader.branch])
+            if not leaving.numel() or not staying.numel() or inside:
+                continue  # with its whole branch it leaves itself
             weight, bias = reader.layer.weight.detach(), reader.layer.bias
             moments = self._calibration.moments[reader.name]
             fit = stand_in(moments, staying, leaving, offset=bias is not None)
@@ -164,8 +165,9 @@ class Compensated:
         committed, back, kept = state.committed.cpu(), [], []
         for part in self._taken:
             out = committed[part.structure]
-            if bool((~out).any()):
-                reader = self._calibration.readers[part.reader]
+            reader = self._calibration.readers[part.reader]
+            gone = reader.branch >= 0 and bool(state.pruned[reader.branch])
+            if bool((~out).any()) and not gone:
                 # What has left since has nothing to give back.
                 staying = _here(~committed, reader.structure[part.staying])
                 outputs = _here(~committed, reader.outputs)

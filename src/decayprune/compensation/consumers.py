@@ -20,12 +20,14 @@ class Consumer(NamedTuple):
         layer: A linear layer, or a convolution that is neither grouped nor transposed.
         structure: Structure of each input channel, -1 where it never leaves, ``(inputs,)``.
         outputs: Structure of each output channel, ``(outputs,)``.
+        branch: Structure of the residual branch that it lies in, -1 if in none.
     """
 
     name: str
     layer: nn.Linear | _ConvNd
     structure: Tensor
     outputs: Tensor
+    branch: int = FIXED
 
     def rows(self, inputs: Tensor) -> Tensor:
         """What it reads, as one vector of channels per position, shape ``(n, channels)``."""
@@ -56,7 +58,9 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
         layer = model.get_submodule(name)
         if _reads_channels(layer):
             fixed = torch.full((layer.weight.shape[0],), FIXED, device="cpu")
-            found.append(Consumer(name, layer, item.structure, rows.get(item.name, fixed)))
+            around = (b.structure for b in structures.branches if b.holds(name))
+            outputs = rows.get(item.name, fixed)
+            found.append(Consumer(name, layer, item.structure, outputs, next(around, FIXED)))
     return found
 
 

@@ -52,6 +52,7 @@ class ImportanceSelector:
         spared: Groups that are left whole as long as the budget can be met without them, bool,
             shape ``(G,)``; None: none.
         rectify: Its tournament has a round commit more than it needs.
+        worth: Of each residual branch, shape ``(B,)``; None: its importance.
 
     Raises:
         ValueError: The budget cannot be reached; says what can.
@@ -71,6 +72,7 @@ class ImportanceSelector:
         floor: float = 0.1,
         spared: Tensor | None = None,
         rectify: Rectify | None = None,
+        worth: Tensor | None = None,
     ) -> None:
         if scope not in get_args(Scope):
             known = ", ".join(map(repr, get_args(Scope)))
@@ -82,7 +84,7 @@ class ImportanceSelector:
         self._structures, self._cost = structures, cost
         self._budget, self._schedule = budget, schedule
         self.importance, self._scope, self._rectify = importance, scope, rectify
-        self._depth = Depth(structures, cost)
+        self.depth = Depth(structures, cost, worth)
         self._families = [group.family or group.layer for group in structures.groups]
         self._width = torch.tensor(
             [group.width for group in structures.groups], dtype=torch.int64, device="cpu"
@@ -120,8 +122,8 @@ class ImportanceSelector:
         unit, sizes = channels // torch.gcd(channels, self._width), self._cost.sizes
         least = torch.ceil(sizes * self._floor - 1e-9).to(torch.int64).clamp(min=1)
         least = torch.where(self._spared, sizes, least)
-        gone = 0 if self._depth.leaving(self._budget) else 1
-        least = torch.where(self._depth.groups, gone, least)
+        gone = 0 if self.depth.leaving(self._budget) else 1
+        least = torch.where(self.depth.groups, gone, least)
         return Target(
             group_of=self._structures.group_of,
             cost=self._cost,
@@ -132,7 +134,7 @@ class ImportanceSelector:
 
     def _least(self) -> Tensor:
         """The least widths that are surely reached, shape ``(G,)``."""
-        return self._depth.surely_left(self._target.floor, self._budget)
+        return self.depth.surely_left(self._target.floor, self._budget)
 
     def check_reachable(self) -> None:
         """Raise a ValueError unless the budget can be met; it says what can.
@@ -190,7 +192,7 @@ class ImportanceSelector:
             return ids
         target = self._target.within(budget)
         kept = self._cost.keep_counts(state.committed.cpu())
-        return target.releasable(self._depth.back_first(ids.cpu()), kept)
+        return target.releasable(self.depth.back_first(ids.cpu()), kept)
 
     def select(
         self,
@@ -213,14 +215,14 @@ class ImportanceSelector:
         if new_round:
             scores = score = self._fresh_scores(parameters, score, active & ~cooling)
         ranking = lowest_first(active, self._rank(score, active))
-        order = self._depth.first(ranking, score, cooling, budget)
+        order = self.depth.first(ranking, score, cooling, budget)
         oldest = lowest_first(cooling, cool_until)
         kept = self._cost.keep_counts(~active)
         extra = self._extra(step) if new_round else 0.0
         # A tournament gives back by its verdict, and shares of groups are kept as they are.
         if extra or self._scope in ("local", "isomorphic"):
             ids = target.shortest(order, kept, oldest)
-            more = self._depth.first(ranking, score, cooling, budget, extra)
+            more = self.depth.first(ranking, score, cooling, budget, extra)
             ids = target.enrolled(ids, more[~cooling[more]], kept, extra)
         else:
             ids = target.needed(order, kept, oldest)

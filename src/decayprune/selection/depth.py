@@ -22,16 +22,21 @@ class Depth:
     Args:
         structures: What can be pruned.
         cost: What remains costs.
+        worth: Of each branch, shape ``(B,)``; None: its importance.
 
     Attributes:
         groups: Which groups are branches, bool, shape ``(G,)``.
         macs: Multiply-accumulates of each branch in the dense model, ``(B,)``.
+        worth: As above.
     """
 
-    def __init__(self, structures: StructureMap, cost: CostModel) -> None:
+    def __init__(
+        self, structures: StructureMap, cost: CostModel, worth: Tensor | None = None
+    ) -> None:
         self.groups = branch_groups(structures)
         numbers = [branch.structure for branch in structures.branches]
         self._ids = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        self.worth = worth
         self._around, self._sizes = branch_around(structures), cost.sizes
         self._group_of = structures.group_of
         whole = cost.macs(cost.sizes)
@@ -79,8 +84,8 @@ class Depth:
         here = torch.isin(self._ids, order)
         number = self.leaving(budget) - int((~here).sum())
         number = max(0, number + math.ceil(extra * number - 1e-9))
-        worth = score[self._ids].double() / self.macs.clamp(min=1)
-        ranked = self._ids[worth.sort(stable=True).indices]
+        worth = score[self._ids].double() if self.worth is None else self.worth
+        ranked = self._ids[(worth / self.macs.clamp(min=1)).sort(stable=True).indices]
         ranked = ranked[torch.isin(ranked, order)]
         awake_first = cooling[ranked].int().sort(stable=True).indices
         chosen = ranked[awake_first][:number]

@@ -232,11 +232,10 @@ class StructureMap:
                     Group(group.layer, start, stop, group.layers, group.family, group.width)
                 )
                 start = stop
+        whole = {branch.structure for branch in self.branches}  # they have no width
         reasons = tuple(
-            Refusal(
-                self.groups[number].layer, self.groups[number].size * self.groups[number].width, why
-            )
-            for number, why in sorted(refused.items())
+            Refusal(group.layer, 0 if group.start in whole else group.size * group.width, why)
+            for group, why in ((self.groups[number], refused[number]) for number in sorted(refused))
         )
         slices = tuple(
             Slice(

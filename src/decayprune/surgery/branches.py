@@ -1,17 +1,27 @@
-"""Which residual branches can leave: found on a trace, tried on a twin."""
+"""Which residual branches can leave, found on a trace and tried on a twin; what each is worth."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from decayprune.compensation.calibration import on_device
 from decayprune.structures.branches import with_branches
-from decayprune.structures.example import ExampleInputs
+from decayprune.structures.example import ExampleInputs, outputs
+from decayprune.structures.ranks import several
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.tracing.branches import residual_branches
 from decayprune.structures.tracing.trace import ignored_names
+from decayprune.structures.twin import twin
+from decayprune.surgery.bypassing import bypass
 from decayprune.surgery.trial import refuse_unremovable
+from decayprune.surgery.undo import Undo
+
+MOST_BATCHES = 4  # each costs a forward pass per branch
 
 
 def offer_branches(
@@ -37,3 +47,54 @@ def offer_branches(
     refused += [Refusal(b.name, 0, "ignored") for b in found if b not in free]
     offered = with_branches(structures, free, dict(model.named_parameters()), refused)
     return refuse_unremovable(model, offered, example_inputs) if free else offered
+
+
+def branch_effects(
+    model: nn.Module, structures: StructureMap, batches: Iterable[ExampleInputs]
+) -> Tensor:
+    """How much the model's outputs change without each residual branch.
+
+    The sum of the squared differences, relative to that of the squared outputs, when the branch
+    alone is removed; over several outputs the mean. In a data-parallel run every rank brings
+    batches of its own, and all learn the same.
+
+    Source: leaving parts out one at a time, as SLEB does with the blocks of language models (arXiv
+    2402.09025), with the outputs instead of a perplexity.
+
+    Args:
+        model: Left as it is.
+        structures: Its structures, branches among them.
+        batches: Each as ``example_inputs`` are; at most 4 are read.
+
+    Returns:
+        Shape ``(B,)``, float64.
+    """
+    copy, device = twin(model), next(model.parameters()).device
+    changed = torch.zeros(len(structures.branches), dtype=torch.float64, device="cpu")
+    for batch in itertools.islice(batches, MOST_BATCHES):
+        inputs = on_device(device, batch)
+        whole = outputs(copy, inputs)
+        for number, branch in enumerate(structures.branches):
+            undo = Undo()
+            try:
+                bypass(undo, copy, branch.bypassed)
+                changed[number] += _difference(outputs(copy, inputs), whole)
+            finally:
+                undo.run()
+    return _of_all_ranks(changed)
+
+
+def _difference(found: list[Tensor], whole: list[Tensor]) -> float:
+    parts = [
+        (a.double() - b.double()).square().sum() / b.double().square().sum().clamp(min=1e-38)
+        for a, b in zip(found, whole, strict=True)
+    ]
+    return float(sum(parts)) / max(len(parts), 1)
+
+
+def _of_all_ranks(changed: Tensor) -> Tensor:
+    if not several():
+        return changed
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, changed)
+    return torch.stack(everybody).mean(0)

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 import decayprune as dp
 from cases import CASES
 from decayprune.structures import trace
+from decayprune.structures.structure_map import Bypassed
+from decayprune.surgery.bypassing import bypass
 from decayprune.surgery.compact import compact
 from decayprune.surgery.cut import changed_sizes
 from decayprune.surgery.trial import refuse_uncuttable
+from decayprune.surgery.undo import Undo
 from loops import Net, net, same
 from reference import cut as slow
+from residual_nets import stack
 
 
 def cut_case(case: str) -> tuple[nn.Module, Any]:
@@ -317,3 +321,53 @@ def test_another_architecture() -> None:
     with pytest.raises(dp.CheckpointError, match=r"does not fit this Heads: .*\(Net\)"):
         dp.reshape(Heads(), dp.structure(net()))
     assert isinstance(net(), Net)
+
+
+# ---------------------------------------------------------------- removed branches
+
+
+def without_a_branch() -> tuple[nn.Module, dict[str, Any]]:
+    """A stack of two blocks without the first branch, and what its structure says."""
+    model = stack(blocks=2)
+    bypass(
+        Undo(), model, [Bypassed(f"blocks.0.{n}", n == "down", 0) for n in ("norm", "up", "down")]
+    )
+    return model, dp.structure(model)
+
+
+def test_removed_branches_are_told_and_removed_again() -> None:
+    model, said = without_a_branch()
+    assert said["bypassed"]["blocks.0.down"] == {"type": "Linear", "zero": 1, "items": 0}
+    assert not any(name.startswith("blocks.0") for name in said["tensors"])
+    fresh = stack(blocks=2, seed=1)
+    dp.reshape(fresh, json.loads(json.dumps(said))).load_state_dict(model.state_dict())
+    x = torch.randn(3, 8)
+    assert torch.equal(fresh(x), model(x))
+    assert dp.structure(dp.reshape(fresh, said)) == said  # a second time changes nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"blocks.7": {"type": "Block", "zero": 0, "items": 0}}, "'blocks.7' is no Block here"),
+        ({"blocks.1": {"type": "Linear", "zero": 0, "items": 0}}, "'blocks.1' is no Linear here"),
+        ({"blocks": {"type": "Sequential", "zero": 0, "items": 0}}, "'blocks' is no Sequential"),
+        ({"blocks.1": {"type": "Block", "zero": 0}}, "is not a type, zero and items"),
+        ({"blocks.1": {"type": "Block", "zero": 0, "items": -1}}, "is no small number"),
+        ({"blocks.1": {"type": "Block", "zero": 0, "items": 1 << 30}}, "is no small number"),
+        ([], "'bypassed' is not an object"),
+    ],
+)
+def test_damaged_words_on_removed_branches_change_nothing(change: Any, match: str) -> None:
+    _, said = without_a_branch()
+    said["bypassed"] = change if isinstance(change, list) else said["bypassed"] | change
+    fresh = stack(blocks=2)
+    with pytest.raises(dp.CheckpointError, match=match):
+        dp.reshape(fresh, said)
+    assert isinstance(fresh.blocks[0].down, nn.Linear)
+
+
+def test_a_branch_that_is_gone_does_not_come_back() -> None:
+    model, _ = without_a_branch()
+    with pytest.raises(dp.CheckpointError, match=r"'blocks\.0\.norm' was removed here"):
+        dp.reshape(model, dp.structure(stack(blocks=2)))

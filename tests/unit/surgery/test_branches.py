@@ -10,7 +10,7 @@ from torch import nn
 from cases import Lambda
 from decayprune.structures import StructureMap, trace
 from decayprune.structures.twin import named_tensors
-from decayprune.surgery.branches import offer_branches
+from decayprune.surgery.branches import MOST_BATCHES, branch_effects, offer_branches
 from decayprune.surgery.cut import cut
 from decayprune.surgery.undo import Undo
 from residual_nets import BRANCHES, INPUTS, residual_net, stack
@@ -77,3 +77,26 @@ def test_ignored_layers_stay() -> None:
     found = offer_branches(model, trace(model, INPUTS), INPUTS, ["blocks.1"])
     assert [b.bypassed[-1].module for b in found.branches] == ["blocks.0.down"]
     assert (found.refusals[-1].layer, found.refusals[-1].reason) == ("blocks.1.down", "ignored")
+
+
+def test_what_a_branch_is_worth_is_what_changes_without_it() -> None:
+    model = stack(blocks=2).double().eval().requires_grad_(False)
+    structures = offered(model, INPUTS.double())
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(4, 8, dtype=torch.float64, generator=generator) for _ in range(3)]
+    expected = torch.zeros(2, dtype=torch.float64)
+    for x in data:
+        hidden, whole = model.stem(x), model(x)
+        for place, block in ((0, model.blocks[1]), (1, model.blocks[0])):
+            change = model.head(block(hidden)) - whole
+            expected[place] += float(change.square().sum() / whole.square().sum())
+    before = dict(model.named_modules())
+    assert torch.allclose(branch_effects(model, structures, data), expected, rtol=1e-10)
+    assert dict(model.named_modules()) == before
+
+
+def test_few_batches_are_read() -> None:
+    model = stack(blocks=2)
+    read = iter([INPUTS + 1] * 100)
+    branch_effects(model, offered(model, INPUTS), read)
+    assert len(list(read)) == 100 - MOST_BATCHES
