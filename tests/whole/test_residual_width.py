@@ -62,3 +62,67 @@ def test_forbidden_it_is_a_refusal() -> None:
     assert left_of_the_stream(0.5, residual_width=False) == 8
     with pytest.raises(ValueError, match=r"budget .* cannot be reached"):
         left_of_the_stream(0.1, residual_width=False)
+
+
+class Placed(nn.Module):
+    """As speech encoders: frozen sinusoids are added to the stream."""
+
+    def __init__(self, looked_up: bool) -> None:
+        super().__init__()
+        self.places = nn.Embedding(5, 8) if looked_up else nn.ParameterList([torch.randn(5, 8)])
+        self.places.requires_grad_(False)
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.blocks, self.norm = nn.Sequential(Block(8), Block(8)), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        looked_up = isinstance(self.places, nn.Embedding)
+        table = self.places(torch.arange(5)) if looked_up else self.places[0]
+        return self.head(self.norm(self.blocks(self.stem(x) + table)))
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["in the optimizer", "not there"])
+@pytest.mark.parametrize("looked_up", [True, False], ids=["looked up", "as it is"])
+def test_a_frozen_table_of_positions_leaves_with_the_stream(looked_up: bool, held: bool) -> None:
+    torch.manual_seed(0)
+    model = Placed(looked_up).double()
+    x, others = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    trained = [p for p in model.parameters() if held or p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=0.01)
+    pruner = pruner_for(
+        model,
+        optimizer,
+        inputs=x,
+        budget=dp.Budget(macs=0.4),
+        schedule=dp.Schedule(stop=4, decay_steps=4),
+        residual_width=True,
+        round_to=None,
+    )
+    for _ in range(8):
+        model(x).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    expected = model.eval()(others)
+    pruner.compact()
+    assert model.stem.out_features < 8
+    assert next(model.places.parameters()).shape == (5, model.stem.out_features)
+    torch.testing.assert_close(model(others), expected, rtol=0, atol=1e-12)
+
+
+def test_a_frozen_table_of_words_keeps_its_width() -> None:
+    class Words(Placed):
+        def forward(self, words: Tensor) -> Tensor:
+            return self.head(self.norm(self.blocks(self.places(words))))
+
+    found = dp.inspect(Words(looked_up=True), torch.randint(0, 5, (2, 7)))
+    frozen = "frozen: `places.weight` has requires_grad=False"
+    assert {r.layer for r in found.refusals if r.reason.startswith(frozen)} >= {"places"}
+
+
+def test_frozen_positions_keep_their_width_where_all_that_makes_it_is_frozen() -> None:
+    model = Placed(looked_up=True)
+    for part in (model.stem, model.blocks):
+        part.requires_grad_(False)
+    found = dp.inspect(model, torch.randn(4, 5, 6))
+    assert all(r.reason.startswith(("frozen", "the model's output")) for r in found.refusals)
+    assert not found.groups

@@ -118,7 +118,8 @@ def check_held(
 ) -> None:
     """Raise if an optimizer step would not move what is to be pruned."""
     held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
-    missing = [name for name, parameter in parameters.items() if id(parameter) not in held]
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    missing = [name for name in trained if id(parameters[name]) not in held]
     if missing:
         raise ValueError(
             f"The optimizer does not hold {len(missing)} of the {len(parameters)} parameters to "

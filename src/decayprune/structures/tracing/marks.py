@@ -29,12 +29,16 @@ class Mark:
 
 @dataclass(eq=False)
 class LabelledDim:
-    """A dimension of a parameter that carries labels."""
+    """A dimension of a parameter that carries labels.
+
+    ``table``: the parameter is used as it is, whatever the input: positions, usually.
+    """
 
     name: str
     dim: int
     role: Role
     labels: Tensor
+    table: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -116,14 +116,24 @@ def solve(tape: Tape, ignored: set[str]) -> Solution:
 
 
 def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
-    """Widths the user asked to leave alone, and those with a frozen parameter."""
+    """Widths the user asked to leave alone, and those with a frozen parameter.
+
+    A frozen table of positions leaves with the others if they are trained: what it adds to a width
+    is no more than a constant.
+    """
     for item in tape.labelled_dims.values():
         if item.role == "row" and layer_of(item.name) in ignored:
             tape.partition.fix(item.labels, "ignored", first=True)
-    for item in tape.labelled_dims.values():
-        parameter = tape.parameters.get(item.name)
-        if parameter is not None and not parameter.requires_grad:
-            tape.partition.fix(item.labels, f"frozen: `{item.name}` has requires_grad=False")
+    component, parameters = tape.partition.components(), tape.parameters
+    items = [item for item in tape.labelled_dims.values() if item.name in parameters]
+    rows = [i.labels for i in items if i.role == "row" and parameters[i.name].requires_grad]
+    trained = np.unique(component[torch.cat([*rows, torch.zeros(0, dtype=torch.int64)]).numpy()])
+    for item in items:
+        if parameters[item.name].requires_grad:
+            continue
+        also = item.table & np.isin(component[item.labels.numpy()], trained)
+        labels = torch.where(torch.from_numpy(also), 0, item.labels)
+        tape.partition.fix(labels, f"frozen: `{item.name}` has requires_grad=False")
 
 
 def _fix_mixed(tape: Tape) -> None:

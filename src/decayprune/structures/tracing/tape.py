@@ -315,9 +315,10 @@ class Tape:
         if labels is None:
             labels = self.fresh_raw(view.parameter.shape[dims[-1]])
         key = self.label_dim(view.parameter, dims[-1], "affine", labels)
-        sources = self.scaled_by(key)
+        if key is not None and view.parameter.numel() > labels.numel():
+            self.labelled_dims[key].table = True
         scaled = view.zero and self.is_parameter(value)
-        sources = sources if scaled else self.unscaled(labels)
+        sources = self.scaled_by(key) if scaled else self.unscaled(labels)
         places = view.places[dims[-1]]
         mark = Mark(labels[core(places)].expand(places.shape), sources, scaled)
         if id(value) not in self._names:

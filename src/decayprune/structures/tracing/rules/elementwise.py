@@ -248,6 +248,8 @@ def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
     if (view := tape.view(value)) is None or view.axis(own) is None:
         return None
     key = tape.label_dim(value, own, "affine", vector)
+    if key is not None and value.numel() > vector.numel():
+        tape.labelled_dims[key].table = True
     if tape.is_parameter(value) and view.zero:
         return Mark(along(vector, own, value.shape), tape.scaled_by(key))
     return Mark(along(vector, own, value.shape), tape.unscaled(vector), False)

@@ -248,9 +248,17 @@ def embedding(call: Call) -> Any:
     tape.fix([call.arg(0, "input")], "used as an index")
     labels = handed_out(tape, weight, 1)
     key = tape.label_dim(weight, 1, "row", labels)
+    if key is not None and _counts_up(call.arg(0, "input")):
+        tape.labelled_dims[key].table = True
     tape.attribute(tape.owner(weight), "embedding_dim", labels)
     tape.produce(out, -1, labels, tape.scaled_by(key))
     return out
+
+
+def _counts_up(index: Tensor) -> bool:
+    """Whether these are the numbers of places, one after the other: no words are."""
+    steps = index[..., 1:] - index[..., :-1] if index.dim() else index
+    return steps.shape[-1:] > (1,) and bool((steps == 1).all())
 
 
 def bag(call: Call) -> Any:
