@@ -80,6 +80,7 @@ def prune(
     smooth: bool = True,
     releases: bool = True,
     rectify: dp.Rectify = RECTIFY,
+    depth: float | None = None,
     **options: Any,
 ) -> dp.DecayPruner:
     """The library's pruner; without ``smooth`` all is cut at the first step."""
@@ -88,7 +89,7 @@ def prune(
         model,
         optimizer,
         example(),
-        budget=dp.Budget(macs=trial.budget),
+        budget=dp.Budget(macs=trial.budget, depth=depth),
         schedule=dp.Schedule(stop=decay_steps, decay_steps=decay_steps),
         rectify=rectify if smooth and releases else None,
         ignored_layers=KEEPS_RESIDUAL,
@@ -256,6 +257,7 @@ ARMS: dict[str, Arm] = {
     "last_layers": last_layers,
     "random_selection": pruned(importance="random"),
     "random_release": random_release,
+    "depth": compensated(smooth=False, depth=0.75),
     "dense_on": dense_on,
     "scratch_extra": scratch(total=False),
     "scratch_total": scratch(total=True),

@@ -32,6 +32,7 @@ CONTROLS = (
     "random_selection",
     "random_release",
     "scratch_extra",
+    "depth",
 )
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
 ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + ("dense_on",) + LONG_CONTROLS
@@ -48,6 +49,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "ridge_sp_sr_distil": "ridge_sp_sr",
     "taylor_abrupt": "variance_abrupt",
     "ridge_taylor_abrupt": "ridge_abrupt",
+    "depth": "ridge_abrupt",
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",
