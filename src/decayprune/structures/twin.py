@@ -36,7 +36,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def twin(model: nn.Module) -> nn.Module:
+def twin(model: nn.Module, *, shapes_only: bool = False) -> nn.Module:
     """A copy that computes the same and shares no object that a forward pass could change.
 
     Parameters are new objects on the old storage (no weight is copied, so give one storage of its
@@ -47,6 +47,8 @@ def twin(model: nn.Module) -> nn.Module:
 
     Args:
         model: Read only.
+        shapes_only: Parameters and other floating-point tensors have shapes, and no values: they
+            lie on torch's device "meta", where a pass costs next to nothing.
 
     Raises:
         ValueError: A lazy layer has no weights yet.
@@ -57,7 +59,7 @@ def twin(model: nn.Module) -> nn.Module:
                 f"Expected a model with weights, found {name!r} of a lazy layer that has not run "
                 "yet. Run the model once before: model(*example_inputs)."
             )
-    return _Copier().model(model)
+    return _Copier(shapes_only).model(model)
 
 
 def own_storage(tensors: list[Tensor]) -> None:
@@ -77,7 +79,8 @@ class _Copier:
     and copies that too, stops at the first lock, and lets a closure go on using the old model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shapes_only: bool) -> None:
+        self._shapes_only = shapes_only
         self._new: dict[int, Any] = {}  # by the id of the old
         self._old: list[Any] = []  # keeps the ids valid
         self._unfilled: deque[nn.Module] = deque()
@@ -170,7 +173,7 @@ class _Copier:
         if isinstance(value, (*_CALLS, weakref.ref)):
             return self._follow(value)
         if isinstance(value, Tensor):
-            return self._note(value, _parameter(value) if _is_parameter(value) else _tensor(value))
+            return self._note(value, self._tensor(value))
         if isinstance(value, torch.Generator):
             state = torch.Generator(device=value.device).set_state(value.get_state())
             return self._note(value, state)
@@ -179,6 +182,13 @@ class _Copier:
         if isinstance(value, (dict, list, deque, tuple, set, frozenset)):
             return self._container(value, self._copy)
         return value if _is_world(value) else self._object(value)
+
+    def _tensor(self, old: Tensor) -> Tensor:
+        if _is_parameter(old):
+            return _parameter(old, without_values(old.data) if self._shapes_only else old.data)
+        if self._shapes_only and old.is_floating_point():
+            return without_values(old.detach())
+        return _tensor(old)
 
     def _object(self, value: Any) -> Any:
         """Any other object, and what it holds."""
@@ -286,13 +296,24 @@ def _is_parameter(value: Tensor) -> bool:
     return isinstance(value, nn.Parameter) and value.is_leaf
 
 
-def _parameter(old: Tensor) -> Tensor:
-    """A new parameter on the same storage."""
+def without_values(tensor: Tensor) -> Tensor:
+    """The shape of a tensor of floating-point numbers; any other as it is.
+
+    Args:
+        tensor: Without a gradient.
+    """
+    if type(tensor) is not Tensor or not tensor.is_floating_point():
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _parameter(old: Tensor, data: Tensor) -> Tensor:
+    """A new parameter on the storage of ``data``."""
     # .data, unlike detach(), has a version of its own: no edit of one is counted by the other.
     if nn.Parameter in type(old).__mro__:
-        new = torch.Tensor._make_subclass(type(old), old.data, old.requires_grad)
+        new = torch.Tensor._make_subclass(type(old), data, old.requires_grad)
     else:  # a tensor subclass that poses as a parameter
-        new = nn.Parameter(old.data, old.requires_grad)
+        new = nn.Parameter(data, old.requires_grad)
     vars(new).update(vars(old))
     return new
 

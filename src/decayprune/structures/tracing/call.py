@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from decayprune.structures.tracing.shapes import shape_of_result
 from decayprune.structures.tracing.tape import Tape
 
 _ALIASES = {
@@ -49,6 +50,10 @@ class Call:
 
     def run(self) -> Any:
         """The call itself."""
+        if self.tape.shapes_only:
+            found = shape_of_result(self.name, self.func, self.args, self.kwargs)
+            if found is not None:
+                return found
         return self.func(*self.args, **self.kwargs)
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:

@@ -23,7 +23,7 @@ from decayprune.structures.tracing.labels import Partition, along, compress, cor
 from decayprune.structures.tracing.marks import Consumption, Key, LabelledDim, Mark
 from decayprune.structures.tracing.reparametrised import Parts, computed, layer_of, parts_of
 from decayprune.structures.tracing.sizes import Readings
-from decayprune.structures.tracing.views import View, identity
+from decayprune.structures.tracing.views import View
 
 
 @dataclass(eq=False)
@@ -48,9 +48,11 @@ class Tape:
         stack: Names of the modules that are running, outermost first.
         seen: Identities of everything that was an argument of a torch function.
         refused: (module, width, reason) of widths that never got labels.
+        shapes_only: Whether activations have no values (:mod:`~.shapes`).
     """
 
     model: nn.Module
+    shapes_only: bool = False
     partition: Partition = field(default_factory=Partition)
     labelled_dims: dict[Key, LabelledDim] = field(default_factory=dict)
     sources: list[tuple[Key | None, Tensor]] = field(default_factory=list)
@@ -105,12 +107,9 @@ class Tape:
 
     def labels(self, value: Tensor) -> Tensor:
         """Labels of a tensor, all 0 if it carries none."""
-        found = self.mark(value)
-        return (
-            torch.zeros((), dtype=torch.int64, device="cpu").expand(value.shape)
-            if found is None
-            else found.labels
-        )
+        if (found := self.mark(value)) is not None:
+            return found.labels
+        return torch.zeros((), dtype=torch.int64, device="cpu").expand(value.shape)
 
     def put(
         self, out: Any, labels: Tensor, sources: frozenset[int] = frozenset(), zero: bool = True
@@ -199,7 +198,7 @@ class Tape:
         found = self._views.get(id(value))
         if found is not None and found[0]() is value:
             return found[1]
-        return identity(value) if id(value) in self._names and value.dim() else None
+        return View(value) if id(value) in self._names and value.dim() else None
 
     def put_view(self, out: Any, view: View) -> None:
         """Say that a tensor is a parameter, moved."""
@@ -226,15 +225,16 @@ class Tape:
         """Labels that a dimension of a parameter, moved or not, already carries."""
         name, axis = self._axis(value, dim)
         found = self.labelled_dims.get((name, axis[0])) if axis else None
-        return found.labels[axis[1]] if found is not None and axis else None
+        labels = None if found is None else found.labels
+        return labels if labels is None or axis is None or axis[1] is None else labels[axis[1]]
 
-    def _axis(self, value: Tensor, dim: int) -> tuple[str, tuple[int, Tensor] | None]:
-        """Name of a parameter, and which of its dimensions lies along one of a tensor, if any."""
+    def _axis(self, value: Tensor, dim: int) -> tuple[str, tuple[int, Tensor | None] | None]:
+        """Name of a parameter; which of its dimensions lies there, its indices (None: all)."""
         if (parts := self.parts(value)) is not None:
             value = parts.whole
         name = self._names.get(id(value))
         if name is not None:
-            return name, (dim % value.dim(), torch.arange(value.shape[dim], device="cpu"))
+            return name, (dim % value.dim(), None)
         view = self.view(value)
         return (self.name(value) or "", None if view is None else view.axis(dim))
 
@@ -265,9 +265,8 @@ class Tape:
         key, places = (name, axis[0]), axis[1]
         role = "buffer" if name in self.buffers else role
         size = (self.buffers if name in self.buffers else self.parameters)[name].shape[key[1]]
-        if not torch.equal(
-            places, torch.arange(size, device="cpu")
-        ):  # a part of it, or some of it repeated
+        if places is not None and not torch.equal(places, torch.arange(size, device="cpu")):
+            # A part of it, or some of it repeated.
             own = self.labelled_dims.get(key)
             whole = self.partition.fresh(size) if own is None else own.labels
             self.partition.unify(whole[places], labels, f"shares `{name}` with a fixed width")
@@ -333,7 +332,7 @@ class Tape:
 
     def is_raw(self, mark: Mark) -> bool:
         """Whether a mark began at a raw parameter or buffer, of which no width is known."""
-        first = int(mark.labels.reshape(-1)[0]) if mark.labels.numel() else 0
+        first = int(mark.labels[(0,) * mark.labels.dim()]) if mark.labels.numel() else 0
         return any(first in labels for labels in self._raw)
 
     def attribute(self, module: str, name: str, labels: Tensor, divisor: int = 1) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from decayprune.structures.exact.swap import is_window_attention, normalisers_shown
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
@@ -47,7 +48,7 @@ from decayprune.structures.tracing.scripts import is_script, scripts_shown
 from decayprune.structures.tracing.sizes import einops_uncached
 from decayprune.structures.tracing.tape import Tape
 from decayprune.structures.tracing.unreached import protected
-from decayprune.structures.twin import twin
+from decayprune.structures.twin import twin, without_values
 
 _RULES = {
     **RULES,
@@ -99,21 +100,38 @@ def trace(
     ignored = ignored_names(model, ignored_layers)
     args, kwargs = arguments(example_inputs)
     _check_devices(model, (args, kwargs))
-    try:
-        tape = _taped(model, args, kwargs, with_sizes=True)
-    except Exception:  # what computes with an integer may want no other class of it
-        tape = _taped(model, args, kwargs, with_sizes=False)
+    tape = _first_that_runs(model, args, kwargs)
     structures = assemble(tape, ignored, batch_size(example_inputs))
     lost = protected(structures, tape.model, tape.unseen())
     return structures.without(lost) if lost else structures
 
 
+def _first_that_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tape:
+    """The record of the cheapest pass that a model takes."""
+    with suppress(Exception):  # a model that reads a value: whether anything was found, a mask
+        shapes = tree_map(_shape, (args, kwargs))
+        return _taped(model, *shapes, shapes_only=True)
+    with suppress(Exception):  # what computes with an integer may want no other class of it
+        return _taped(model, args, kwargs)
+    return _taped(model, args, kwargs, with_sizes=False)
+
+
+def _shape(value: Any) -> Any:
+    return without_values(value.detach()) if isinstance(value, Tensor) else value
+
+
 def _taped(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], with_sizes: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    with_sizes: bool = True,
+    shapes_only: bool = False,
 ) -> Tape:
     """The record of a pass through a twin, and of one in train mode if that reaches further."""
-    copy = twin(model)  # classes, hooks, modes and buffers change: never those of a living model
-    tape = Tape(copy)
+    # Classes, hooks, modes and buffers change: never those of a living model.
+    copy = twin(model, shapes_only=shapes_only)
+    tape = Tape(copy, shapes_only)
     with (
         normalisers_shown(copy),
         _names_of_running_modules(tape),
@@ -129,7 +147,8 @@ def _taped(
         if tape.unseen():
             _train_mode_without_statistics(copy)
             tape.counting = False
-            with suppress(ValueError):  # what it would have reached is listed as not reached
+            # What it would have reached is listed as not reached.
+            with nullcontext() if shapes_only else suppress(ValueError):
                 _run(tape, args, kwargs)
     _note_windows(tape)
     tape.readings.tie(tape.partition)
@@ -197,6 +216,8 @@ def _run(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with _Tracer(tape), plain_arithmetic(), torch.no_grad():
             outputs = tape.model(*args, **kwargs)
     except Exception as error:
+        if tape.shapes_only:
+            raise
         where = tape.stack[-1] if tape.stack else ""
         tape.stack.clear()
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,22 +25,32 @@ class View:
 
     Attributes:
         parameter: What was moved.
-        places: For each of its dimensions, the index that each element had along it, expanded to
-            the shape of the result.
+        moved_to: See :attr:`places`; None: the parameter as it is.
         zero: Whether an element 0 of the parameter is 0 here: values are its own, or a function
             of them that keeps zeros.
     """
 
     parameter: Tensor
-    places: tuple[Tensor, ...]
+    moved_to: tuple[Tensor, ...] | None = None
     zero: bool = True
+
+    @cached_property
+    def places(self) -> tuple[Tensor, ...]:
+        """For each dimension of the parameter, the index that each element had along it.
+
+        Expanded to the shape of the result.
+        """
+        if self.moved_to is not None:
+            return self.moved_to
+        shape = self.parameter.shape
+        return tuple(along(torch.arange(n, device="cpu"), p, shape) for p, n in enumerate(shape))
 
     def moved(self, move: Callable[[Tensor], Any]) -> list[View]:
         """The views that a movement makes of this one: several where it divides."""
         results = [move(place) for place in self.places]
         each = [result if isinstance(result, (tuple, list)) else (result,) for result in results]
         return [
-            replace(self, places=tuple(compress(part) for part in parts))
+            replace(self, moved_to=tuple(compress(part) for part in parts))
             for parts in zip(*each, strict=True)
         ]
 
@@ -74,12 +85,3 @@ class View:
             return False
         shown = core(self.places[p]).reshape(-1)
         return size > 1 and bool((torch.bincount(shown, minlength=size) > 0).all())
-
-
-def identity(parameter: Tensor) -> View:
-    """A parameter as it is."""
-    places = (
-        along(torch.arange(n, device="cpu"), p, parameter.shape)
-        for p, n in enumerate(parameter.shape)
-    )
-    return View(parameter, tuple(places))
