@@ -21,16 +21,21 @@ _LOWEST = {
     "decay_steps": 1,
     "rounds": 1,
     "image_size": 8,
+    "calibrate": 0,
 }
 _HOSTS_WITH_ROUNDS = ("default", "hesso", "depgraph", "depgraph-sl")
 _OPTIMIZERS_THEMSELVES = ("dhspg", "hesso")
 _OF_THE_DEFAULT_HOST = {
-    "importance": "magnitude",
+    "calibrate": None,
+    "importance": None,
     "scope": "width",
     "round_to": None,
+    "target": None,
+    "residual_width": None,
     "floor": None,
     "latency_budget": None,
 }
+_TARGETS = ("cpu", "cuda", "onnxruntime")
 _SCOPES = ("width", "local", "isomorphic", "global")
 
 
@@ -110,6 +115,17 @@ def _check_numbers(settings: Settings) -> None:
     multiple = settings.round_to
     if multiple not in (None, "auto") and not (str(multiple).isdigit() and int(multiple)):
         raise ValueError(f"--round-to expects a whole number from 1, or auto; found {multiple}.")
+    if settings.target not in (None, *_TARGETS):
+        raise ValueError(
+            f"--target expects one of {', '.join(_TARGETS)}; found {settings.target!r}."
+        )
+    if settings.target and multiple != "auto":
+        raise ValueError("--target is for --round-to auto, which asks what is fast there.")
+    if settings.importance == "variance" and not settings.calibrate:
+        raise ValueError(
+            "--importance variance ranks by what layers read on some data: give --calibrate, such "
+            "as --calibrate 16, as well."
+        )
     if not settings.peak_lr > 0:
         raise ValueError(f"--lr must be above 0; found {settings.lr}.")
     if not settings.weight_decay >= 0:

@@ -7,7 +7,7 @@ published, *sp* adds smooth pruning, and *sp_sr* lets it change its mind as well
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,12 @@ _REG = 5e-4  # of sparse learning, as published
 
 
 def plan(
-    settings: Settings, schedule: Schedule, steps: int, model: nn.Module, example: Any
+    settings: Settings,
+    schedule: Schedule,
+    steps: int,
+    model: nn.Module,
+    example: Any,
+    batches: Iterable[Any] = (),
 ) -> Plan:
     """What the host that the settings name is to do.
 
@@ -38,6 +43,7 @@ def plan(
         steps: Optimizer steps to come, fine-tuning included.
         model: Dense; looked at only.
         example: Inputs for one forward pass.
+        batches: Inputs that our own host calibrates on, if the settings want it to.
 
     Raises:
         ValueError: The steps are too few for the rounds.
@@ -50,7 +56,7 @@ def plan(
     )
     ignored = [name.strip() for name in (settings.ignored_layers or "").split(",") if name.strip()]
     of_host: dict[str, Callable[[], Plan]] = {
-        "default": lambda: replace(found, options=_default(settings)),
+        "default": lambda: replace(found, options=_default(settings, batches)),
         "dhspg": lambda: _dhspg(found, settings.peak_lr),
         "hesso": lambda: _hesso(found, settings),
         "depgraph": lambda: _depgraph(found, _refused(model, example, ignored)),
@@ -63,10 +69,10 @@ def plan(
     return replace(wanted, options={**wanted.options, "ignored_layers": ignored})
 
 
-def _default(settings: Settings) -> dict[str, Any]:
+def _default(settings: Settings, batches: Iterable[Any]) -> dict[str, Any]:
     """What the command hands to our own host."""
     importance: Any = settings.importance
-    if ":" in importance:
+    if importance and ":" in importance:
         importance = own.function(
             importance, "--importance", "a function of (structures, parameters)"
         )
@@ -74,7 +80,10 @@ def _default(settings: Settings) -> dict[str, Any]:
     floor = {} if settings.floor is None else {"floor": settings.floor}
     return {
         "importance": importance,
+        "calibrate": batches if settings.calibrate else None,
+        "residual_width": settings.residual_width,
         "scope": settings.scope,
+        "target": settings.target,
         "round_to": int(multiple) if multiple and multiple.isdigit() else multiple,
         **floor,
     }

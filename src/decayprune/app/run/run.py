@@ -9,6 +9,7 @@ cuts it again, which gives the same result.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -117,7 +118,7 @@ class Run:
                 dp.Distill(taught, None, weight=1)(outputs, None, inputs)
             self.objective.metric(outputs, to_device(targets, device))
         trial.train()
-        self._new_pruner(trial, subject.optimizer(self.settings, trial))
+        self._new_pruner(trial, subject.optimizer(self.settings, trial), watched=1)
 
     def start(self) -> dict[str, Any]:
         """Begin anew and run to the end; :meth:`check` first.
@@ -233,9 +234,14 @@ class Run:
             found = forward(self.model.eval(), self.example)
         return int(getattr(found, "logits", found).shape[-1])
 
-    def _new_pruner(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> methods.Pruning:
+    def _new_pruner(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, watched: int | None = None
+    ) -> methods.Pruning:
+        """A pruner; if it calibrates, on so many batches, or on as many as the settings say."""
         steps = self.total_steps - self.dense_steps
-        wanted = plan(self.settings, self.schedule, steps, model, self.example)
+        batches = itertools.islice(self.data.train.epoch(0), watched or self.settings.calibrate)
+        inputs = (inputs for inputs, _ in batches)
+        wanted = plan(self.settings, self.schedule, steps, model, self.example, inputs)
         return methods.build(wanted, model, self.example, optimizer)
 
     def _enter(self) -> methods.Pruning:

@@ -164,10 +164,17 @@ class Settings:
         HOW,
         "NAME",
     )
-    importance: str = _option(
-        "magnitude",
-        "What ranks structures: magnitude, magnitude_l1, taylor, bn_scale, random, or "
-        "pkg.mod:function, called with (structures, parameters).",
+    calibrate: int | None = _option(
+        None,
+        "Batches of training data, without their labels, that the layers are watched on before "
+        "pruning, at most 64: what stays then takes over what leaves. 0: none. Default: 16 for "
+        "trained weights, else 0.",
+    )
+    importance: str | None = _option(
+        None,
+        "What ranks structures: variance, magnitude, magnitude_l1, taylor, bn_scale, random, or "
+        "pkg.mod:function, called with (structures, parameters). Default: variance with "
+        "--calibrate, else magnitude.",
         HOW,
         "NAME",
     )
@@ -183,6 +190,18 @@ class Settings:
         "Every pruned width becomes a multiple of it; auto: what this machine is fast at.",
         HOW,
         "NUMBER",
+    )
+    target: str | None = _option(
+        None,
+        "Where the model will run, for --round-to auto: cpu, cuda or onnxruntime. Default: where "
+        "it is trained.",
+        HOW,
+        "NAME",
+    )
+    residual_width: bool | None = _option(
+        None,
+        "Prune the width of a transformer's residual stream like others, or never. Default: only "
+        "if the budget cannot be met without.",
     )
     floor: float | None = _option(
         None, "Share of every width that stays in any case. Default: 10%.", HOW, "SHARE"
@@ -241,6 +260,7 @@ class Settings:
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         }
         usual |= {"epochs": 0} if self.trained else {}
+        usual |= {"calibrate": _CALIBRATION} if self.trained and self.host == "default" else {}
         usual |= {"budget": 0.5} if not self.budgets else {}
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         device = str(filled.get("device", self.device))
@@ -270,8 +290,9 @@ class Settings:
         """
         names = {field.name for field in fields(cls)}
         odd = set(found) ^ names
-        if found.keys().isdisjoint(_SINCE_0_3):
-            odd -= _SINCE_0_3
+        for later in (_SINCE_0_3, _CALIBRATED):
+            if found.keys().isdisjoint(later):
+                odd -= later
         if odd:
             raise ValueError(
                 f"The settings of the run should hold exactly the fields of this version of "
@@ -331,7 +352,11 @@ _SINCE_0_3 = frozenset(
         *("scope", "round_to", "floor", "ignored_layers"),
     ]
 )
+_CALIBRATED = frozenset(["calibrate", "target", "residual_width"])
 """Fields that the folder of an older run does not have."""
+
+_CALIBRATION = 16
+"""Batches; moments of a few hundred samples are enough."""
 
 
 def _has_bf16_units(device: str) -> bool:

@@ -1,6 +1,8 @@
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import decayprune as dp
 from decayprune.app.report import Report
-from decayprune.app.run import own, subject
+from decayprune.app.run import methods, own, subject
 from decayprune.app.run.batches import LoaderBatches, MemoryBatches
 from decayprune.app.run.data import Data
 from decayprune.app.run.run import Interrupted, Run
@@ -111,10 +113,13 @@ def test_the_saved_model_loads_into_a_dense_one(small: Settings, tmp_path: Path)
 
 
 # 12 dense steps; decays from 13 on; the cut comes at about 30; 42 steps in all.
-@pytest.mark.parametrize("stop_at", [1, 12, 17, 26, 36])
+@pytest.mark.parametrize(
+    ("stop_at", "calibrate"), [(1, 0), (12, 0), (17, 0), (26, 0), (36, 0), (17, 4), (36, 4)]
+)
 def test_stopped_and_resumed_it_ends_the_same_bit_for_bit(
-    small: Settings, tmp_path: Path, stop_at: int
+    small: Settings, tmp_path: Path, stop_at: int, calibrate: int
 ) -> None:
+    small = replace(small, calibrate=calibrate)
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     Run(small, whole, Watch()).start()
     run = Run(small, parts, Watch())
@@ -129,6 +134,24 @@ def test_stopped_and_resumed_it_ends_the_same_bit_for_bit(
     same = ("accuracy_after", "decayed", "released", "removed", "rounds", "widths", "max_abs_error")
     for key in same:
         assert whole.report()[key] == parts.report()[key]
+
+
+def test_calibrated_on_training_data_the_layers_take_over_what_leaves(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[int] = []
+
+    class Spy(dp.DecayPruner):
+        def __init__(self, *args: Any, calibrate: Any, **options: Any) -> None:
+            batches = list(calibrate)
+            watched.append(len(batches))
+            super().__init__(*args, calibrate=batches, **options)
+
+    monkeypatch.setattr(methods, "DecayPruner", Spy)
+    run = Run(replace(small, calibrate=4), RunFolder(tmp_path), Watch())
+    run.check()
+    run.start()
+    assert watched == [1, 4]  # one is enough to try
 
 
 def test_killed_between_checkpoints_it_loses_only_time(small: Settings, tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ def test_defaults_suit_the_data_set() -> None:
         ({"lr": 0.0}, "--lr must be above 0; found 0.0"),
         ({"budget": 1.5}, "found 1.5"),
         ({"params_budget": 0.0}, "found 0.0"),
+        ({"calibrate": -1}, "--calibrate must be at least 0; found -1"),
+        ({"host": "hesso", "calibrate": 8}, "--calibrate has no effect with --host hesso"),
+        ({"importance": "variance"}, "give --calibrate"),
+        ({"target": "tpu", "round_to": "auto"}, "--target expects one of cpu, .*found 'tpu'"),
+        ({"target": "cpu", "round_to": "8"}, "--target is for --round-to auto"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
@@ -63,8 +68,12 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     ):
         found = settings.resolved()
         assert (found.trained, found.epochs, found.lr) == (True, 0, 0.01)
+        assert found.calibrate == 16
     assert Settings(weights=str(weights), epochs=2, lr=0.3).resolved().epochs == 2
+    assert Settings(weights=str(weights), calibrate=0).resolved().calibrate == 0
+    assert Settings(weights=str(weights), host="hesso").resolved().calibrate is None
     plain = Settings(optimizer="adamw").resolved()
+    assert plain.calibrate is None
     assert (plain.trained, plain.epochs, plain.lr) == (False, 15, 1e-3)
 
 
