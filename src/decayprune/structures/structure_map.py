@@ -111,7 +111,8 @@ class Bypassed(NamedTuple):
 
     Attributes:
         module: Its name.
-        zero: It is at the branch's end, where zeros have to come from; others hand on.
+        zero: It reads what stays, or is at the branch's end: zeros take its place. The others hand
+            these on.
         items: Length of the tuple that it returns; 0 if it returns a tensor.
     """
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 class Bypass(nn.Module):
     """Hands on the first tensor that it is given, or zeros of its shape; it has no parameters.
 
-    The modules before a branch's end hand on the residual stream, so that the end knows the shape
-    of what it adds nothing to, whatever that is at the time.
+    The first module of a branch makes zeros in the shape of the residual stream, whatever that is
+    at the time, and the others hand them on. The stream itself is handed to nobody: what is left
+    between the modules may write to what it gets (``nn.ReLU(inplace=True)``). The module at the end
+    makes zeros anew, for nobody knows what became of the first ones.
 
     Args:
         replaced: Name of the module's class.

@@ -48,17 +48,14 @@ class FoundBranch:
     """A residual branch.
 
     Attributes:
+        name: Of the module at its end.
         gate: Parameters of its last layer: with zeros in them it adds nothing.
         bypassed: The modules that leave with it, in the order in which they ran.
     """
 
+    name: str
     gate: tuple[str, ...]
     bypassed: tuple[Bypassed, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the module at its end."""
-        return next(item.module for item in self.bypassed if item.zero)
 
 
 @dataclass(eq=False)
@@ -203,7 +200,10 @@ class _Search:
         refused: dict[str, str] = {}
         for number, node in enumerate(self._nodes):
             end = self._end_of_branch(node) if node.name == "add" else None
-            if end is None or not (gone := self._bypassed(number, end)):
+            if end is None:
+                continue
+            needed, alive = self._behind([end]), self._behind(self._roots, (number, end))
+            if not (gone := self._bypassed(needed - alive, alive)):
                 continue
             if not any(list(self._modules[name].parameters()) for name in gone):
                 continue
@@ -212,8 +212,7 @@ class _Search:
             if reason:
                 refused[gone[-1]] = reason
             else:
-                bypassed = tuple(self._bypass(name, gate) for name in gone)
-                found.append(FoundBranch(tuple(gate), bypassed))
+                found.append(self._branch(gone, gate, alive))
         return found, [Refusal(name, 0, reason) for name, reason in refused.items()]
 
     # ---------------------------------------------------------------- additions
@@ -252,10 +251,8 @@ class _Search:
 
     # ---------------------------------------------------------------- what leaves
 
-    def _bypassed(self, addition: int, end: int) -> list[str]:
+    def _bypassed(self, dead: set[int], alive: set[int]) -> list[str]:
         """The outermost modules that work for nothing but the branch, in their order."""
-        needed, alive = self._behind([end]), self._behind(self._roots, (addition, end))
-        dead = needed - alive
 
         def leaves(name: str) -> bool:
             calls = self._calls.get(name, ())
@@ -283,9 +280,14 @@ class _Search:
                 return gate
         return []
 
-    def _bypass(self, name: str, gate: Sequence[str]) -> Bypassed:
-        at_end = any(parameter.startswith(f"{name}.") for parameter in gate)
-        return Bypassed(name, at_end, self._items[name] or 0)
+    def _branch(self, gone: Sequence[str], gate: Sequence[str], alive: set[int]) -> FoundBranch:
+        ends = [name for name in gone if any(one.startswith(f"{name}.") for one in gate)]
+        first = [n for n in gone if any(not alive.isdisjoint(c.reads) for c in self._within(n))]
+        bypassed = [Bypassed(n, n in (*ends, *first), self._items[n] or 0) for n in gone]
+        return FoundBranch(ends[0], tuple(gate), tuple(bypassed))
+
+    def _within(self, name: str) -> Iterator[_Node]:
+        return (self._nodes[number] for number in self._calls[name])
 
     def _problem(
         self, gone: Sequence[str], gate: Sequence[str], found: Sequence[FoundBranch]

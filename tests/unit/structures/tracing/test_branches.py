@@ -27,7 +27,7 @@ def test_a_block_of_a_resnet() -> None:
     assert branch.name == "layer1.0.bn2"
     assert branch.gate == ("layer1.0.bn2.weight", "layer1.0.bn2.bias")
     assert [tuple(item) for item in branch.bypassed] == [
-        ("layer1.0.conv1", False, 0),
+        ("layer1.0.conv1", True, 0),
         ("layer1.0.bn1", False, 0),
         ("layer1.0.conv2", False, 0),
         ("layer1.0.bn2", True, 0),
@@ -40,7 +40,7 @@ def test_an_attention_is_gated_by_its_projection() -> None:
     attention = f"{home}.self_attention"
     assert branch.gate == (f"{attention}.out_proj.weight", f"{attention}.out_proj.bias")
     assert [tuple(item) for item in branch.bypassed] == [
-        (f"{home}.ln_1", False, 0),
+        (f"{home}.ln_1", True, 0),
         (attention, True, 2),
         (f"{home}.dropout", False, 0),
     ]
