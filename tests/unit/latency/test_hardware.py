@@ -48,13 +48,13 @@ def test_values_are_what_weighted_layers_hand_on() -> None:
 
 @pytest.mark.parametrize(
     ("width", "expected"),
-    [(3, 1), (4, 1), (8, 2), (16, 4), (24, 4), (32, 8), (63, 8), (64, 16), (127, 16), (128, 32)],
+    [(7, 1), (8, 1), (16, 2), (24, 2), (32, 4), (64, 8), (127, 8), (128, 16), (255, 16), (256, 32)],
 )
-def test_narrow_widths_keep_four_steps_and_wide_ones_take_two_blocks(
+def test_narrow_widths_keep_eight_steps_and_wide_ones_take_two_blocks(
     width: int, expected: int
 ) -> None:
     assert unit(SIMD, width) == expected
-    assert width < 4 or width // expected >= 4
+    assert width < 8 or width // expected >= 8
 
 
 def test_where_only_macs_take_time_all_groups_are_alike() -> None:
