@@ -217,6 +217,29 @@ def latency_budget(found: dict[str, Any]) -> str:
     return f"{table(['budget of the latency', *map(str, targets)], rows)}\n{facts}"
 
 
+def rounding(found: dict[str, Any]) -> str:
+    """What fast widths cost in accuracy, and what they gain in time."""
+
+    def pair(one: dict[str, Any], name: str, how: str) -> str:
+        values = [one[f"{name}_{arm}"] for arm in ("any", "auto")]
+        return "" if None in values else " → ".join(format(value, how) for value in values)
+
+    rows = [
+        [
+            f"{one['model']}, {one['budget']:.0%}" if one["budget"] else one["model"],
+            f'`"{one["auto"]}"`' if one["auto"] == "auto" else "as it was first",
+            pair(one, "accuracy", ".2%"),
+            f"{one['difference']:+.2f} ({one['low']:+.2f} … {one['high']:+.2f})",
+            f"{one['won']} of {one['pairs']}",
+            pair(one, "macs", ".1%"),
+            pair(one, "speedup", ".2f"),
+        ]
+        for one in found["rows"]
+    ]
+    head = ["MACs left", "fast widths", "accuracy", "difference (95 %)", "won", "MACs", "faster"]
+    return f"{table(head, rows)}\n{machine(found['machine'])}.\n"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "faults": faults,
     "fashion-mnist": run,
@@ -224,6 +247,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "hosts_overhead": hosts_overhead,
     "latency_budget": latency_budget,
     "overhead": overhead,
+    "rounding": rounding,
     "speed": speed,
 }
 

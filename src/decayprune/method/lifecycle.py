@@ -71,13 +71,13 @@ class LifecycleState:
 
     @classmethod
     def fresh(cls, size: int, device: torch.device | None = None) -> LifecycleState:
-        """All structures active."""
+        """All structures active; a vector takes the room of one number until somebody moves."""
 
         def integers(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=device)
+            return torch.zeros((), dtype=dtype, device=device).expand(size)
 
         def floats() -> Tensor:
-            return torch.zeros(size, device=device)
+            return torch.zeros((), device=device).expand(size)
 
         return cls(
             phase=integers(torch.int8),

@@ -97,8 +97,8 @@ class Statistics(NamedTuple):
 
     @classmethod
     def zeros(cls, size: int, device: torch.device | None = None) -> Statistics:
-        """Statistics of ``size`` structures before their first step."""
-        return cls(*(torch.zeros(size, device=device) for _ in cls._fields))
+        """Statistics of ``size`` structures before their first step, in the room of one."""
+        return cls(*(torch.zeros((), device=device).expand(size) for _ in cls._fields))
 
     def cpu(self) -> Statistics:
         """The same on the CPU, in one copy."""

@@ -115,3 +115,12 @@ def test_a_foreign_state_is_refused() -> None:
     del lacking["age"]
     with pytest.raises(ValueError, match="other fields than expected: age"):
         LifecycleState.from_state_dict(lacking, like=like)
+
+
+def test_before_anybody_moves_a_state_takes_no_room() -> None:
+    fresh = LifecycleState.fresh(10_000)
+    held = sum(value.untyped_storage().nbytes() for value in fresh.state_dict().values())
+    assert held < 100
+    begun = lifecycle.begin(fresh, torch.tensor([3]), length=torch.ones(1), decay_steps=5)
+    assert begun.committed.sum() == 1
+    assert not fresh.committed.any()
