@@ -42,7 +42,7 @@ BARS = {
     "idle": 0.02,
     "decay, carriers": 0.2,
     "decay, all slices": 0.6,
-    "selection round": 1.5,
+    "selection round": 1.2,
     "state bytes / parameter bytes": 0.01,
     "build / Torch-Pruning": 1.5,
     "compact / (Torch-Pruning step + two forwards)": 2.0,
@@ -315,7 +315,8 @@ def main() -> None:
             print(f"{name:48} {value:8.4f} {bar}")
     models = dict(stored.get("models", {}))
     for name in options.models:
-        models[name] = {**of_model(name, options.repeats), "asks": asked(name)}
+        figures_of = of_model(name, options.repeats)
+        models[name] = {**figures_of, "asks": asked(name), "repeats": options.repeats}
         print(name, json.dumps(models[name], indent=1), flush=True)
     if options.write:
         machine = {
@@ -328,7 +329,7 @@ def main() -> None:
         }
         document = {
             "machine": machine,
-            "repeats": options.repeats,
+            "repeats": stored.get("repeats", options.repeats),
             "bars": BARS,
             "figures": figures,
             "models": models,
