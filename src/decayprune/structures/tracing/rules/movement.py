@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decayprune.structures.exact.swap import is_window_attention
 from decayprune.structures.tracing.call import Call, tensors_in
 from decayprune.structures.tracing.labels import compress, core, varying
 from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.rules.elementwise import SAME, unary
 from decayprune.structures.tracing.rules.places import PLACES, index_labels, moved
+from decayprune.structures.tracing.sizes import rows
 from decayprune.structures.tracing.tape import Tape
 
 RESHAPES = "reshape view flatten unflatten view_as ravel reshape_as"
@@ -94,6 +96,8 @@ def reshape(call: Call) -> Any:
     labels = compress(found.labels.reshape(out.shape))
     dims, named = varying(labels), _named_sizes(call, out)
     read = {d for d, size in named.items() if call.tape.readings.read(size, labels, d)}
+    if len(dims) == 1 and dims[0] in named:
+        _as_wide_as(call.tape, named[dims[0]], labels, dims[0])
     if len(dims) > 1:
         call.tape.matrices.append(core(labels))
         _unflattened(call.tape, labels, dims)
@@ -101,6 +105,17 @@ def reshape(call: Call) -> Any:
         call.tape.passes(core(labels).reshape(-1))
     call.tape.put(out, labels, found.sources, found.zero)
     return out
+
+
+def _as_wide_as(tape: Tape, size: int, labels: Tensor, dim: int) -> None:
+    """A width that is told that of another activation (``y.view(*x.shape)``) leaves with it."""
+    if is_window_attention(tape.modules[tape.stack[-1] if tape.stack else ""]):
+        return  # what becomes of it tells them apart
+    of, factor = tape.readings.extent(size) or (None, None)
+    if of is None or factor != 1 or of.shape != (own := rows(labels, dim)).shape:
+        return
+    if not torch.isin(own, of).any():  # its own, in another order: there are as many anyway
+        tape.partition.unify(own, of, "is reshaped to as many channels as one that stays whole")
 
 
 def _unflattened(tape: Tape, labels: Tensor, dims: list[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from cases import Lambda
 from decayprune.structures import StructureMap, trace
@@ -130,3 +130,30 @@ def test_what_cannot_follow_stays(dim: int, index, target, source, why: str) -> 
     structures = added(dim, index, target, source)
     assert structures.num_structures == 0
     assert any(why in item.reason for item in structures.refusals)
+
+
+def test_a_width_that_is_told_that_of_another_leaves_with_it() -> None:
+    """Heads are made of as many channels as the stream has (timm: twins, nest, pvt)."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads, self.qkv, self.proj = 4, nn.Linear(12, 36), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, c = x.shape
+            qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+            return x + self.proj(y)
+
+    parts = {"stem": nn.Linear(5, 12), "attention": Attention(), "head": nn.Linear(12, 2)}
+    model = Lambda(lambda m, x: m.head(m.attention(m.stem(x))), **parts).double()
+    x = torch.randn(2, 7, 5, dtype=torch.float64)
+    structures = trace(model, x)
+    (group,) = structures.groups
+    assert (group.layers, group.size) == (("stem", "attention.qkv", "attention.proj", "head"), 4)
+    gone = {group.start + 1, group.start + 2}
+    small = cut(model, structures, gone)
+    assert (small.attention.num_heads, small.stem.out_features) == (2, 6)
+    assert error(run(zeroed(model, structures, gone), x), run(small, x)) < 1e-12
