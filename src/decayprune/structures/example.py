@@ -49,15 +49,16 @@ def quiet(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if training else []
     model.train(training)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
+    for module, _ in flags:
+        if module.training and isinstance(module, nn.modules.batchnorm._NormBase):
             module.eval()
     try:
         with plain_arithmetic(), torch.no_grad(), random_state_kept(model):
             yield
     finally:
         for module, was in flags:
-            module.training = was
+            if module.training is not was:
+                module.training = was
         for buffer, old in buffers:
             buffer.data.copy_(old)
 
@@ -216,4 +217,6 @@ def _random_states(model: nn.Module) -> list[Tensor]:
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # nothing lies there
+        return []
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "hooks" in name)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
+_NUMBERS = frozenset((type(None), bool, int, float, str))
 _CALLS = (types.FunctionType, types.MethodType, partial)
 # Whole worlds, of which a model knows one now and then: they are shared, not copied.
 _WORLDS = (torch.optim.Optimizer, DataLoader, Dataset)
@@ -200,7 +201,11 @@ class _Copier:
         return new
 
     def _container(self, value: Any, each: Callable[[Any], Any]) -> Any:
+        if not value and type(value) in (dict, list, tuple, set):
+            return value if type(value) is tuple else self._note(value, type(value)())
         if isinstance(value, tuple):
+            if all(type(item) in _NUMBERS for item in value):  # sizes, strides
+                return value
             items = [each(item) for item in value]
             if all(new is old for new, old in zip(items, value, strict=True)):
                 return value

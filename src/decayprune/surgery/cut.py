@@ -163,8 +163,8 @@ def _cut_tensor(
             result = _select(result, dim, index.to(result.device), copy=not on_trial)
         last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
         if last and not value.is_contiguous():
-            result = result.contiguous(memory_format=torch.channels_last)
-        return result
+            return result.contiguous(memory_format=torch.channels_last)
+        return result.contiguous()  # once, or every layer would do so in every pass
 
     def put_back() -> None:
         tensor.grad = None

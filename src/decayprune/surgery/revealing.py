@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from decayprune.structures.twin import own_storage
 
 _FAINT = 1e-3  # root mean square below which a tensor hides what it multiplies
-_ENOUGH = 4096  # values of a tensor that tell it
+_ENOUGH = 256  # values of a tensor that tell it
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def reveal_(copy: nn.Module, seed: int = 0) -> None:
 def _hides(parameter: Tensor, norm: bool) -> bool:
     if not parameter.is_floating_point() or parameter.device.type == "meta":
         return False
-    # A few thousand of its values tell, and what is drawn anew without need hides nothing either.
+    # A few of its values tell, and what is drawn anew without need hides nothing either.
     values = parameter.detach().reshape(-1)
     values = values[:: values.numel() // _ENOUGH + 1]
     faint = float(torch.linalg.vector_norm(values)) < _FAINT * values.numel() ** 0.5
