@@ -15,7 +15,9 @@ from decayprune.method import lifecycle
 from decayprune.method.lifecycle import LifecycleState
 from decayprune.method.selector import Selection
 from decayprune.structures import trace
+from decayprune.surgery.branches import offer_branches
 from interrupts import interrupt, lines_of
+from residual_nets import stack
 
 
 def redundant() -> tuple[nn.Sequential, Tensor]:
@@ -197,3 +199,29 @@ def test_interrupted_at_any_line_it_can_be_settled_later() -> None:
         interrupt(subject.settle, rooms, line)
         subject.settle()
         assert torch.equal(model[1].weight, expected[1].weight), line
+
+
+def test_the_end_of_a_branch_that_leaves_is_not_written_to() -> None:
+    """A reader that leaves whole gains nothing, and has nothing to give back once it is zero."""
+    model, data = stack(blocks=2), torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    structures = offer_branches(model, trace(model, data), data)
+    first, second = structures.groups[1].start, structures.groups[2].start
+    branch = structures.branches[0].structure
+    read = calibrate(model, structures, [data])
+    subject = Compensated(Scripted([first, second], [branch], [first + 1]), read)
+    gates = [model.blocks[n].down.weight for n in range(2)]
+
+    state, before = LifecycleState.fresh(structures.num_structures), [g.clone() for g in gates]
+    pick(subject, state)
+    assert not any(torch.equal(a, b) for a, b in zip(gates, before, strict=True))
+    state, before = begin(state, [first, second]), [g.clone() for g in gates]
+    pick(subject, state)
+    state = begin(state, [branch])
+    pick(subject, state)
+    assert torch.equal(gates[0], before[0])  # its columns are those of a gate that leaves
+
+    state = lifecycle.finish(state, torch.tensor([branch]))
+    state = lifecycle.release(state, torch.tensor([first, second]), cool_until=9)
+    pick(subject, state, released=True)
+    assert torch.equal(gates[0], before[0])
+    assert not torch.equal(gates[1], before[1])
