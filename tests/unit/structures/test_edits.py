@@ -158,3 +158,17 @@ def test_half_precision_is_summed_in_float32(tensor: Tensor, total: float) -> No
     pick = edits.Locator(slices, 1, tensors, CPU).pick(torch.tensor([True]))
     assert edits.dot(pick, tensors, tensors).tolist() == [total]
     assert edits.squares(pick, tensors).tolist() == [pytest.approx(total)]
+
+
+def test_a_tensor_that_is_part_of_a_width_and_of_a_gate_takes_both_factors() -> None:
+    slices = [
+        sums.Labelled("bias", 0, torch.tensor([0, 1, 2])),
+        sums.Labelled("bias", 0, torch.tensor([3, 3, 3])),
+    ]
+    tensors = {"bias": torch.tensor([1.0, 2.0, 3.0])}
+    pick = edits.Locator(slices, 4, tensors, CPU).pick(torch.tensor([True, False, False, True]))
+    assert torch.equal(edits.squares(pick, tensors), torch.tensor([1.0, 0.0, 0.0, 14.0]))
+    edits.scale_(pick, tensors, torch.tensor([0.5, 9.0, 9.0, 0.1]))
+    torch.testing.assert_close(tensors["bias"], torch.tensor([0.05, 0.2, 0.3]))
+    edits.zero_(pick, tensors)
+    assert not tensors["bias"].any()
