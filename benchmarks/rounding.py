@@ -24,6 +24,7 @@ After the first seed and a half the arm ``auto`` had lost 0.3 points, in six pai
 (networks of seed 0, other batches; not counted) showed it for both of its parts. It was mended:
 eight steps of every width instead of four, and half the pull of time. Files named ``before`` are
 of the old one; from there on the endpoint is that of the new one, and no run of it was seen before.
+The table's line of all cells was not declared: it describes, and its pairs share dense networks.
 
 A finished run is one JSON file in ``results/rounding/``; the script may be stopped at any time.
 ``table`` writes ``results/rounding.json``, of which ``docs/tables.py`` makes the table.

@@ -127,7 +127,9 @@ def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
     component, parameters = tape.partition.components(), tape.parameters
     items = [item for item in tape.labelled_dims.values() if item.name in parameters]
     rows = [i.labels for i in items if i.role == "row" and parameters[i.name].requires_grad]
-    trained = np.unique(component[torch.cat([*rows, torch.zeros(0, dtype=torch.int64)]).numpy()])
+    trained = np.unique(
+        component[torch.cat([*rows, torch.zeros(0, dtype=torch.int64, device="cpu")]).numpy()]
+    )
     for item in items:
         if parameters[item.name].requires_grad:
             continue
