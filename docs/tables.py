@@ -132,6 +132,49 @@ def hosts_overhead(found: dict[str, Any]) -> str:
     return f"{table(['phase', 'adds', 'in all', 'goal: adds'], rows)}\n{facts}"
 
 
+_ARMS = {
+    "ridge_abrupt": "**calibrated, cut at once** (`calibrate=batches`)",
+    "ridge_handover": "calibrated, smooth, releases, handed over (an ablation)",
+    "ridge_sp_sr": "calibrated, smooth, releases",
+    "ridge_abrupt_distil": "calibrated, cut at once, taught by the dense model",
+    "ridge_sp_sr_distil": "calibrated, smooth, releases, taught by the dense model",
+    "sp_sr": "smooth, releases, by magnitude",
+    "abrupt": "cut at once, by magnitude",
+    "torch_pruning_taylor": "Torch-Pruning, Taylor on the same data",
+    "torch_pruning": "Torch-Pruning, group norm",
+    "last_layers": "four of six layers dropped (a third of the MACs)",
+    "scratch_total": "the same shape from scratch, equal compute in all",
+    "dense_on": "not pruned, trained on for as long",
+}
+
+
+def pretrained(found: dict[str, Any]) -> str:
+    """The column that decides of benchmarks/pretrained, best first."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    arms = {name: one for name, one in found["arms"].items() if name in _ARMS}
+    rows = [
+        [
+            _ARMS[name],
+            f"{one['macs']:.0%}",
+            f"{one['speedup']:.1f}x",
+            f"{mean(one['accuracies']):.1f}",
+            f"{mean(one['accuracies']) - mean(one['dense']):+.1f}",
+            str(len(one["seeds"])),
+        ]
+        for name, one in sorted(arms.items(), key=lambda pair: -mean(pair[1]["accuracies"]))
+    ]
+    head = ["", "MACs left", "as fast", "accuracy (%)", "against the dense one", "seeds"]
+    facts = (
+        f"After {found['steps']:,} steps of 32 glosses, pruning included; "
+        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue`, then "
+        "`tables.py` beside it.\n"
+    )
+    return f"{table(head, rows)}\n{facts}"
+
+
 def speed(found: dict[str, Any]) -> str:
     """Speed-ups at half of the MACs, each model in its faster format."""
     rows = [
@@ -247,6 +290,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "hosts_overhead": hosts_overhead,
     "latency_budget": latency_budget,
     "overhead": overhead,
+    "pretrained": pretrained,
     "rounding": rounding,
     "speed": speed,
 }

@@ -22,6 +22,7 @@ LOOK = {  # arm: label, colour, marker
     "torch_pruning": ("Torch-Pruning", "#2b8a3e", "P"),
     "torch_pruning_taylor": ("Torch-Pruning, Taylor", "#66a80f", "X"),
     "last_layers": ("last layers dropped", "#5f3dc4", "*"),
+    "scratch_total": ("same shape from scratch, equal compute in all", "#a0752a", ">"),
     "scratch_extra": ("same shape from scratch", "#c2a25d", "<"),
     "dense_on": ("dense, trained on", "#212529", "h"),
 }
@@ -29,8 +30,34 @@ _DEEP = 15
 """Points below the best that are shown: what is trained from scratch lies far below all others."""
 
 
+def overview(runs: Sequence[Run], folder: Path) -> tuple[str, str]:
+    """What a person gets, arm by arm: accuracy at a quarter of the MACs after the long recovery."""
+    cell = [r for r in runs if (r["trial"]["budget"], r["trial"]["steps"]) == (0.25, STEPS[-1])]
+    scores = {
+        arm: [100 * run["accuracy"] for run in cell if run["trial"]["arm"] == arm] for arm in LOOK
+    }
+    order = sorted(
+        (arm for arm, found in scores.items() if found), key=lambda a: statistics.fmean(scores[a])
+    )
+    figure, panel = plt.subplots(figsize=(8, 0.5 * len(order) + 1.2), layout="constrained")
+    for line, arm in enumerate(order):
+        _, colour, marker = LOOK[arm]
+        middle = statistics.fmean(scores[arm])
+        panel.errorbar(
+            middle, line, xerr=_half(scores[arm]), color=colour, marker=marker, capsize=3
+        )
+        panel.annotate(f"{middle:.1f}", (middle, line), (0, 7), textcoords="offset points")
+    panel.set_yticks(range(len(order)), [LOOK[arm][0] for arm in order])
+    panel.set_ylim(-0.5, len(order) - 0.3)
+    dense = statistics.fmean(100 * run["dense_accuracy"] for run in cell)
+    panel.axvline(dense, color="#212529", linewidth=0.8, linestyle=":")
+    panel.set_xlabel("test accuracy (%); dotted: the dense network that all began with")
+    title = f"a quarter of the MACs, {STEPS[-1]:,} steps"
+    return title, _saved(figure, "a-quarter-of-the-macs.svg", folder)
+
+
 def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
-    """Three pictures.
+    """Four pictures.
 
     Args:
         runs: Finished ones.
@@ -71,7 +98,8 @@ def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
         panel.set_xticks(STEPS, [f"{steps:,}" for steps in STEPS])
         panel.minorticks_off()
     title = "accuracy against recovery"
-    return [*found, (title, _finish(figure, panels[0], title, folder))]
+    recovery = (title, _finish(figure, panels[0], title, folder))
+    return [overview(runs, folder), *found, recovery]
 
 
 def _lines(
@@ -110,8 +138,11 @@ def _finish(figure: Any, panels: Sequence[Any], title: str, folder: Path) -> str
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"MiniLM-L6 on WordNet's glosses: {title} (dotted: dense)")
+    return _saved(figure, title.replace(" ", "-") + ".svg", folder)
+
+
+def _saved(figure: Any, name: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    name = title.replace(" ", "-") + ".svg"
     # No date and fixed ids, so that the same runs give the same file.
     with plt.rc_context({"svg.hashsalt": name}):
         figure.savefig(folder / name, metadata={"Date": None})

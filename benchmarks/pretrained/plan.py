@@ -75,6 +75,8 @@ class Trial:
 
 def rate(arm: str) -> float | None:
     """The tuned learning rate of an arm; None as long as it is not tuned."""
+    if arm == "dense_on":  # goes on as it was fine-tuned
+        return DENSE_LR
     file = RESULTS / "rates.json"
     rates = json.loads(file.read_text()) if file.is_file() else {}
     return rates.get(TUNED_AS.get(arm, arm))

@@ -2,7 +2,9 @@
 
     python benchmarks/pretrained/tables.py
 
-Writes ``results/tables.md`` and the pictures beside it. Runs of changed code are left out.
+Writes ``results/tables.md`` and the pictures beside it, and ``benchmarks/results/pretrained.json``
+with the column that decides, from which ``docs/tables.py`` makes the README's table. Runs of
+changed code are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import ARMS, BUDGETS, RESULTS, STEPS, TUNING_SEEDS, rate
+from plan import ARMS, BUDGETS, HERE, RESULTS, STEPS, TUNING_SEEDS, rate
 
 from decayprune.app.study.figures import Gain, holm, paired
 
@@ -151,6 +153,28 @@ def endpoints(scores: Scores) -> list[str]:
     return lines
 
 
+def summary(scores: Scores) -> dict[str, Any]:
+    """The column that decides, an entry per arm with the seeds that all of its runs have."""
+    rows = {}
+    for arm in ARMS:
+        runs = scores.runs(DECIDING, arm)
+        if not runs:
+            continue
+        over = scores.gain(DECIDING, arm, "abrupt") if arm != "abrupt" else None
+        rows[arm] = {
+            "seeds": sorted(run["trial"]["seed"] for run in runs),
+            "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
+            "dense": [round(100 * run["dense_accuracy"], 3) for run in runs],
+            "macs": statistics.fmean(run["macs"] for run in runs),
+            "params": statistics.fmean(run["params"] for run in runs),
+            "speedup": statistics.median(run["speedup"] for run in runs),
+            "over abrupt": None if over is None else over.words,
+        }
+    one = scores.runs(DECIDING, next(iter(rows)))[0]
+    machine = {"cpu": one["cpu"], "threads": 1, **one["versions"]}
+    return {"steps": DECIDING[1], "arms": rows, "machine": machine}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=Path, default=RESULTS / "runs")
@@ -173,7 +197,9 @@ def main() -> None:
     lines += [f"![{title}]({name})" for title, name in draw(runs, given.out)]
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "tables.md").write_text("\n".join(lines) + "\n")
-    print(given.out / "tables.md")
+    for_docs = HERE.parent / "results" / "pretrained.json"
+    for_docs.write_text(json.dumps(summary(scores), indent=1) + "\n")
+    print(given.out / "tables.md", for_docs, sep="\n")
 
 
 if __name__ == "__main__":
