@@ -181,6 +181,8 @@ class _Tracer(TorchFunctionMode):
         rule = _RULES.get(name)
         if rule is None and name.startswith("get:"):
             return call.run()
+        if self.tape.shapes_only and _picks_by_unknown_numbers(call):
+            raise NotImplementedError(f"{name} with numbers that are not computed")
         if self.tape.pending and name not in _ASKS_FOR_SHAPES:
             self.tape.used(call.tensors())
         if rule is not None and call.kwargs.get("out") is None:  # torch.norm names it, as None
@@ -191,6 +193,14 @@ class _Tracer(TorchFunctionMode):
             with self:
                 return _body(func)(*args, **call.kwargs)
         return left_alone(call)
+
+
+def _picks_by_unknown_numbers(call: Call) -> bool:
+    """Whether labels would follow an index or a mask without values, which torch lets pass."""
+    tensors = call.tensors()
+    if all(t.is_floating_point() or not t.is_meta for t in tensors):
+        return False
+    return any(call.tape.mark(t) is not None or call.tape.view(t) is not None for t in tensors)
 
 
 def _is_composite(func: Callable[..., Any]) -> bool:

@@ -97,6 +97,24 @@ def test_a_model_that_reads_values_is_traced_with_them() -> None:
     assert reasons["other"] == "not reached by the example inputs"
 
 
+class Picks(nn.Module):
+    """Picks tokens by numbers that it makes where its input lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(x.shape[0], device=x.device)
+        return self.head(self.body(x)[rows, rows])
+
+
+def test_labels_follow_no_index_without_values() -> None:
+    found = trace(Picks(), torch.rand(2, 3, 4))
+    assert [group.layer for group in found.groups] == ["body"]
+    assert found.num_structures == 8
+
+
 def test_a_large_layer_is_traced_without_its_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = set()
 
