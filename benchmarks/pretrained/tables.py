@@ -2,9 +2,9 @@
 
     python benchmarks/pretrained/tables.py
 
-Writes ``results/tables.md`` and the pictures beside it, and ``benchmarks/results/pretrained.json``
-with the column that decides, from which ``docs/tables.py`` makes the README's table. Runs of
-changed code are left out.
+Writes ``results/tables.md`` and the pictures beside it; and for the docs ``images/trained.svg`` and
+``benchmarks/results/pretrained.json``, the column that decides, from which ``docs/tables.py`` makes
+the README's table. Runs of changed code are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import ARMS, BUDGETS, HERE, RESULTS, STEPS, TUNING_SEEDS, rate
+from plan import ARMS, BUDGETS, DECISIVE, HERE, RESULTS, STEPS, TUNING_SEEDS, rate
 
 from decayprune.app.study.figures import Gain, holm, paired
 
@@ -154,10 +154,11 @@ def endpoints(scores: Scores) -> list[str]:
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """The column that decides, an entry per arm with the seeds that all of its runs have."""
+    """The column that decides, on the seeds that all arms that run first have finished."""
     rows = {}
+    done = set.intersection(*(set(scores.accuracies(DECIDING, arm)) for arm in DECISIVE))
     for arm in ARMS:
-        runs = scores.runs(DECIDING, arm)
+        runs = [run for run in scores.runs(DECIDING, arm) if run["trial"]["seed"] in done]
         if not runs:
             continue
         over = scores.gain(DECIDING, arm, "abrupt") if arm != "abrupt" else None
@@ -183,7 +184,7 @@ def main() -> None:
     runs, left_out = read(given.runs)
     if not runs:
         raise SystemExit(f"No finished run in {given.runs}; run first: run.py queue")
-    from pictures import draw
+    from pictures import draw, overview
 
     scores = Scores(runs)
     lines = ["# A pretrained model, a task, and little compute", ""]
@@ -197,6 +198,7 @@ def main() -> None:
     lines += [f"![{title}]({name})" for title, name in draw(runs, given.out)]
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "tables.md").write_text("\n".join(lines) + "\n")
+    overview(runs, HERE.parents[1] / "docs" / "images")
     for_docs = HERE.parent / "results" / "pretrained.json"
     for_docs.write_text(json.dumps(summary(scores), indent=1) + "\n")
     print(given.out / "tables.md", for_docs, sep="\n")
