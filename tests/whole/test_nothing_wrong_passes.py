@@ -55,9 +55,30 @@ class Attention(nn.Module):
         return x + self.proj(y.transpose(1, 2).reshape(b, n, c))
 
 
-def test_widths_that_have_to_stay_equal_are_refused_before_training() -> None:
+def test_widths_that_have_to_stay_equal_leave_together() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), Attention(), Attention(), nn.Linear(32, 5))
+    x = torch.randn(1, 6, 8)
+    assert left_alone(model, x).keys() == {"3"}  # the output alone
+    prune(model, x, 0.5)
+    assert [model[i].qkv.in_features for i in (1, 2)] == [model[0].out_features] * 2
+    assert [model[i].num_heads * model[i].head_dim for i in (1, 2)] == [model[0].out_features] * 2
+    model(torch.randn(3, 5, 8))
+
+
+class Literal(Attention):
+    """Written with its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(y.transpose(1, 2).reshape(b, n, 32))
+
+
+def test_widths_that_are_written_down_are_refused_before_training() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), Literal(), Literal(), nn.Linear(32, 5))
     x = torch.randn(1, 6, 8)
     reasons = left_alone(model, x)
     assert {"0", "1.qkv", "2.qkv"} & reasons.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def test_a_tournament_adds_whole_structures_only() -> None:
 def test_the_released_are_replaced_one_for_one() -> None:
     chooser = selector()
     state = lifecycle.release(decaying(torch.tensor([0, 1])), torch.tensor([1]), cool_until=20)
-    state.score[:] = torch.arange(16.0)
+    state = replace(state, score=torch.arange(16.0))
     found = chooser.select(state, 5, {}, released=True)
     assert found is not None
     assert found.ids.tolist() == []
