@@ -20,7 +20,6 @@ from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
 from decayprune.latency.estimate import LatencyModel
 from decayprune.latency.hardware import Hardware, Suit, known
-from decayprune.latency.sharing import shared
 from decayprune.method.decay import Curve
 from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
@@ -31,6 +30,7 @@ from decayprune.session import arguments, resume
 from decayprune.session.host import BesideOptimizer
 from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
+from decayprune.structures.ranks import shared
 from decayprune.structures.streams import residual_streams
 from decayprune.structures.structure_map import StructureMap
 from decayprune.surgery.branches import branch_effects, offer_branches

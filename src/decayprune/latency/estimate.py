@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.latency.memory_format import fastest, in_format
-from decayprune.latency.sharing import shared
 from decayprune.latency.table import Grid, LayerKey, Table
 from decayprune.latency.widths import Layer, Timer, resized, widths
 from decayprune.structures.example import ExampleInputs, quiet
+from decayprune.structures.ranks import shared
 from decayprune.structures.structure_map import StructureMap
 from decayprune.surgery.cut import cut
 from decayprune.surgery.undo import Undo

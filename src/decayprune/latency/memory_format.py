@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from decayprune.latency.sharing import shared
 from decayprune.structures.example import ExampleInputs, arguments, quiet
+from decayprune.structures.ranks import shared
 from decayprune.structures.twin import twin
 
 Call = Callable[[], object]

@@ -10,7 +10,7 @@ from torch import nn
 
 from decayprune.method.decay import CURVES, Curve
 from decayprune.selection.importance import IMPORTANCES, Importance, random
-from decayprune.structures.ranks import several
+from decayprune.structures.ranks import shared
 from decayprune.structures.structure_map import Refusal, StructureMap
 
 
@@ -159,12 +159,7 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
 def shared_seed(importance: str | Importance) -> int:
     """A seed for random importance, the same in every process of a data-parallel run."""
     seed = torch.initial_seed() % 2**63
-    parallel = several()
-    if importance != "random" or not parallel:
-        return seed
-    shared = [seed]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    return shared[0]
+    return shared(lambda: seed) if importance == "random" else seed
 
 
 def check_round_to(round_to: object, target: object) -> None:
