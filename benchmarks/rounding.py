@@ -50,11 +50,11 @@ import decayprune as dp
 from decayprune.app.run import data as datasets
 from decayprune.app.run.batches import Augmentation, Batches, MemoryBatches
 from decayprune.app.run.data import Data
-from decayprune.app.run.loop import evaluate, train_steps
+from decayprune.app.run.loop import evaluate
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.run.surroundings import commit, machine, versions
 from decayprune.app.study import figures
-from decayprune.app.study.dense import dense, rate, steps_of
+from decayprune.app.study.dense import dense, steps_of, train
 from decayprune.app.study.plan import build
 from decayprune.app.study.trial import Training, Trial
 from decayprune.checkpoint.atomic import write_atomically
@@ -134,17 +134,7 @@ def prune(model: nn.Module, trial: Trial, data: Data) -> dict[str, Any]:
     steps = steps_of(trial, trial.training, data)
     example = torch.zeros(1, 1, PIXELS, PIXELS)
     pruning, report = build(trial, model, example, steps), None
-    made = train_steps(
-        model,
-        pruning.optimizer,
-        data.train,
-        start=0,
-        stop=steps,
-        lr=rate(trial.training, steps),
-        seed=trial.seed,
-        bf16=trial.bf16,
-        pruner=pruning,
-    )
+    made = train(model, trial, data, trial.training, steps, pruning=pruning)
     for _ in made:
         if report is None and pruning.host.finished:
             report = pruning.host.compact()

@@ -18,6 +18,7 @@ from decayprune.app.run import models, own
 from decayprune.app.run.batches import seed_all
 from decayprune.app.run.data import Data
 from decayprune.app.run.loop import Step, cosine, train_steps
+from decayprune.app.run.methods import Pruning
 from decayprune.app.study.trial import Training, Trial
 from decayprune.checkpoint.atomic import write_atomically
 
@@ -107,9 +108,16 @@ def optimizer_of(how: Training, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def train(
-    model: nn.Module, trial: Trial, data: Data, how: Training, steps: int, *, warm: int = 0
+    model: nn.Module,
+    trial: Trial,
+    data: Data,
+    how: Training,
+    steps: int,
+    *,
+    warm: int = 0,
+    pruning: Pruning | None = None,
 ) -> Iterator[Step]:
-    """Train without pruning, one yield per step.
+    """Train, one yield per step.
 
     Args:
         model: Trained in place.
@@ -118,17 +126,19 @@ def train(
         how: Rates of the phase.
         steps: How long.
         warm: Steps over which the rate rises first.
+        pruning: What prunes meanwhile, with the optimizer that it brings.
     """
     falling = rate(how, steps)
     return train_steps(
         model,
-        optimizer_of(how, model),
+        optimizer_of(how, model) if pruning is None else pruning.optimizer,
         data.train,
         start=0,
         stop=steps,
         lr=lambda step: falling(step) * (min(1.0, (step + 1) / warm) if warm else 1.0),
         seed=trial.seed,
         bf16=trial.bf16,
+        pruner=pruning,
     )
 
 

@@ -20,10 +20,10 @@ from torch import nn
 
 from decayprune.app.run import data as datasets
 from decayprune.app.run.batches import Batches, MemoryBatches
-from decayprune.app.run.loop import Step, evaluate, train_steps
+from decayprune.app.run.loop import Step, evaluate
 from decayprune.app.run.surroundings import commit, machine, versions
 from decayprune.app.study.controls import cut_to
-from decayprune.app.study.dense import dense, fresh, from_scratch, rate, steps_of, train
+from decayprune.app.study.dense import dense, fresh, from_scratch, steps_of, train
 from decayprune.app.study.plan import build
 from decayprune.app.study.trial import Trial
 from decayprune.cost import CostModel
@@ -121,17 +121,7 @@ class Job:
         trial = self.trial
         pruning = build(trial.with_(budget=self._budget()), model, example, steps)
         report, kept = None, []
-        made = train_steps(
-            model,
-            pruning.optimizer,
-            self.data.train,
-            start=0,
-            stop=steps,
-            lr=rate(trial.training, steps),
-            seed=trial.seed,
-            bf16=trial.bf16,
-            pruner=pruning,
-        )
+        made = train(model, trial, self.data, trial.training, steps, pruning=pruning)
         for step in made:
             if report is None and pruning.host.finished:
                 kept = _kept(pruning.host)
