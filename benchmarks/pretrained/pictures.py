@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from plan import DECISIVE, STEPS
+from plan import STEPS
 from scipy import stats
 
 Run = dict[str, Any]
@@ -32,17 +32,14 @@ _DEEP = 15
 
 
 def overview(runs: Sequence[Run], folder: Path) -> None:
-    """What a person gets, arm by arm: accuracy at a quarter of the MACs after the long recovery.
+    """What a person gets, arm by arm: accuracy in the column that decides.
 
     Args:
-        runs: Finished ones.
+        runs: Those of that column, on equal seeds.
         folder: Where ``trained.svg`` goes.
     """
-    cell = [r for r in runs if (r["trial"]["budget"], r["trial"]["steps"]) == (0.25, STEPS[-1])]
-    of = {arm: {r["trial"]["seed"] for r in cell if r["trial"]["arm"] == arm} for arm in DECISIVE}
-    cell = [run for run in cell if run["trial"]["seed"] in set.intersection(*of.values())]
     scores = {
-        arm: [100 * run["accuracy"] for run in cell if run["trial"]["arm"] == arm] for arm in LOOK
+        arm: [100 * run["accuracy"] for run in runs if run["trial"]["arm"] == arm] for arm in LOOK
     }
     order = sorted(
         (arm for arm, found in scores.items() if found), key=lambda a: statistics.fmean(scores[a])
@@ -57,7 +54,7 @@ def overview(runs: Sequence[Run], folder: Path) -> None:
         panel.annotate(f"{middle:.1f}", (middle, line), (0, 7), textcoords="offset points")
     panel.set_yticks(range(len(order)), [LOOK[arm][0] for arm in order])
     panel.set_ylim(-0.5, len(order) - 0.3)
-    dense = statistics.fmean(100 * run["dense_accuracy"] for run in cell)
+    dense = statistics.fmean(100 * run["dense_accuracy"] for run in runs)
     panel.axvline(dense, color="#212529", linewidth=0.8, linestyle=":")
     panel.set_xlabel("test accuracy (%); dots: seeds; dotted line: the dense network before")
     _saved(figure, "trained.svg", folder)

@@ -10,6 +10,7 @@ the README's table. Runs of changed code are left out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -153,12 +154,19 @@ def endpoints(scores: Scores) -> list[str]:
     return lines
 
 
-def summary(scores: Scores) -> dict[str, Any]:
+def decided(scores: Scores) -> dict[str, list[Run]]:
     """The column that decides, on the seeds that all arms that run first have finished."""
-    rows = {}
     done = set.intersection(*(set(scores.accuracies(DECIDING, arm)) for arm in DECISIVE))
-    for arm in ARMS:
-        runs = [run for run in scores.runs(DECIDING, arm) if run["trial"]["seed"] in done]
+    return {
+        arm: [run for run in scores.runs(DECIDING, arm) if run["trial"]["seed"] in done]
+        for arm in ARMS
+    }
+
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """The column that decides, an entry per arm."""
+    rows = {}
+    for arm, runs in decided(scores).items():
         if not runs:
             continue
         over = scores.gain(DECIDING, arm, "abrupt") if arm != "abrupt" else None
@@ -198,7 +206,7 @@ def main() -> None:
     lines += [f"![{title}]({name})" for title, name in draw(runs, given.out)]
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "tables.md").write_text("\n".join(lines) + "\n")
-    overview(runs, HERE.parents[1] / "docs" / "images")
+    overview(list(itertools.chain(*decided(scores).values())), HERE.parents[1] / "docs" / "images")
     for_docs = HERE.parent / "results" / "pretrained.json"
     for_docs.write_text(json.dumps(summary(scores), indent=1) + "\n")
     print(given.out / "tables.md", for_docs, sep="\n")
