@@ -38,8 +38,7 @@ def export(
         settings = Settings.from_dict(RunFolder(folder).settings())
         torch.set_num_threads(threads or settings.threads or 1)
         source = subject.read_data(settings)
-        dense, compact = (subject.fresh_model(settings, source) for _ in range(2))
-        dp.load(folder, compact)
+        dense, compact = subject.before_and_after(settings, source, folder)
         batch = subject.example(settings, source, batch_size)
         with Console(stderr=True).status("exporting"):
             found = dp.export(

@@ -290,7 +290,7 @@ class Settings:
         """
         names = {field.name for field in fields(cls)}
         odd = set(found) ^ names
-        for later in (_SINCE_0_3, _CALIBRATED):
+        for later in _LATER:
             if found.keys().isdisjoint(later):
                 odd -= later
         if odd:
@@ -346,14 +346,16 @@ class Settings:
         return Schedule(stop=stop, rounds=rounds, decay_steps=decay if smooth else 1)
 
 
-_SINCE_0_3 = frozenset(
-    [
-        *("weights", "image_size", "loss", "metric", "teacher", "latency_budget", "optimizer"),
-        *("scope", "round_to", "floor", "ignored_layers"),
-    ]
+_LATER = (
+    frozenset(
+        [
+            *("weights", "image_size", "loss", "metric", "teacher", "latency_budget", "optimizer"),
+            *("scope", "round_to", "floor", "ignored_layers"),
+        ]
+    ),
+    frozenset(["calibrate", "target", "residual_width"]),
 )
-_CALIBRATED = frozenset(["calibrate", "target", "residual_width"])
-"""Fields that the folder of an older run does not have."""
+"""Fields that the folder of an older run does not have, by the release that brought them."""
 
 _CALIBRATION = 16
 """Batches; moments of a few hundred samples are enough."""

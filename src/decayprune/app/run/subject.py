@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import decayprune as dp
 from decayprune.app.run import data as datasets
 from decayprune.app.run import models, own
 from decayprune.app.run.batches import seed_all, to_device
@@ -48,6 +49,20 @@ def fresh_model(settings: Settings, data: datasets.Data) -> nn.Module:
     if settings.weights is not None:
         load_weights(model, Path(settings.weights).expanduser())
     return model.to(torch.device(settings.device or "cpu"))
+
+
+def before_and_after(
+    settings: Settings, data: datasets.Data, folder: Path
+) -> tuple[nn.Module, nn.Module]:
+    """The dense model of a finished run, and the compact one that its folder holds.
+
+    Args:
+        settings: Of the run.
+        data: As :func:`read_data` gives it.
+        folder: What the run wrote.
+    """
+    dense, compact = (fresh_model(settings, data) for _ in range(2))
+    return dense, dp.load(folder, compact)
 
 
 def _built(settings: Settings, data: datasets.Data) -> nn.Module:
