@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +19,16 @@ INPUTS = torch.zeros(2, 8)
 class Block(nn.Module):
     """A branch before whose end its forward() computes by itself."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(
+        self, width: int, inner: int | None = None, act: Callable[[Tensor], Tensor] = F.gelu
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        inner = 2 * width if inner is None else inner
+        self.norm, self.act = nn.LayerNorm(width), act
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.gelu(self.up(self.norm(x))))
+        return x + self.down(self.act(self.up(self.norm(x))))
 
 
 class Stack(nn.Module):

@@ -10,21 +10,14 @@ from torch import Tensor, nn
 
 import decayprune as dp
 from loops import pruner_for
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(self.up(self.norm(x)).relu())
+from residual_nets import Block
 
 
 def left_of_the_stream(macs: float, **options: Any) -> int:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), Block(8), Block(8), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Linear(6, 8), Block(8, 32, torch.relu), Block(8, 32, torch.relu), nn.Linear(8, 3)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     inputs, schedule = torch.randn(4, 6), dp.Schedule(stop=4, decay_steps=4)
     pruner = pruner_for(
@@ -72,7 +65,10 @@ class Placed(nn.Module):
         self.places = nn.Embedding(5, 8) if looked_up else nn.ParameterList([torch.randn(5, 8)])
         self.places.requires_grad_(False)
         self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.blocks, self.norm = nn.Sequential(Block(8), Block(8)), nn.LayerNorm(8)
+        self.blocks, self.norm = (
+            nn.Sequential(Block(8, 32, torch.relu), Block(8, 32, torch.relu)),
+            nn.LayerNorm(8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         looked_up = isinstance(self.places, nn.Embedding)

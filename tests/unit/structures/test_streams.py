@@ -8,21 +8,14 @@ from torch import Tensor, nn
 from decayprune.structures import trace
 from decayprune.structures.streams import residual_streams
 from loops import INPUTS, net
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(self.up(self.norm(x)).relu())
+from residual_nets import Block
 
 
 def mixer(blocks: int) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), *(Block(8) for _ in range(blocks)), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Linear(6, 8), *(Block(8, act=torch.relu) for _ in range(blocks)), nn.Linear(8, 3)
+    )
 
 
 def streams(model: nn.Module, inputs: Tensor) -> list[str]:
