@@ -164,7 +164,8 @@ def _read_structure(path: Path) -> dict[str, Any]:
 def _read_weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
     try:
         check_regular(path)
-        with safe_open(path, framework="pt") as file:
+        # Old safetensors make tensors on the default device, which may be "meta".
+        with torch.device("cpu"), safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise _unreadable(path, error) from None
