@@ -154,8 +154,7 @@ def by_taylor(*, ridge: bool, **options: Any) -> Arm:
 def averaged_taylor(model: Classifier, batches: Iterable[Batch]) -> Importance:
     """Root of the mean square, over batches, of ``<g, w>`` of a structure's columns, as of now.
 
-    Its columns scale what it adds to its consumers whatever the activation; under GELU its rows,
-    which the library's ``"taylor"`` reads, do not.
+    The library's ``"taylor"``, which reads the gradients of a training step, over batches.
     """
     structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
     columns, size = labelled(structures, ("column",)), structures.num_structures

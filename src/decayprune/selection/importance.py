@@ -44,17 +44,27 @@ def reading_gradients(importance: Importance) -> Importance:
 
 @reading_gradients
 def taylor(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
-    """First-order change of the loss when a structure is scaled away: ``|<g, w>|`` of its carriers.
+    """First-order change of the loss when a structure is scaled away: ``|<g, w>|`` of its columns.
 
-    Only the carriers count, because every other slice scales the same function again.
+    What its consumers read is linear in their columns whatever lies before them. Rows scale the
+    function only as long as the activation does (ReLU, not GELU), and are read where no column is.
 
-    Source: Molchanov et al., arXiv 1906.10771, eq. 8, on groups.
+    Source: Molchanov et al., arXiv 1906.10771, eq. 8, on groups; columns instead of rows are ours.
 
     Raises:
         ValueError: No parameter has a gradient.
     """
-    carriers = labelled(structures, carriers=True)
-    grads = {c.name: parameters[c.name].grad for c in carriers}
+    size = structures.num_structures
+    columns, carriers = labelled(structures, ["column"]), labelled(structures, carriers=True)
+    read = torch.zeros(size + 1, dtype=torch.bool, device="cpu")  # and a place for "none"
+    for item in columns:
+        read[item.structure] = True
+    bare = [
+        item._replace(structure=item.structure.where(~read[item.structure], -1))
+        for item in carriers
+    ]
+    items = [*columns, *(item for item in bare if bool((item.structure >= 0).any()))]
+    grads = {item.name: parameters[item.name].grad for item in items}
     if all(grad is None for grad in grads.values()):
         raise ValueError(
             "importance='taylor' reads gradients, and no parameter has any. Call pruner.step() "
@@ -64,7 +74,7 @@ def taylor(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor
         name: torch.zeros_like(parameters[name]) if grad is None else grad
         for name, grad in grads.items()
     }
-    return sum_products(carriers, structures.num_structures, parameters, filled).abs()
+    return sum_products(items, size, parameters, filled).abs()
 
 
 def bn_scale(structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:

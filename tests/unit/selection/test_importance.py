@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -53,12 +54,55 @@ class TestAgainstLoops:
 
     def test_taylor(self, case: str) -> None:
         structures, parameters = traced(case)
-        grads = {name: p.grad for name, p in parameters.items()}
-        expected = [
-            abs(slow.inner(structures, s, parameters, grads, carriers=True))
-            for s in range(structures.num_structures)
-        ]
+        expected = []
+        for structure in range(structures.num_structures):
+            terms = [
+                (parameters[item.name].detach() * parameters[item.name].grad)
+                .select(item.dim, index)
+                .sum()
+                for item in structures.slices
+                if item.role == "column"
+                for index in (item.structure == structure).nonzero().flatten().tolist()
+            ]
+            assert terms, "every width of these has a consumer"
+            expected.append(abs(float(sum(terms))))
         assert taylor(structures, parameters).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU()])
+def test_taylor_is_the_derivative_by_a_gate_on_the_channel(activation: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)).double()
+    inputs = torch.randn(5, 6, dtype=torch.float64)
+    gate = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    loss = model[2](activation(model[0](inputs)) * gate).square().sum()
+    loss.backward()
+    structures, parameters = trace(model, inputs), dict(model.named_parameters())
+    torch.testing.assert_close(taylor(structures, parameters), gate.grad.abs())
+    rows = [
+        abs(
+            slow.inner(
+                structures, s, parameters, {n: p.grad for n, p in parameters.items()}, carriers=True
+            )
+        )
+        for s in range(8)
+    ]
+    assert (gate.grad.abs().tolist() == pytest.approx(rows)) == isinstance(activation, nn.ReLU)
+
+
+def test_taylor_reads_rows_where_nothing_reads_a_column() -> None:
+    model = net()
+    structures, parameters = trace(model, torch.zeros(1, 3, 8, 8)), dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.grad = torch.randn_like(parameter)
+    blind = dataclasses.replace(
+        structures, slices=tuple(s for s in structures.slices if s.role != "column")
+    )
+    grads = {name: p.grad for name, p in parameters.items()}
+    expected = [
+        abs(slow.inner(structures, s, parameters, grads, carriers=True))
+        for s in range(structures.num_structures)
+    ]
+    assert taylor(blind, parameters).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_bn_scale_is_the_sum_of_gammas() -> None:
@@ -89,11 +133,14 @@ def test_taylor_needs_gradients() -> None:
     structures = trace(model, torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"reads gradients, and no parameter has any\. Call"):
         taylor(structures, dict(model.named_parameters()))
-    model.c.bias.grad = torch.ones(8)  # the others count as zero
+    reader = next(s for s in structures.slices if s.role == "column")  # the others count as zero
+    parameter = model.get_parameter(reader.name)
+    parameter.grad = torch.ones_like(parameter)
     scores = taylor(structures, dict(model.named_parameters()))
-    group = next(g for g in structures.groups if g.layer == "c")
-    torch.testing.assert_close(scores[group.start : group.stop], model.c.bias.detach().abs())
-    assert int((scores != 0).sum()) == 8
+    other = [d for d in range(parameter.dim()) if d != reader.dim]
+    expected = torch.zeros(structures.num_structures)
+    expected[reader.structure] = parameter.detach().sum(other).abs()
+    torch.testing.assert_close(scores, expected)
 
 
 def permuted(model: Net, order: Tensor) -> Net:
