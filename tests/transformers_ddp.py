@@ -29,8 +29,9 @@ def main(folder: Path) -> None:
     words = torch.randint(3, 50, (96, 8))
     arguments = transformers.TrainingArguments(
         str(folder),
-        max_steps=16,
-        per_device_train_batch_size=4,
+        max_steps=24,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
@@ -45,16 +46,16 @@ def main(folder: Path) -> None:
         callbacks=[prune],
     )
     trainer.train()
-    wrapper = type(trainer.model_wrapped).__name__
-    waits = prune.report is None and prune.pruner is not None and prune.pruner.finished
+    assert prune.pruner is not None
     report = prune.compact(trainer)
     trainer.save_model(str(folder / "saved"))
     trainer.accelerator.wait_for_everyone()
     again = type(model).from_pretrained(folder / "saved")
     words = words[:4]
     said = {
-        "wrapper": wrapper,
-        "waits": waits,
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "cut_at": prune.pruner.steps,
+        "steps": trainer.state.global_step,
         "dense": dense,
         "left": model.num_parameters(),
         "params_after": report.params_after,

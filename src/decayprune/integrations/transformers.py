@@ -29,9 +29,8 @@ from decayprune.cost import Budget
 from decayprune.integrations.arguments import fitting, moved, two_examples
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
-from decayprune.structures import wrappers
 from decayprune.structures.example import ExampleInputs
-from decayprune.structures.ranks import several
+from decayprune.structures.wrappers import set_aside
 from decayprune.surgery.compact import CompactionReport
 
 _METHOD = "decayprune"
@@ -175,7 +174,6 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
         self.pruner: DecayPruner | None = None
         self.report: CompactionReport | None = None
         self._cut_before: dict[str, Any] | None = None
-        self._wrapped = False
 
     # ---------------------------------------------------------------- events of the Trainer
 
@@ -219,7 +217,6 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
             schedule=fitting(self._schedule, state.max_steps),
             **self._options,
         )
-        self._wrapped = wrappers.is_wrapped(model)
         if saved.get("pruner"):
             self.pruner.load_state_dict(_decoded(saved["pruner"]))
 
@@ -229,23 +226,13 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
             self.pruner.step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Cut as soon as all is done, unless the model is wrapped."""
-        parallel = several()
-        if (
-            self.report is None
-            and self.pruner is not None
-            and self.pruner.finished
-            and not parallel
-        ):
+        """Cut as soon as all is done."""
+        if self.report is None and self.pruner is not None and self.pruner.finished:
             self._cut(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say what is left to do."""
-        if self.report is not None or self.pruner is None:
-            return
-        if self.pruner.finished:
-            _log.warning("The pruned model is still wrapped: call callback.compact(trainer).")
-        else:
+        """Say so if pruning has not ended."""
+        if self.pruner is not None and self.report is None:
             _log.warning(
                 "Training ended at step %d before pruning did; nothing was cut. Resume the "
                 "training, or train for longer.",
@@ -263,19 +250,16 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
     # ---------------------------------------------------------------- the cut, and what is saved
 
     def compact(self, trainer: Any) -> CompactionReport:
-        """Cut after a data-parallel ``train()``, on every rank; before, the wrapper is alive.
+        """The report of the cut, which is made while training, in each of several processes.
 
         Args:
-            trainer: Its wrapper around the model is let go.
+            trainer: Of this callback.
 
         Raises:
             RuntimeError: Training has not begun, or pruning has not finished.
         """
         if self.pruner is None:
             raise RuntimeError("compact() before training has begun: call trainer.train() first.")
-        trainer.model_wrapped = trainer.model
-        trainer.accelerator.free_memory()
-        trainer.callback_handler.model = trainer.model
         if self.report is None:
             self._cut(trainer.state)
         assert self.report is not None
@@ -283,7 +267,8 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
 
     def _cut(self, state: Any) -> None:
         assert self.pruner is not None
-        self.report = self.pruner.compact()
+        with set_aside(self.pruner.model):  # the Trainer's loop holds the wrapper
+            self.report = self.pruner.compact()
         if isinstance(self.pruner.model, PreTrainedModel):
             mark(self.pruner.model)
         # A dense model, however good, is not what is being looked for.

@@ -8,6 +8,8 @@ building a pruner and the moment of cutting ask here first.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -78,6 +80,38 @@ def check_unwrapped(model: nn.Module) -> None:
             "    del parallel; pruner.compact()\n"
             "    parallel = DistributedDataParallel(model)"
         )
+
+
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """Shapes may change inside: a DistributedDataParallel lets its model go, and is made for them.
+
+    For loops that hold a wrapper where nobody can replace it. It stays the same object, with its
+    settings and communication hooks; torch makes its reducer anew as it does for an unpickled one.
+    To be entered by all ranks, between a step of the optimizer and the next backward pass.
+
+    Args:
+        model: The bare module; nothing happens if it is not wrapped.
+
+    Raises:
+        RuntimeError: The wrapper has a process group of its own, which torch cannot make anew.
+    """
+    if not is_wrapped(model):
+        yield
+        return
+    wrapper = wrapper_of(model)
+    assert wrapper is not None
+    state = wrapper.__getstate__()  # type: ignore[no-untyped-call]
+    module, hooks = wrapper.module, list(wrapper._comm_hooks)
+    del wrapper.module, wrapper.reducer, wrapper.logger  # the last two hang hooks on parameters
+    try:
+        yield
+    finally:
+        wrapper.module = module
+        wrapper.__setstate__(state)  # type: ignore[no-untyped-call]
+        wrapper._comm_hooks.clear()
+        for hook, its in hooks:
+            wrapper.register_comm_hook(its, hook)
 
 
 def is_wrapped(model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 
@@ -14,7 +15,7 @@ from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import decayprune as dp
-from decayprune.structures.wrappers import check_bare, check_unwrapped
+from decayprune.structures.wrappers import check_bare, check_unwrapped, set_aside
 from loops import OPTIMIZERS, net, pruner_for, train
 
 
@@ -86,6 +87,55 @@ def test_a_living_wrapper_is_refused_at_the_cut_and_a_deleted_one_is_not() -> No
     exec("\n".join(lines), names)
     assert pruner.compact().removed
     train(names["parallel"], optimizer, 2, first=22)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_wrapper_that_is_set_aside_goes_on_with_the_shapes_of_then() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    pruner = pruner_for(model, optimizer)
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    buckets: list[int] = []
+
+    def note(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        buckets.append(bucket.buffer().numel())
+        found: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        found.set_result(bucket.buffer())
+        return found
+
+    note.__annotations__.clear()  # torch compares them with types, and these are strings
+    parallel.register_comm_hook(None, note)
+    train(parallel, optimizer, 22, pruner)
+    with set_aside(model):
+        pruner.compact()
+    bare = copy.deepcopy(model)
+    train(bare, OPTIMIZERS["SGD"](bare.parameters()), 2, first=22)
+    optimizer.state.clear()  # that of the copy is new
+    buckets.clear()
+    train(parallel, optimizer, 2, first=22)
+    for one, other in zip(bare.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert sum(buckets) == 2 * sum(p.numel() for p in model.parameters())
+    assert parallel.module is model
+    assert parallel.find_unused_parameters
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_wrapper_that_is_set_aside_comes_back_after_an_error() -> None:
+    model = net()
+    parallel = DistributedDataParallel(model)
+
+    def fail() -> None:
+        check_unwrapped(model)
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), set_aside(model):
+        fail()
+    with pytest.raises(RuntimeError, match="still wraps"):
+        check_unwrapped(model)
+    train(parallel, OPTIMIZERS["SGD"](model.parameters()), 2)
+    with set_aside(net()):
+        pass  # not wrapped
 
 
 @pytest.mark.usefixtures("alone")
