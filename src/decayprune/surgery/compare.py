@@ -31,12 +31,14 @@ class Remembered:
         training: Whether it ran in training mode.
         exact: Whether a second run gives the same numbers; else only whether it runs is compared.
         order: The choices of order that it made.
+        may_draw: Where a later run draws random numbers, only whether it runs is compared.
     """
 
     values: list[Tensor]
     training: bool = False
     exact: bool = True
     order: Order = field(default_factory=Order)
+    may_draw: bool = False
 
     @property
     def finite(self) -> int:
@@ -151,8 +153,8 @@ def compare(
     training = before.training
     try:
         with before.order.kept():
-            after = outputs(model, example_inputs, training=training)
-        if not before.exact:
+            after, drew = outputs_and_draws(model, example_inputs, training=training)
+        if not before.exact or (drew and before.may_draw):
             return Comparison(0.0, 0.0, limit, training=training)
         found = difference(before.values, after)
     except torch.OutOfMemoryError:

@@ -29,15 +29,19 @@ def kept_indices(structures: StructureMap, gone: Tensor) -> dict[tuple[str, int]
         structures: Of the model before the cut.
         gone: Which of them leave, bool, shape ``(S,)``.
     """
-    stays = _stays(gone)
-    kept = {}
-    for item in structures.slices:
-        if item.role == "gate":
-            continue
-        keep = stays[item.structure]
-        if not bool(keep.all()):
-            kept[item.name, item.dim] = keep.nonzero().flatten()
-    return kept
+    slices = [item for item in structures.slices if item.role != "gate"]
+    kept = zip(slices, _kept(gone, [item.structure for item in slices]), strict=True)
+    return {(s.name, s.dim): index for s, index in kept if index.numel() < s.structure.numel()}
+
+
+def _kept(gone: Tensor, widths: Sequence[Tensor]) -> list[Tensor]:
+    """Indices that stay of each width."""
+    stays = torch.cat([~gone.cpu(), gone.new_ones(1, device="cpu")])  # label -1: stays
+    found: dict[int, Tensor] = {}  # a map holds equal widths once
+    for width in widths:
+        if id(width) not in found:
+            found[id(width)] = stays[width].nonzero().flatten()
+    return [found[id(width)] for width in widths]
 
 
 def cut(
@@ -64,8 +68,9 @@ def cut(
     cuts_of: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, dim), index in kept_indices(structures, gone).items():
         cuts_of.setdefault(name, []).append((dim, index))
-    stays = _stays(gone)
-    loses = {m for m, _, labels, _ in structures.attributes if not stays[labels].all()}
+    left = [index.numel() for index in _kept(gone, [a[2] for a in structures.attributes])]
+    attributes = list(zip(structures.attributes, left, strict=True))
+    loses = {module for (module, _, width, _), stay in attributes if stay < width.numel()}
     encoders = (m for m in modules.values() if isinstance(m, nn.TransformerEncoder))
     undo.keep(*(modules[module] for module in loses), *encoders)  # what become_all may change
     become_all(model, [modules[module] for module in loses])
@@ -75,9 +80,9 @@ def cut(
         if leaf in modules[home]._non_persistent_buffers_set:
             undo.keep(modules[home])
             note_kept(modules[home], leaf, {dim: index.tolist() for dim, index in cuts})
-    for module, attribute, labels, divisor in structures.attributes:
+    for (module, attribute, _, divisor), stay in attributes:
         if module in loses:
-            _set(undo, modules[module], attribute, int(stays[labels].sum()) // divisor)
+            _set(undo, modules[module], attribute, stay // divisor)
     laid_out(modules[module] for module in loses)
     for branch in structures.branches:
         if bool(gone[branch.structure]):
@@ -140,12 +145,6 @@ def note_kept(module: nn.Module, buffer: str, cuts: Mapping[int, list[int]]) -> 
         for dim, index in cuts.items()
     }
     vars(module)[_KEPT] = {**noted, buffer: {**before, **now}}
-
-
-def _stays(gone: Tensor) -> Tensor:
-    return torch.cat(
-        [~gone.cpu(), torch.ones(1, dtype=torch.bool, device="cpu")]
-    )  # label -1: stays
 
 
 def _cut_tensor(

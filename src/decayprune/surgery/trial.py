@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +27,13 @@ from decayprune.surgery.compare import (
     nothing_to_compare,
     remember,
     remember_training,
+    tolerance_for,
 )
 from decayprune.surgery.cut import cut
 from decayprune.surgery.revealing import reveal_
 from decayprune.surgery.undo import Undo
 
-_FEW = 16  # structures of a group cut on trial at most
+_UNEVEN = 16  # numbers of structures, at most, between which chance decides for a group
 _ENOUGH = 32  # pixels along the shorter side of an image that trial cuts are made on
 _FAILS = "forward() fails"
 
@@ -63,6 +66,8 @@ def refuse_uncuttable(
     members.sort(key=lambda member: _kind(structures, member))
     one, other = _drawn(structures)
     bench = _Bench(model, structures, one | other, example_inputs, roles)
+    if bench.hold(one, other):
+        return structures
     failed = dict(_search(structures, members, lambda m: bench.reason(m, one)))
     left = [member for member in members if member not in failed]
     if left:
@@ -147,7 +152,22 @@ class _Bench:
         self._inputs, self._before = _fewer_pixels(self._copy, example_inputs)
         if why := nothing_to_compare(self._before):
             raise ValueError(why)
-        self._training = remember_training(self._copy, self._inputs)
+
+    @cached_property
+    def _training(self) -> Remembered | None:
+        return remember_training(self._copy, self._inputs)
+
+    def hold(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two cuts of zeroed structures can be made, in the fewest passes that tell.
+
+        Most models return in training mode what they return in evaluation mode, or draw random
+        numbers: for them no pass of the uncut model in training mode is needed.
+        """
+        alike = replace(self._before, training=True, may_draw=True)
+        found = self._attempt(one, [alike], tolerance_for(alike.values))
+        # A model that draws has only been seen to run.
+        left = [other] if found.compared else [one, other]
+        return found.same and all(self._attempt(gone, [self._before]).same for gone in left)
 
     def reason(self, members: Sequence[int], gone: Tensor, training: bool = True) -> str | None:
         """Why some zeroed structures of these groups cannot be cut together, or None."""
@@ -156,7 +176,7 @@ class _Bench:
         whole = not branches.isdisjoint(chosen.nonzero().flatten().tolist())
         what = "residual branch" if whole else "channel"
         before = [self._before, *([self._training] if training and self._training else [])]
-        found = attempt(self._copy, self._structures, chosen, self._inputs, before)
+        found = self._attempt(chosen, before)
         where = " in training mode" if found.training else ""
         if found.crash:
             return f"{_FAILS}{where} once a {what} is removed ({found.crash})"
@@ -164,28 +184,31 @@ class _Bench:
             return f"removing a zeroed {what} changes the model's output{where}"
         return None
 
+    def _attempt(
+        self, gone: Tensor, before: Sequence[Remembered], tolerance: float | None = None
+    ) -> Comparison:
+        return attempt(self._copy, self._structures, gone, self._inputs, before, tolerance)
+
 
 def _drawn(structures: StructureMap) -> tuple[Tensor, Tensor]:
-    """Two cuts that chance has drawn, without a structure in common, bool, shape ``(S,)``.
+    """Two cuts that chance has drawn, bool, shape ``(S,)``.
 
-    Uneven from group to group: equal numbers would keep widths equal that have to stay equal. One
-    takes from the front where the other takes from the back, by turns: what is left of a weight is
-    one stretch of it, of which a trial needs no copy.
+    Uneven from group to group: equal numbers would keep widths equal that have to stay equal. About
+    half of each group leaves, so that what is cut is small and soon run, and from one end of it:
+    what is left of a weight is one stretch, which is many times faster to take.
     """
     generator = torch.Generator().manual_seed(0)
 
     def number(most: int) -> int:
-        return (
-            int(torch.randint(most, (), generator=generator, device="cpu")) + 1 if most > 0 else 0
-        )
+        return int(torch.randint(most, (), generator=generator, device="cpu"))
 
     masks = torch.zeros(2, structures.num_structures, dtype=torch.bool, device="cpu")
-    for turn, group in enumerate(structures.groups):
-        first = number(min(_FEW, group.size // 2))
-        second = number(min(_FEW, group.size - 1 - first))
-        front, back = (first, second) if turn % 2 else (second, first)
-        masks[(turn + 1) % 2, group.start : group.start + front] = True
-        masks[turn % 2, group.stop - back : group.stop] = True
+    for group in structures.groups:
+        half, at_front = group.size // 2, number(2)
+        for mask in masks if half else ():
+            some = half - number(min(_UNEVEN, half))
+            start = group.start if at_front else group.stop - some
+            mask[start : start + some] = True
     return masks[0], masks[1]
 
 
