@@ -72,6 +72,11 @@ def test_models_of_torchvision_have_as_many_outputs_as_the_data_has_classes() ->
 def test_models_of_timm() -> None:
     pytest.importorskip("timm", reason="timm is not installed")
     assert subject.named("timm:resnet10t", 7).get_classifier().out_features == 7
+    words = "img_size=32&depth=1&embed_dim=24&num_heads=2&num_classes=4"
+    model = subject.named(f"timm:vit_tiny_patch16_224?{words}", 7)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 4)
+    with pytest.raises(ValueError, match=r"--model timm:resnet10t\?odd=1 raised TypeError"):
+        subject.named("timm:resnet10t?odd=1")
     with pytest.raises(ValueError, match=r"no model 'resnet10q'. Did you mean .*resnet10t"):
         subject.named("timm:resnet10q")
 
