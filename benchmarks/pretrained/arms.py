@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,17 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from handover import HandOver
-from loop import Batch, inputs
-from minilm import KEEPS_RESIDUAL, Classifier, dense, example, fresh
+from loop import Batch, Data
 from plan import DENSE_STEPS, Trial
-from rivals import dropped, torch_pruned
+from task import Task, dense
 from torch import nn
-from wordnet import Glosses
 
 import decayprune as dp
 from decayprune.app.study.controls import RandomRelease
 from decayprune.compensation.calibration import Calibration, calibrate
 from decayprune.selection.importance import Importance
+from decayprune.structures import StructureMap
 from decayprune.structures.sums import labelled, sum_products
 
 CALIBRATION = 15  # batches, without their labels
@@ -32,20 +30,21 @@ CALIBRATION = 15  # batches, without their labels
 class Start:
     """What every arm of a seed begins with."""
 
+    task: Task
     trial: Trial
-    data: dict[str, Glosses]
+    data: Data
 
     @cached_property
-    def dense(self) -> Classifier:
+    def dense(self) -> Any:
         """The fine-tuned dense network, to be pruned in place."""
-        return dense(self.trial.seed, self.data)
+        return dense(self.task, self.trial.seed, self.data)
 
-    def teacher(self) -> Classifier:
+    def teacher(self) -> Any:
         """Another copy of it, for its answers."""
-        return dense(self.trial.seed, self.data).eval().requires_grad_(False)
+        return dense(self.task, self.trial.seed, self.data).eval().requires_grad_(False)
 
     def calibration(self) -> Iterator[Batch]:
-        """Training glosses in an order of their own; their labels are not read."""
+        """Training examples in an order of their own; their labels are not read."""
         return itertools.islice(self.data["train"].forever(30_000 + self.trial.seed), CALIBRATION)
 
 
@@ -60,7 +59,7 @@ class Subject:
         teacher: Whom it learns from.
     """
 
-    model: Classifier
+    model: nn.Module
     steps: int
     pruner_on: Callable[[torch.optim.Optimizer], Any] | None = None
     teacher: nn.Module | None = None
@@ -73,8 +72,8 @@ RECTIFY = dp.Rectify()
 
 
 def prune(
-    model: Classifier,
-    trial: Trial,
+    start: Start,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
     smooth: bool = True,
@@ -84,15 +83,16 @@ def prune(
     **options: Any,
 ) -> dp.DecayPruner:
     """The library's pruner; without ``smooth`` all is cut at the first step."""
+    trial = start.trial
     decay_steps = trial.steps // 10 if smooth else 1
     return dp.DecayPruner(
         model,
         optimizer,
-        example(),
+        start.task.example(),
         budget=dp.Budget(macs=trial.budget, depth=depth),
         schedule=dp.Schedule(stop=decay_steps, decay_steps=decay_steps),
         rectify=rectify if smooth and releases else None,
-        ignored_layers=KEEPS_RESIDUAL,
+        ignored_layers=start.task.ignored,
         **{"round_to": None, **options},
     )
 
@@ -101,8 +101,8 @@ def pruned(**options: Any) -> Arm:
     """The library with some options of :func:`prune`."""
 
     def arm(start: Start) -> Subject:
-        model, trial = start.dense, start.trial
-        return Subject(model, trial.steps, lambda opt: prune(model, trial, opt, **options))
+        model = start.dense
+        return Subject(model, start.trial.steps, lambda opt: prune(start, model, opt, **options))
 
     return arm
 
@@ -111,7 +111,7 @@ def compensated(**options: Any) -> Arm:
     """Ranked by activation variance, and the consumers take over what leaves."""
 
     def arm(start: Start) -> Subject:
-        read = [inputs(batch) for batch in start.calibration()]
+        read = [inputs for inputs, _ in start.calibration()]
         return pruned(calibrate=read, **options)(start)
 
     return arm
@@ -121,47 +121,52 @@ def by_variance(*, hand_over: bool = False, **options: Any) -> Arm:
     """Ranked by activation variance; nothing is taken over, or only along the decay."""
 
     def arm(start: Start) -> Subject:
-        model, trial = start.dense, start.trial
-        read = calibrated(model, start.calibration())
+        model = start.dense
+        read = calibrated(start)
 
         def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
-            pruner = prune(model, trial, optimizer, importance=read.importance, **options)
+            pruner = prune(start, model, optimizer, importance=read.importance, **options)
             return HandOver(pruner, read) if hand_over else pruner
 
-        return Subject(model, trial.steps, pruner_on)
+        return Subject(model, start.trial.steps, pruner_on)
 
     return arm
 
 
-def calibrated(model: Classifier, batches: Iterable[Batch]) -> Calibration:
+def calibrated(start: Start) -> Calibration:
     """What the consumers of a model read, without a pruner."""
-    structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
-    return calibrate(model, structures, map(inputs, batches))
+    return calibrate(start.dense, structures(start), (x for x, _ in start.calibration()))
+
+
+def structures(start: Start) -> StructureMap:
+    """Of the dense network."""
+    return dp.inspect(start.dense, start.task.example(), start.task.ignored).structures
 
 
 def by_taylor(*, ridge: bool, **options: Any) -> Arm:
     """Ranked by what the loss of calibration batches does when a structure is scaled away."""
 
     def arm(start: Start) -> Subject:
-        model, batches = start.dense, list(start.calibration())
-        scores = averaged_taylor(model, batches)
-        read = [inputs(batch) for batch in batches] if ridge else None
+        batches = list(start.calibration())
+        scores = averaged_taylor(start.dense, structures(start), batches)
+        read = [inputs for inputs, _ in batches] if ridge else None
         return pruned(importance=scores, calibrate=read, **options)(start)
 
     return arm
 
 
-def averaged_taylor(model: Classifier, batches: Iterable[Batch]) -> Importance:
+def averaged_taylor(
+    model: nn.Module, structures: StructureMap, batches: Iterable[Batch]
+) -> Importance:
     """Root of the mean square, over batches, of ``<g, w>`` of a structure's columns, as of now.
 
     The library's ``"taylor"``, which reads the gradients of a training step, over batches.
     """
-    structures = dp.inspect(model, example(), KEEPS_RESIDUAL).structures
     columns, size = labelled(structures, ("column",)), structures.num_structures
     weights = {item.name: model.get_parameter(item.name) for item in columns}
     total = torch.zeros(size)
-    for batch in batches:
-        loss = F.cross_entropy(model(**inputs(batch)), batch[2])
+    for inputs, labels in batches:
+        loss = F.cross_entropy(model(**inputs), labels)
         grads = torch.autograd.grad(loss, list(weights.values()))
         total += sum_products(
             columns, size, weights, dict(zip(weights, grads, strict=True))
@@ -185,7 +190,7 @@ def random_release(start: Start) -> Subject:
     model, trial = start.dense, start.trial
 
     def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
-        return prune(model, trial, optimizer, rectify=RandomRelease(seed=trial.seed))
+        return prune(start, model, optimizer, rectify=RandomRelease(seed=trial.seed))
 
     return Subject(model, trial.steps, pruner_on)
 
@@ -194,16 +199,17 @@ def torch_pruning(importance: str) -> Arm:
     """Torch-Pruning by itself, before the first step."""
 
     def arm(start: Start) -> Subject:
-        model = torch_pruned(start.dense, start.trial.budget, importance, list(start.calibration()))
+        budget, batches = start.trial.budget, list(start.calibration())
+        model = start.task.torch_pruned(start.dense, budget, importance, batches)
         return Subject(model, start.trial.steps)
 
     return arm
 
 
 def last_layers(start: Start) -> Subject:
-    """The last layers dropped; at a quarter of the MACs two of six stay, a third of them."""
-    stay = math.ceil(len(start.dense.bert.encoder.layer) * start.trial.budget)
-    return Subject(dropped(start.dense, stay), start.trial.steps)
+    """The last layers dropped."""
+    model = start.task.shallow(start.dense, start.trial.budget)
+    return Subject(model, start.trial.steps)
 
 
 def dense_on(start: Start) -> Subject:
@@ -215,18 +221,18 @@ def scratch(*, total: bool) -> Arm:
     """A network of the shape that pruning finds, all its weights drawn anew.
 
     With ``total`` it is trained for the compute of the dense fine-tuning as well, at its own price
-    per step; the pretraining of MiniLM is counted for nobody.
+    per step; the pretraining is counted for nobody.
     """
 
     def arm(start: Start) -> Subject:
         trial = start.trial
         torch.manual_seed(trial.seed)
-        model = fresh()
+        model = start.task.fresh()
         # Its weights do not depend on widths, so a random part of it is a random small network.
         parameters = torch.optim.SGD(model.parameters(), lr=0.0)
-        pruner = prune(model, trial, parameters, smooth=False, importance="random")
-        ids, mask = example()
-        model(ids, mask).sum().backward()
+        pruner = prune(start, model, parameters, smooth=False, importance="random")
+        inputs, _ = next(start.calibration())
+        model(**inputs).sum().backward()
         parameters.step()
         pruner.step()
         report = pruner.compact()

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
-from wordnet import Glosses
 
 import decayprune as dp
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Inputs = dict[str, Tensor]
+Batch = tuple[Inputs, Tensor]
+"""What a model reads, by the names of its arguments, and the classes."""
+
+
+class Part(Protocol):
+    """One part of the data: ``"train"``, ``"held_out"`` for choices, or ``"test"``."""
+
+    def forever(self, seed: int) -> Iterator[Batch]:
+        """Batches to train on, epoch after epoch, the same for the same seed."""
+
+    def once(self, limit: int | None = None) -> Iterator[Batch]:
+        """All examples, or always the same ``limit`` of them, each once."""
+
+
+Data = Mapping[str, Part]
 
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
@@ -36,11 +50,6 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def inputs(batch: Batch) -> dict[str, Tensor]:
-    """What the model reads of a batch: ids and mask by the names of its arguments."""
-    return {"input_ids": batch[0], "attention_mask": batch[1]}
-
-
 def train(
     model: nn.Module,
     batches: Iterator[Batch],
@@ -56,7 +65,7 @@ def train(
 
     Args:
         model: Trained in place.
-        batches: Ids, mask and classes.
+        batches: To train on.
         steps: Optimizer steps.
         lr: Peak learning rate.
         title: Beside the progress bar.
@@ -78,13 +87,9 @@ def train(
     model.train()
     for step in track(range(steps), title):
         set_rate(optimizer, learning_rate(step, steps, lr))
-        batch = next(batches)
-        logits, labels = model(**inputs(batch)), batch[2]
-        loss = (
-            F.cross_entropy(logits, labels)
-            if taught is None
-            else taught(logits, labels, inputs(batch))
-        )
+        inputs, labels = next(batches)
+        logits = model(**inputs)
+        loss = F.cross_entropy(logits, labels) if taught is None else taught(logits, labels, inputs)
         loss.backward()
         active = pruner is not None and report is None
         if active:
@@ -103,13 +108,13 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, part: Glosses, limit: int | None = None) -> float:
-    """Share of the glosses (always the same ``limit`` of them) whose class is found."""
+def evaluate(model: nn.Module, part: Part, limit: int | None = None) -> float:
+    """Share of a part's examples (always the same ``limit`` of them) whose class is found."""
     training = model.training
     model.eval()
     right = total = 0
-    for ids, mask, labels in part.once(limit):
-        right += int((model(ids, mask).argmax(1) == labels).sum())
+    for inputs, labels in part.once(limit):
+        right += int((model(**inputs).argmax(1) == labels).sum())
         total += len(labels)
     model.train(training)
     return right / total

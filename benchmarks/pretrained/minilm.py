@@ -8,23 +8,21 @@ off, and its embeddings are frozen: with them half of all parameters would be tr
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
 import torch
-from loop import evaluate, train
-from plan import BATCH, DENSE_LR, DENSE_STEPS, MAX_TOKENS
-from safetensors.torch import load_file, save_file
+import torch_pruning as tp
+from loop import Batch, Data
+from rivals import IMPORTANCES, bisected
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-from wordnet import CACHE, Glosses
-
-from decayprune.checkpoint.atomic import write_atomically
+from wordnet import CACHE, MAX_TOKENS, load
 
 CLASSES = 45
-KEEPS_RESIDUAL = ("bert.embeddings.*",)
-"""``ignored_layers`` under which the residual width stays: ``dp.inspect`` lists it as one group
-that the embeddings produce. What is left to prune are the heads and the FFNs of the layers."""
 
 
 class Classifier(nn.Module):
@@ -60,54 +58,111 @@ def folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def fresh() -> Classifier:
-    """The same network with weights drawn anew, all of them to be trained."""
-    config = BertConfig.from_json_file(str(folder() / "config.json"))
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    config._attn_implementation = "sdpa"
-    return Classifier(config)
+class MiniLM:
+    """MiniLM-L6 on WordNet's glosses: a :class:`task.Task`.
+
+    The residual width stays (``dp.inspect`` lists it as one group that the embeddings produce);
+    what is left to prune are the heads and the FFNs of the layers.
+    """
+
+    cache = CACHE
+    dense_lr = 3e-4
+    ignored = ("bert.embeddings.*",)
+
+    def data(self) -> Data:
+        """The glosses."""
+        return load()
+
+    def fresh(self) -> Classifier:
+        """The same network with weights drawn anew, all of them to be trained."""
+        config = BertConfig.from_json_file(str(folder() / "config.json"))
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        config._attn_implementation = "sdpa"
+        return Classifier(config)
+
+    def pretrained(self) -> Classifier:
+        """The pretrained encoder under a fresh head; embeddings frozen."""
+        model = self.fresh()
+        weights = load_file(folder() / "model.safetensors")
+        spare = {"pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids"}
+        model.bert.load_state_dict({k: v for k, v in weights.items() if k not in spare})
+        model.bert.embeddings.requires_grad_(False)
+        return model
+
+    def example(self, number: int = 2) -> tuple[Tensor, Tensor]:
+        """Glosses of full length."""
+        ids = torch.arange(1000, 1000 + number * MAX_TOKENS).view(number, MAX_TOKENS)
+        return ids, torch.ones_like(ids)
+
+    def macs(self, model: Classifier) -> int:
+        """For one gloss of full length, as ``dp.inspect`` counts them."""
+        total = model.head.weight.numel()
+        for layer in model.bert.encoder.layer:
+            linear = [m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear)]
+            pairs = 2 * MAX_TOKENS * layer.attention.self.query.out_features
+            total += MAX_TOKENS * (sum(linear) + pairs)
+        return total
+
+    def widths(self, model: Classifier) -> dict[str, list[int]]:
+        """Of attentions and FFNs."""
+        layers = model.bert.encoder.layer
+        return {
+            "heads": [layer.attention.self.query.out_features for layer in layers],
+            "ffns": [layer.intermediate.dense.out_features for layer in layers],
+        }
+
+    def torch_pruned(
+        self, model: Classifier, budget: float, importance: str, batches: Iterable[Batch]
+    ) -> nn.Module:
+        """Of twelve heads the share of the budget stays, rounded; FFNs make up for the rounding."""
+        heads = model.bert.config.num_attention_heads
+        of_heads = 1 - max(1, round(heads * budget)) / heads
+        return bisected(
+            model,
+            lambda copied, ratio: _cut(copied, self.example(), of_heads, ratio, importance),
+            lambda cut: self.macs(cut) <= budget * self.macs(model),
+            batches if importance == "taylor" else (),
+        )
+
+    def shallow(self, model: Classifier, budget: float) -> Classifier:
+        """Layers stay whole: at a quarter of the MACs two of six, a third of them."""
+        layers = model.bert.encoder.layer
+        stay = math.ceil(len(layers) * budget)
+        model.bert.encoder.layer = layers[:stay]
+        model.bert.config.num_hidden_layers = stay
+        return model
 
 
-def pretrained() -> Classifier:
-    """The pretrained encoder under a fresh head; embeddings frozen."""
-    model = fresh()
-    weights = load_file(folder() / "model.safetensors")
-    spare = {"pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids"}
-    model.bert.load_state_dict({k: v for k, v in weights.items() if k not in spare})
-    model.bert.embeddings.requires_grad_(False)
-    return model
-
-
-def example(glosses: int = 2) -> tuple[Tensor, Tensor]:
-    """Inputs that a pruner counts and checks on, and that latency is measured with."""
-    ids = torch.arange(1000, 1000 + glosses * MAX_TOKENS).view(glosses, MAX_TOKENS)
-    return ids, torch.ones_like(ids)
-
-
-def macs(model: Classifier, tokens: int = MAX_TOKENS) -> int:
-    """Multiply-accumulates for one gloss of full length, as ``dp.inspect`` counts them."""
-    total = model.head.weight.numel()
-    for layer in model.bert.encoder.layer:
-        linear = [m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear)]
-        total += tokens * (sum(linear) + 2 * tokens * layer.attention.self.query.out_features)
-    return total
-
-
-def dense_file(seed: int) -> Path:
-    """Where the dense network of a seed is kept."""
-    return CACHE / f"dense-{BATCH}x{DENSE_STEPS}-{DENSE_LR:g}-s{seed}.safetensors"
-
-
-def dense(seed: int, data: dict[str, Glosses]) -> Classifier:
-    """The fine-tuned dense network of a seed: trained once, then read from the cache."""
-    torch.manual_seed(seed)
-    model = pretrained()
-    file = dense_file(seed)
-    if not file.is_file():
-        batches = data["train"].forever(10_000 + seed)
-        train(model, batches, DENSE_STEPS, DENSE_LR, title=f"dense, seed {seed}")
-        accuracy = evaluate(model, data["held_out"], 2000)
-        print(f"dense, seed {seed}: {accuracy:.2%} of 2,000 held-out glosses", flush=True)
-        write_atomically({file: lambda path: save_file(model.state_dict(), path)})
-    model.load_state_dict(load_file(file))
-    return model
+def _cut(
+    model: Classifier,
+    example: tuple[Tensor, Tensor],
+    of_heads: float,
+    of_ffn: float,
+    importance: str,
+) -> None:
+    """Remove a share of the heads and a share of the FFN channels, the same in every layer."""
+    heads: dict[nn.Module, int] = {}
+    kept: list[nn.Module] = [model.head, model.bert.embeddings]
+    layers = list(model.bert.encoder.layer)
+    for layer in layers:
+        attention = layer.attention.self
+        for part in (attention.query, attention.key, attention.value):
+            heads[part] = attention.num_attention_heads
+        kept += [layer.attention.output.dense, layer.output.dense]  # the residual width
+    pruner = tp.pruner.BasePruner(
+        model,
+        example,
+        importance=IMPORTANCES[importance](),
+        global_pruning=False,
+        pruning_ratio=of_ffn,
+        head_pruning_ratio=of_heads,
+        num_heads=heads,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        ignored_layers=kept,
+    )
+    pruner.step()
+    for layer in layers:
+        attention = layer.attention.self
+        attention.num_attention_heads = pruner.num_heads[attention.query]
+        attention.all_head_size = attention.query.out_features

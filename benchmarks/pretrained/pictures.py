@@ -60,11 +60,12 @@ def overview(runs: Sequence[Run], folder: Path) -> None:
     _saved(figure, "trained.svg", folder)
 
 
-def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
+def draw(runs: Sequence[Run], of: str, folder: Path) -> list[tuple[str, str]]:
     """Three pictures.
 
     Args:
         runs: Finished ones.
+        of: The task.
         folder: Where the pictures go.
 
     Returns:
@@ -74,7 +75,7 @@ def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
         ("accuracy against MACs", "MACs left (%)", lambda run: 100 * run["macs"]),
         (
             "accuracy against measured latency",
-            "milliseconds, 8 glosses, one thread",
+            "milliseconds, 8 examples, one thread",
             lambda run: run["milliseconds"][1],
         ),
     ]
@@ -88,7 +89,7 @@ def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
             _lines(panel, mine, where, lambda run: run["trial"]["budget"])
             panel.set_title(f"after {steps:,} steps")
             panel.set_xlabel(label)
-        found.append((title, _finish(figure, panels, title, folder)))
+        found.append((title, _finish(figure, panels, title, of, folder)))
     budgets = sorted({run["trial"]["budget"] for run in runs})
     figure, panels = plt.subplots(
         1, len(budgets), figsize=(10, 5), sharey=True, layout="constrained", squeeze=False
@@ -102,7 +103,7 @@ def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
         panel.set_xticks(STEPS, [f"{steps:,}" for steps in STEPS])
         panel.minorticks_off()
     title = "accuracy against recovery"
-    recovery = (title, _finish(figure, panels[0], title, folder))
+    recovery = (title, _finish(figure, panels[0], title, of, folder))
     return [*found, recovery]
 
 
@@ -134,14 +135,14 @@ def _half(scores: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(scores) / n**0.5
 
 
-def _finish(figure: Any, panels: Sequence[Any], title: str, folder: Path) -> str:
+def _finish(figure: Any, panels: Sequence[Any], title: str, of: str, folder: Path) -> str:
     best = max(panel.dataLim.y1 for panel in panels)
     lowest = min(panel.dataLim.y0 for panel in panels)
     panels[0].set_ylim(max(lowest - 0.5, best - _DEEP), best + 0.5)
     panels[0].set_ylabel("test accuracy (%)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"MiniLM-L6 on WordNet's glosses: {title} (dotted: dense)")
+    figure.suptitle(f"{of}: {title} (dotted: dense)")
     return _saved(figure, title.replace(" ", "-") + ".svg", folder)
 
 

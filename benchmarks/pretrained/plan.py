@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = {"minilm": HERE / "results", "efficientnet": HERE / "results" / "efficientnet"}
+"""Tasks, and the folder of each: of ``runs``, ``tuning`` and ``rates.json``."""
 
-BATCH = 32  # glosses per step
-MAX_TOKENS = 32
+BATCH = 32  # examples per step
 DENSE_STEPS = 800
-DENSE_LR = 3e-4
 
 BUDGETS = (0.25, 0.5)  # shares of the MACs that stay
 STEPS = (300, 1200)  # after the dense fine-tuning, pruning included
@@ -73,39 +72,63 @@ class Trial:
         return f"{self.arm}-{self.budget:g}-{self.steps}-s{self.seed}"
 
 
-def rate(arm: str) -> float | None:
+# The second task: the same arms, but that a network of convolutions has no last layers to drop.
+IMAGES = ("ridge_abrupt", "abrupt", "torch_pruning_taylor", "ridge_sp_sr", "sp_sr")
+IMAGES_TOO = ("dense_on", "torch_pruning", "variance_abrupt", "scratch_total")
+IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
+    "ridge_sp_sr": "ridge_abrupt",
+    "variance_abrupt": "ridge_abrupt",
+    "sp_sr": "abrupt",
+    "torch_pruning": "torch_pruning_taylor",
+    "scratch_total": "scratch_extra",
+}
+
+
+def tuned_as(task: str, arm: str) -> str:
+    """The arm whose learning rate an arm takes; its own if it is tuned."""
+    others = TUNED_AS if task == "minilm" else IMAGES_TUNED_AS
+    return others.get(arm, arm)
+
+
+def rate(task: str, arm: str) -> float | None:
     """The tuned learning rate of an arm; None as long as it is not tuned."""
-    if arm == "dense_on":  # goes on as it was fine-tuned
-        return DENSE_LR
-    file = RESULTS / "rates.json"
+    file = RESULTS[task] / "rates.json"
     rates = json.loads(file.read_text()) if file.is_file() else {}
-    return rates.get(TUNED_AS.get(arm, arm))
+    return rates.get(tuned_as(task, arm))
 
 
-def queue() -> list[tuple[str, int, int, float]]:
-    """Arm, seed, steps and budget of every run, the important first.
+Run = tuple[str, int, int, float]
+"""Arm, seed, steps and budget."""
+
+
+def queue(task: str) -> list[Run]:
+    """Every run, the important first.
 
     Four seeds get everything before the next four begin, and among them each part is complete for
     one seed before the next one: what has run is a comparison on fewer seeds.
     """
     quarter, half = ([(steps, budget) for steps in STEPS] for budget in BUDGETS)
-    parts = [
-        (DECISIVE, quarter[1:]),
-        (("scratch_total", "dense_on"), quarter[1:]),
-        (DECISIVE, quarter[:1]),
-        (PRIMARY, quarter),
-        (DISTILLED, quarter),
-        (CONTROLS, quarter),
-        (PRIMARY + RIVALS + ("dense_on",), half),
-        (("scratch_total_distil",), quarter[1:]),
-        (("scratch_total",), quarter[:1]),
-    ]
+    if task == "minilm":
+        parts = [
+            (DECISIVE, quarter[1:]),
+            (("scratch_total", "dense_on"), quarter[1:]),
+            (DECISIVE, quarter[:1]),
+            (PRIMARY, quarter),
+            (DISTILLED, quarter),
+            (CONTROLS, quarter),
+            (PRIMARY + RIVALS + ("dense_on",), half),
+            (("scratch_total_distil",), quarter[1:]),
+            (("scratch_total",), quarter[:1]),
+        ]
+    else:
+        parts = [(IMAGES, quarter[:1]), (IMAGES_TOO[:1], quarter[:1]), (IMAGES, quarter[1:])]
+        parts += [(IMAGES_TOO, quarter), (IMAGES, half)]
     runs = [
         (arm, seed, steps, budget)
         for block in range(0, max(SEEDS.values()), BLOCK)
         for arms, cells in parts
         for seed in range(block, block + BLOCK)
         for (steps, budget), arm in itertools.product(cells, arms)
-        if seed < (SEEDS[arm] if budget == BUDGETS[0] else OTHER_SEEDS)
+        if seed < (SEEDS[arm] if budget == BUDGETS[0] and task == "minilm" else OTHER_SEEDS)
     ]
     return list(dict.fromkeys(runs))

@@ -2,9 +2,9 @@
 
     python benchmarks/pretrained/tables.py
 
-Writes ``results/tables.md`` and the pictures beside it; and for the docs ``images/trained.svg`` and
-``benchmarks/results/pretrained.json``, the column that decides, from which ``docs/tables.py`` makes
-the README's table. Runs of changed code are left out.
+Writes ``tables.md`` and the pictures of each task beside its runs; and for the docs
+``images/trained.svg`` and ``benchmarks/results/pretrained.json``, the column that decides, from
+which ``docs/tables.py`` makes the README's table. Runs of changed code are left out.
 """
 
 from __future__ import annotations
@@ -99,15 +99,15 @@ def _gain_cells(found: Gain | None) -> str:
     )
 
 
-def chosen(arms: Sequence[str]) -> str | None:
+def chosen(task: str, arms: Sequence[str]) -> str | None:
     """The best of some arms on held-out glosses, seeds of tuning; None if one was not run."""
     found = {}
     for arm in arms:
-        lr = rate(arm)
+        lr = rate(task, arm)
         if lr is None:
             return None
         files = [
-            RESULTS / "tuning" / f"{arm}-{BUDGETS[0]:g}-{STEPS[0]}-s{seed}-lr{lr:g}.json"
+            RESULTS[task] / "tuning" / f"{arm}-{BUDGETS[0]:g}-{STEPS[0]}-s{seed}-lr{lr:g}.json"
             for seed in TUNING_SEEDS
         ]
         if not all(file.is_file() for file in files):
@@ -118,9 +118,9 @@ def chosen(arms: Sequence[str]) -> str | None:
 
 def endpoints(scores: Scores) -> list[str]:
     """The five primary endpoints, as endpoints.md declares them."""
-    candidate = chosen(CANDIDATES)
-    rival = chosen(("torch_pruning", "torch_pruning_taylor"))
-    smooth = chosen(("ridge_sp_sr", "ridge_handover"))
+    candidate = chosen("minilm", CANDIDATES)
+    rival = chosen("minilm", ("torch_pruning", "torch_pruning_taylor"))
+    smooth = chosen("minilm", ("ridge_sp_sr", "ridge_handover"))
     pairs = [
         (candidate, rival),
         (candidate, "last_layers"),
@@ -184,32 +184,42 @@ def summary(scores: Scores) -> dict[str, Any]:
     return {"steps": DECIDING[1], "arms": rows, "machine": machine}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=Path, default=RESULTS / "runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    runs, left_out = read(given.runs)
+def write(task: str, title: str, decisive: bool) -> list[Run]:
+    """The tables and pictures of a task, beside its runs, which are returned."""
+    folder = RESULTS[task]
+    runs, left_out = read(folder / "runs")
     if not runs:
-        raise SystemExit(f"No finished run in {given.runs}; run first: run.py queue")
-    from pictures import draw, overview
+        return []
+    from pictures import draw
 
     scores = Scores(runs)
-    lines = ["# A pretrained model, a task, and little compute", ""]
+    lines = [f"# {title}", ""]
     lines += [f"{len(runs)} runs; {left_out} of changed code left out. What decides: endpoints.md."]
-    lines += ["", "## Primary endpoints", "", *endpoints(scores)]
-    for budget in BUDGETS:
-        for steps in STEPS:
-            lines += ["", f"## {budget:.0%} of the MACs, {steps:,} steps", ""]
-            lines += cell_table(scores, (budget, steps))
+    if decisive:
+        lines += ["", "## Primary endpoints", "", *endpoints(scores)]
+    for budget, steps in itertools.product(BUDGETS, STEPS):
+        lines += ["", f"## {budget:.0%} of the MACs, {steps:,} steps", ""]
+        lines += cell_table(scores, (budget, steps))
     lines += ["", "## Pictures", ""]
-    lines += [f"![{title}]({name})" for title, name in draw(runs, given.out)]
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "tables.md").write_text("\n".join(lines) + "\n")
+    lines += [f"![{about}]({name})" for about, name in draw(runs, title, folder)]
+    (folder / "tables.md").write_text("\n".join(lines) + "\n")
+    print(folder / "tables.md")
+    return runs
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    runs = write("minilm", "MiniLM-L6 on WordNet's glosses", decisive=True)
+    write("efficientnet", "EfficientNet-Lite0 on Fashion-MNIST", decisive=False)
+    if not runs:
+        raise SystemExit("There is no finished run; run first: run.py queue")
+    from pictures import overview
+
+    scores = Scores(runs)
     overview(list(itertools.chain(*decided(scores).values())), HERE.parents[1] / "docs" / "images")
     for_docs = HERE.parent / "results" / "pretrained.json"
     for_docs.write_text(json.dumps(summary(scores), indent=1) + "\n")
-    print(given.out / "tables.md", for_docs, sep="\n")
+    print(for_docs)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from plan import BATCH, MAX_TOKENS
+from loop import Batch
+from plan import BATCH
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from decayprune.checkpoint.atomic import write_atomically
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "wordnet"
 FOLDERS = (Path("/usr/share/wordnet"), Path("/usr/share/wordnet/dict"))
+MAX_TOKENS = 32
 PARTS = ("test", "held_out", "train")
 _POOL = 8  # batches that are sorted by length together
 
@@ -43,14 +45,15 @@ class Glosses:
     lengths: Tensor
     labels: Tensor
 
-    def batch(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, which: Tensor) -> Batch:
         """Ids and mask as long as the longest of some glosses, and their classes."""
         lengths = self.lengths[which]
         longest = int(lengths.max())
         mask = torch.arange(longest) < lengths[:, None]
-        return self.ids[which, :longest], mask.long(), self.labels[which]
+        inputs = {"input_ids": self.ids[which, :longest], "attention_mask": mask.long()}
+        return inputs, self.labels[which]
 
-    def forever(self, seed: int, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def forever(self, seed: int, size: int = BATCH) -> Iterator[Batch]:
         """Batches to train on, epoch after epoch, the same for the same seed.
 
         Glosses of like length share a batch, for padding is computed too.
@@ -64,7 +67,7 @@ class Glosses:
                 for i in torch.randperm(len(batches), generator=generator).tolist():
                     yield self.batch(batches[i])
 
-    def once(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def once(self, limit: int | None = None) -> Iterator[Batch]:
         """All glosses, or always the same ``limit`` of them, each once, by length."""
         generator = torch.Generator().manual_seed(0)  # the files are in order of their classes
         which = torch.randperm(len(self.labels), generator=generator)[:limit]

@@ -1,0 +1,86 @@
+"""What a task is: a pretrained network, data, and what is particular about pruning it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from loop import Batch, Data, evaluate, train
+from plan import BATCH, DENSE_STEPS
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from decayprune.checkpoint.atomic import write_atomically
+from decayprune.structures.example import ExampleInputs
+
+
+class Task(Protocol):
+    """A pretrained network and what it is to learn.
+
+    Attributes:
+        cache: Folder of the dense networks.
+        dense_lr: Peak rate of the dense fine-tuning, and of going on with it.
+        ignored: ``ignored_layers`` of the library's pruner.
+    """
+
+    cache: Path
+    dense_lr: float
+    ignored: tuple[str, ...]
+
+    def data(self) -> Data:
+        """All parts."""
+
+    def fresh(self) -> Any:
+        """The network with weights drawn anew, all of them to be trained."""
+
+    def pretrained(self) -> Any:
+        """The network with its pretrained weights under a fresh head."""
+
+    def example(self, number: int = 2) -> ExampleInputs:
+        """Inputs that a pruner counts and checks on, and that latency is measured with."""
+
+    def macs(self, model: Any) -> int:
+        """Multiply-accumulates for one example."""
+
+    def widths(self, model: Any) -> dict[str, list[int]]:
+        """What stays of a network, layer by layer."""
+
+    def torch_pruned(
+        self, model: Any, budget: float, importance: str, batches: Iterable[Batch]
+    ) -> nn.Module:
+        """A copy that Torch-Pruning cut down to a budget of MACs, its gradients from batches."""
+
+    def shallow(self, model: Any, budget: float) -> nn.Module:
+        """The network with its last layers dropped, in place; ValueError where that is nothing."""
+
+
+def dense_file(task: Task, seed: int) -> Path:
+    """Where the dense network of a seed is kept."""
+    return task.cache / f"dense-{BATCH}x{DENSE_STEPS}-{task.dense_lr:g}-s{seed}.safetensors"
+
+
+def dense(task: Task, seed: int, data: Data) -> Any:
+    """The fine-tuned dense network of a seed: trained once, then read from the cache."""
+    torch.manual_seed(seed)
+    model = task.pretrained()
+    file = dense_file(task, seed)
+    if not file.is_file():
+        batches = data["train"].forever(10_000 + seed)
+        train(model, batches, DENSE_STEPS, task.dense_lr, title=f"dense, seed {seed}")
+        accuracy = evaluate(model, data["held_out"], 2000)
+        print(f"dense, seed {seed}: {accuracy:.2%} of 2,000 held-out examples", flush=True)
+        write_atomically({file: lambda path: save_file(model.state_dict(), path)})
+    model.load_state_dict(load_file(file))
+    return model
+
+
+def dense_accuracy(task: Task, seed: int, model: nn.Module, data: Data, judged_on: str) -> float:
+    """Of the dense network of a seed: judged once, then read from the cache."""
+    file = dense_file(task, seed).with_suffix(f".{judged_on}.json")
+    if not file.is_file():
+        text = json.dumps(evaluate(model, data[judged_on]))
+        write_atomically({file: lambda path: path.write_text(text)})
+    return float(json.loads(file.read_text()))
