@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from decayprune.structures.structure_map import StructureMap
+from decayprune.structures.structure_map import Slice, StructureMap
 
 _PRODUCERS = 3  # an embedding and one block of two branches; a gated layer alone has two
 
@@ -23,22 +23,25 @@ def residual_streams(model: nn.Module, structures: StructureMap) -> Tensor:
     Returns:
         Shape ``(G,)``, bool.
     """
-    groups = len(structures.groups)
-    producers, normalised = (
-        [set[str]() for _ in range(groups)],
-        torch.zeros(groups, dtype=torch.bool, device="cpu"),
-    )
+    normalised = torch.zeros(len(structures.groups), dtype=torch.bool, device="cpu")
+    for item in structures.slices:
+        module = item.name.rpartition(".")[0]
+        if item.role == "affine" and _over_the_width(model.get_submodule(module)):
+            normalised[_groups_of(structures, item)] = True
+    if not normalised.any():
+        return normalised
+    producers: list[set[str]] = [set() for _ in structures.groups]
     for item in structures.slices:
         module, _, kind = item.name.rpartition(".")
-        here = set(structures.group_of[item.structure[item.structure >= 0]].tolist())
         if item.role == "row" and kind != "bias":
-            for group in here:
+            for group in _groups_of(structures, item).tolist():
                 producers[group].add(module)
-        elif item.role == "affine" and _over_the_width(model.get_submodule(module)):
-            normalised[list(here)] = True
-    return normalised & torch.tensor(
-        [len(found) >= _PRODUCERS for found in producers], device="cpu"
-    )
+    several = [len(found) >= _PRODUCERS for found in producers]
+    return normalised & torch.tensor(several, device="cpu")
+
+
+def _groups_of(structures: StructureMap, item: Slice) -> Tensor:
+    return structures.group_of[item.structure[item.structure >= 0]].unique()
 
 
 def _over_the_width(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ changed anything is not asked here: see :mod:`~decayprune.surgery.verified`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +30,57 @@ def kept_indices(structures: StructureMap, gone: Tensor) -> dict[tuple[str, int]
         structures: Of the model before the cut.
         gone: Which of them leave, bool, shape ``(S,)``.
     """
-    slices = [item for item in structures.slices if item.role != "gate"]
-    kept = zip(slices, _kept(gone, [item.structure for item in slices]), strict=True)
-    return {(s.name, s.dim): index for s, index in kept if index.numel() < s.structure.numel()}
+    return {where: stays.index for where, stays in _cuts(structures, gone)}
 
 
-def _kept(gone: Tensor, widths: Sequence[Tensor]) -> list[Tensor]:
-    """Indices that stay of each width."""
-    stays = torch.cat([~gone.cpu(), gone.new_ones(1, device="cpu")])  # label -1: stays
-    found: dict[int, Tensor] = {}  # a map holds equal widths once
+class Stays(NamedTuple):
+    """What stays of a width.
+
+    Attributes:
+        index: Its indices, ascending.
+        first: The first of them where they have no gap; else None.
+    """
+
+    index: Tensor
+    first: int | None
+
+    def of(self, value: Tensor, dim: int, *, copy: bool) -> Tensor:
+        """That part of a tensor, taken as a whole where there is no gap: many times faster.
+
+        Args:
+            value: The tensor.
+            dim: Its dimension of this width.
+            copy: A view will not do.
+        """
+        if self.first is None:
+            return value.index_select(dim, self.index.to(value.device))
+        part = value.narrow(dim, self.first, self.index.numel())
+        return part.clone(memory_format=torch.contiguous_format) if copy else part
+
+
+def stays_of(gone: Tensor, widths: Sequence[Tensor]) -> list[Stays]:
+    """What stays of each width.
+
+    Args:
+        gone: Which structures leave, bool, shape ``(S,)``.
+        widths: Structure of each index, -1 where none, as a map holds them: equal ones once.
+    """
+    there = torch.cat([~gone.cpu(), gone.new_ones(1, device="cpu")])  # label -1: stays
+    found: dict[int, Stays] = {}
     for width in widths:
         if id(width) not in found:
-            found[id(width)] = stays[width].nonzero().flatten()
+            index = there[width].nonzero().flatten()
+            first, last = (int(index[0]), int(index[-1])) if index.numel() else (0, -1)
+            found[id(width)] = Stays(index, first if last - first + 1 == index.numel() else None)
     return [found[id(width)] for width in widths]
+
+
+def _cuts(structures: StructureMap, gone: Tensor) -> list[tuple[tuple[str, int], Stays]]:
+    """What stays along each dimension that is cut."""
+    slices = [item for item in structures.slices if item.role != "gate"]
+    stays = stays_of(gone, [item.structure for item in slices])
+    pairs = zip(slices, stays, strict=True)
+    return [((i.name, i.dim), s) for i, s in pairs if s.index.numel() < i.structure.numel()]
 
 
 def cut(
@@ -61,25 +100,28 @@ def cut(
         structures: Its structures.
         gone: Which of them leave, bool, shape ``(S,)``.
         optimizers: Their state of cut parameters is sliced along.
-        on_trial: The cut is undone soon: let tensors look into the old ones where they can, and
-            let gradients go instead of slicing them.
+        on_trial: The cut, of a twin without gradients and optimizers, is undone soon: let tensors
+            look into the old ones where they can.
     """
     tensors, modules = named_tensors(model), dict(model.named_modules())
-    cuts_of: dict[str, list[tuple[int, Tensor]]] = {}
-    for (name, dim), index in kept_indices(structures, gone).items():
-        cuts_of.setdefault(name, []).append((dim, index))
-    left = [index.numel() for index in _kept(gone, [a[2] for a in structures.attributes])]
+    cuts_of: dict[str, dict[int, Stays]] = {}
+    for (name, dim), stays in _cuts(structures, gone):
+        cuts_of.setdefault(name, {})[dim] = stays
+    left = [stays.index.numel() for stays in stays_of(gone, [a[2] for a in structures.attributes])]
     attributes = list(zip(structures.attributes, left, strict=True))
     loses = {module for (module, _, width, _), stay in attributes if stay < width.numel()}
     encoders = (m for m in modules.values() if isinstance(m, nn.TransformerEncoder))
     undo.keep(*(modules[module] for module in loses), *encoders)  # what become_all may change
     become_all(model, [modules[module] for module in loses])
     for name, cuts in cuts_of.items():
-        _cut_tensor(undo, tensors[name], cuts, optimizers, on_trial)
+        if on_trial:
+            _show_part(undo, tensors[name], cuts)
+        else:
+            _cut_tensor(undo, tensors[name], cuts, optimizers)
         home, _, leaf = name.rpartition(".")
         if leaf in modules[home]._non_persistent_buffers_set:
             undo.keep(modules[home])
-            note_kept(modules[home], leaf, {dim: index.tolist() for dim, index in cuts})
+            note_kept(modules[home], leaf, {dim: s.index.tolist() for dim, s in cuts.items()})
     for (module, attribute, _, divisor), stay in attributes:
         if module in loses:
             _set(undo, modules[module], attribute, stay // divisor)
@@ -147,23 +189,38 @@ def note_kept(module: nn.Module, buffer: str, cuts: Mapping[int, list[int]]) -> 
     vars(module)[_KEPT] = {**noted, buffer: {**before, **now}}
 
 
+def _show_part(undo: Undo, tensor: Tensor, cuts: Mapping[int, Stays]) -> None:
+    """Let a tensor without a gradient look into its old data where it can."""
+    old = tensor.data
+
+    def put_back() -> None:
+        tensor.data = old
+
+    undo.note(put_back)
+    tensor.data = _part(old, cuts, copy=False)
+
+
+def _part(value: Tensor, cuts: Mapping[int, Stays], *, copy: bool) -> Tensor:
+    """What stays of a tensor, in the memory format that it has; a view of it where possible."""
+    part = value
+    for dim, stays in cuts.items():
+        part = stays.of(part, dim, copy=copy)
+    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    if last and not value.is_contiguous():
+        return part.contiguous(memory_format=torch.channels_last)
+    return part.contiguous()  # once, or every layer would do so in every pass
+
+
 def _cut_tensor(
     undo: Undo,
     tensor: Tensor,
-    cuts: Sequence[tuple[int, Tensor]],
+    cuts: Mapping[int, Stays],
     optimizers: Sequence[torch.optim.Optimizer],
-    on_trial: bool,
 ) -> None:
     old, grad, shape = tensor.data, tensor.grad, tensor.shape
 
     def smaller(value: Tensor) -> Tensor:
-        result = value.detach()
-        for dim, index in cuts:
-            result = _select(result, dim, index.to(result.device), copy=not on_trial)
-        last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
-        if last and not value.is_contiguous():
-            return result.contiguous(memory_format=torch.channels_last)
-        return result.contiguous()  # once, or every layer would do so in every pass
+        return _part(value.detach(), cuts, copy=True)
 
     def put_back() -> None:
         tensor.grad = None
@@ -173,7 +230,7 @@ def _cut_tensor(
     undo.note(put_back)
     tensor.grad = None
     _give(tensor, smaller(old))
-    if grad is not None and not on_trial:
+    if grad is not None:
         tensor.grad = smaller(grad)
     for optimizer in optimizers:
         state = optimizer.state.get(tensor, {})
@@ -196,14 +253,6 @@ def _set(undo: Undo, module: nn.Module, attribute: str, value: int) -> None:
         undo.note(lambda: setattr(module, name, old))
         setattr(module, name, new)
         note_changed(module, name)
-
-
-def _select(value: Tensor, dim: int, index: Tensor, *, copy: bool) -> Tensor:
-    first, count = int(index[0]), index.numel()
-    if int(index[-1]) - first + 1 == count:  # a stretch: many times faster
-        part = value.narrow(dim, first, count)
-        return part.clone(memory_format=torch.contiguous_format) if copy else part
-    return value.index_select(dim, index)
 
 
 def _give(tensor: Tensor, data: Tensor) -> None:

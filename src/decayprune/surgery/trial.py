@@ -8,7 +8,7 @@ read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from decayprune.structures import edits, sums
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.structure_map import Role, StructureMap
-from decayprune.structures.twin import named_tensors, own_storage, twin
+from decayprune.structures.twin import named_tensors, twin
 from decayprune.surgery.compare import (
     Comparison,
     Remembered,
@@ -29,7 +29,7 @@ from decayprune.surgery.compare import (
     remember_training,
     tolerance_for,
 )
-from decayprune.surgery.cut import cut
+from decayprune.surgery.cut import Stays, cut, stays_of
 from decayprune.surgery.revealing import reveal_
 from decayprune.surgery.undo import Undo
 
@@ -145,10 +145,7 @@ class _Bench:
     ) -> None:
         self._copy, self._structures = twin(model), structures
         reveal_(self._copy)
-        tensors = named_tensors(self._copy)
-        pick = edits.picked(sums.labelled(structures, roles), gone, tensors)
-        own_storage([tensors[name] for name in pick.names])
-        edits.zero_(pick, tensors)
+        _zero_(named_tensors(self._copy), sums.labelled(structures, roles), gone)
         self._inputs, self._before = _fewer_pixels(self._copy, example_inputs)
         if why := nothing_to_compare(self._before):
             raise ValueError(why)
@@ -188,6 +185,32 @@ class _Bench:
         self, gone: Tensor, before: Sequence[Remembered], tolerance: float | None = None
     ) -> Comparison:
         return attempt(self._copy, self._structures, gone, self._inputs, before, tolerance)
+
+
+@torch.no_grad()
+def _zero_(tensors: Mapping[str, Tensor], slices: Sequence[sums.Labelled], gone: Tensor) -> None:
+    """Zero structures of a twin, whose tensors get storage of their own.
+
+    Of a tensor that keeps one stretch, that alone is copied, into zeros.
+    """
+    stretches: dict[str, dict[int, Stays]] = {}
+    scattered = []
+    for item, stays in zip(slices, stays_of(gone, [s.structure for s in slices]), strict=True):
+        if stays.index.numel() == item.structure.numel():
+            continue
+        own = stretches.setdefault(item.name, {})
+        if stays.first is None or item.dim in own:
+            scattered.append(item)
+        else:
+            own[item.dim] = stays
+    for name, kept in stretches.items():
+        source, zeros = tensors[name].data, torch.zeros_like(tensors[name].data)
+        target = zeros
+        for dim, stays in kept.items():
+            source, target = (stays.of(tensor, dim, copy=False) for tensor in (source, target))
+        target.copy_(source)
+        tensors[name].data = zeros
+    edits.zero_(edits.picked(scattered, gone, tensors), tensors)
 
 
 def _drawn(structures: StructureMap) -> tuple[Tensor, Tensor]:
