@@ -27,21 +27,21 @@ def residual_streams(model: nn.Module, structures: StructureMap) -> Tensor:
     for item in structures.slices:
         module = item.name.rpartition(".")[0]
         if item.role == "affine" and _over_the_width(model.get_submodule(module)):
-            normalised[_groups_of(structures, item)] = True
+            normalised[list(_groups_of(structures, item))] = True
     if not normalised.any():
         return normalised
     producers: list[set[str]] = [set() for _ in structures.groups]
     for item in structures.slices:
         module, _, kind = item.name.rpartition(".")
         if item.role == "row" and kind != "bias":
-            for group in _groups_of(structures, item).tolist():
+            for group in _groups_of(structures, item):
                 producers[group].add(module)
     several = [len(found) >= _PRODUCERS for found in producers]
     return normalised & torch.tensor(several, device="cpu")
 
 
-def _groups_of(structures: StructureMap, item: Slice) -> Tensor:
-    return structures.group_of[item.structure[item.structure >= 0]].unique()
+def _groups_of(structures: StructureMap, item: Slice) -> set[int]:
+    return set(structures.group_of[item.structure[item.structure >= 0]].tolist())
 
 
 def _over_the_width(module: nn.Module) -> bool:

@@ -30,18 +30,18 @@ def kept_indices(structures: StructureMap, gone: Tensor) -> dict[tuple[str, int]
         structures: Of the model before the cut.
         gone: Which of them leave, bool, shape ``(S,)``.
     """
-    return {where: stays.index for where, stays in _cuts(structures, gone)}
+    return {where: stays.indices for where, stays in _cuts(structures, gone)}
 
 
 class Stays(NamedTuple):
     """What stays of a width.
 
     Attributes:
-        index: Its indices, ascending.
+        indices: Its indices, ascending.
         first: The first of them where they have no gap; else None.
     """
 
-    index: Tensor
+    indices: Tensor
     first: int | None
 
     def of(self, value: Tensor, dim: int, *, copy: bool) -> Tensor:
@@ -53,8 +53,8 @@ class Stays(NamedTuple):
             copy: A view will not do.
         """
         if self.first is None:
-            return value.index_select(dim, self.index.to(value.device))
-        part = value.narrow(dim, self.first, self.index.numel())
+            return value.index_select(dim, self.indices.to(value.device))
+        part = value.narrow(dim, self.first, self.indices.numel())
         return part.clone(memory_format=torch.contiguous_format) if copy else part
 
 
@@ -80,7 +80,7 @@ def _cuts(structures: StructureMap, gone: Tensor) -> list[tuple[tuple[str, int],
     slices = [item for item in structures.slices if item.role != "gate"]
     stays = stays_of(gone, [item.structure for item in slices])
     pairs = zip(slices, stays, strict=True)
-    return [((i.name, i.dim), s) for i, s in pairs if s.index.numel() < i.structure.numel()]
+    return [((i.name, i.dim), s) for i, s in pairs if s.indices.numel() < i.structure.numel()]
 
 
 def cut(
@@ -107,7 +107,9 @@ def cut(
     cuts_of: dict[str, dict[int, Stays]] = {}
     for (name, dim), stays in _cuts(structures, gone):
         cuts_of.setdefault(name, {})[dim] = stays
-    left = [stays.index.numel() for stays in stays_of(gone, [a[2] for a in structures.attributes])]
+    left = [
+        stays.indices.numel() for stays in stays_of(gone, [a[2] for a in structures.attributes])
+    ]
     attributes = list(zip(structures.attributes, left, strict=True))
     loses = {module for (module, _, width, _), stay in attributes if stay < width.numel()}
     encoders = (m for m in modules.values() if isinstance(m, nn.TransformerEncoder))
@@ -121,7 +123,7 @@ def cut(
         home, _, leaf = name.rpartition(".")
         if leaf in modules[home]._non_persistent_buffers_set:
             undo.keep(modules[home])
-            note_kept(modules[home], leaf, {dim: s.index.tolist() for dim, s in cuts.items()})
+            note_kept(modules[home], leaf, {dim: s.indices.tolist() for dim, s in cuts.items()})
     for (module, attribute, _, divisor), stay in attributes:
         if module in loses:
             _set(undo, modules[module], attribute, stay // divisor)

@@ -196,7 +196,7 @@ def _zero_(tensors: Mapping[str, Tensor], slices: Sequence[sums.Labelled], gone:
     stretches: dict[str, dict[int, Stays]] = {}
     scattered = []
     for item, stays in zip(slices, stays_of(gone, [s.structure for s in slices]), strict=True):
-        if stays.index.numel() == item.structure.numel():
+        if stays.indices.numel() == item.structure.numel():
             continue
         own = stretches.setdefault(item.name, {})
         if stays.first is None or item.dim in own:
