@@ -39,7 +39,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,7 +57,6 @@ from decayprune.app.study.dense import dense, steps_of, train
 from decayprune.app.study.plan import build
 from decayprune.app.study.trial import Training, Trial
 from decayprune.checkpoint.atomic import write_atomically
-from decayprune.latency import race
 
 HERE = Path(__file__).parent / "results"
 RUNS = HERE / "rounding"
@@ -189,8 +187,6 @@ def wanted(seeds: list[int], models: list[str], budgets: list[float]) -> Iterato
 def run_all(seeds: list[int], models: list[str], budgets: list[float], folder: Path) -> None:
     """What is not there yet."""
     torch.set_num_threads(1)
-    clock = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
-    race.time = clock  # type: ignore[assignment]
     RUNS.mkdir(parents=True, exist_ok=True)
     full = datasets.load("fashion-mnist", DATA_DIR, BASE.batch_size, 0)
     for one in wanted(seeds, models, budgets):

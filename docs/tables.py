@@ -241,23 +241,25 @@ def faults(found: dict[str, Any]) -> str:
 def latency_budget(found: dict[str, Any]) -> str:
     """Models cut to a latency, and what was measured then."""
 
-    def cell(one: dict[str, Any]) -> str:
-        return "out of reach" if "refused" in one else f"{one['measured']:.2f}"
+    def cells(one: dict[str, Any]) -> list[str]:
+        if "refused" in one:
+            return ["out of reach", "", "", ""]
+        low, high = one["interval"]
+        return [
+            f"{one['measured']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{one['macs']:.2f}",
+            f"{one['build_s']:.0f} s",
+        ]
 
-    targets = sorted({one["target"] for one in found["rows"]})
-    cells: dict[tuple[str, int | None], dict[float, str]] = {}
-    for one in found["rows"]:
-        cells.setdefault((one["model"], one["round_to"]), {})[one["target"]] = cell(one)
-    rows = [
-        [f"{name}, round_to={unit}", *(row.get(target, "") for target in targets)]
-        for (name, unit), row in cells.items()
-    ]
+    rows = [[one["model"], f"{one['target']:g}", *cells(one)] for one in found["rows"]]
     errors = sorted(abs(one["error"]) for one in found["rows"] if "error" in one)
     facts = (
         f"Off by {errors[len(errors) // 2]:.0%} in the median, {errors[-1]:.0%} at most. "
         f"{machine(found['machine'])}.\n"
     )
-    return f"{table(['budget of the latency', *map(str, targets)], rows)}\n{facts}"
+    head = ["", "budget", "measured", "interval", "MACs left", "building the pruner"]
+    return f"{table(head, rows)}\n{facts}"
 
 
 def rounding(found: dict[str, Any]) -> str:

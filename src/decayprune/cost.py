@@ -31,8 +31,8 @@ class Budget:
         macs: Multiply-accumulates of one forward pass.
         params: Number of parameters.
         structures: Number of prunable structures.
-        latency: Time of a forward pass on the example inputs, estimated from a table that is
-            measured when the pruner is built, on this machine and in its state of then.
+        latency: Time of a forward pass on the example inputs, estimated from copies that are cut
+            and timed when the pruner is built, on this machine and in its state of then.
         depth: Number of residual branches (an attention, an FFN, a block): they leave whole, and
             only if this is given; the other bounds are then met by what is left.
 

@@ -164,7 +164,7 @@ class DecayPruner(BesideOptimizer):
         if budget.latency is None:
             return None
         session = self._session
-        latency = LatencyModel(session.model, self.structures, session.example_inputs)
+        latency = LatencyModel(session.model, self.structures, session.example_inputs, self.cost)
         session.cost = self.cost.timed_by(latency)
         return latency
 
@@ -197,8 +197,7 @@ class DecayPruner(BesideOptimizer):
             worth=worth,
         )
         if self._latency is not None:  # measured again near the widths that will be chosen
-            choose = partial(selector.preview, session.parameters)
-            self._latency.refine(session.model, self.structures, session.example_inputs, choose)
+            self._latency.refine(partial(selector.preview, session.parameters))
             selector.check_reachable()
         return selector
 

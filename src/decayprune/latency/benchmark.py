@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from decayprune import notebook
 from decayprune.latency import hardware
-from decayprune.latency.memory_format import converted, in_format
+from decayprune.latency.memory_format import converted, formats, in_format
 from decayprune.latency.race import Call, Race, fastest, interval, known, paired
 from decayprune.latency.widths import Layer, busiest, widths
 from decayprune.structures.example import arguments
@@ -52,6 +53,8 @@ class Latency:
             many processors: see ``torch.set_flush_denormal``.
         contiguous: The two medians in contiguous memory format.
         interval: Where the speed-up lies with a confidence of 95 %; None of too few runs.
+        processor_time: Whether the processor's time was taken, as for one thread, and not that on
+            the wall: what others do on the machine then hardly counts.
     """
 
     before_ms: float
@@ -68,6 +71,7 @@ class Latency:
     flushes_denormals: bool = False
     contiguous: tuple[float, float] | None = None
     interval: tuple[float, float] | None = None
+    processor_time: bool = False
 
     @property
     def memory_format(self) -> str:
@@ -151,6 +155,8 @@ class Latency:
             )
         denormals = "flushed to zero" if self.flushes_denormals else "computed"
         remarks = [f"denormals are {denormals}"]
+        if self.processor_time:
+            remarks.append("the processor's time counts")
         if self.channels_last is not None:
             before, after = (self._format(side).replace("_", " ") for side in (0, 1))
             formats = f"{before} before and {after} after" if before != after else after
@@ -230,7 +236,7 @@ def benchmark(
     if runs < 1:
         raise ValueError(f"benchmark() needs runs of at least 1; found {runs!r}.")
     example = _first_tensor(example_inputs)
-    race = Race(runs, min_run_ms, torch.cuda.synchronize if example.is_cuda else lambda: None)
+    race = Race.on(example.device, runs, min_run_ms=min_run_ms)
     models = (model_a, model_b)
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
@@ -240,14 +246,12 @@ def benchmark(
             macs = [_macs(call, n) for n, call in zip(("model_a", "model_b"), calls, strict=True)]
             layer = busiest(model_a, calls[0])
             variants = [[call] for call in calls]
-            if example.dim() == 4:
-                variants = [
-                    [call, in_format(model, example_inputs, torch.channels_last)[1]]
-                    for call, model in zip(calls, models, strict=True)
-                ]
+            for others, model in zip(variants, models, strict=True):
+                more = formats(example_inputs)[1:]
+                others.extend(in_format(model, example_inputs, f)[1] for f in more)
             times = race.times([*variants[0], *variants[1]], len(variants[0]))
-        formats = [_median(pair) for pair in zip(*_halves(times), strict=True)]
-        in_last = len(formats) == 2 and formats[1][1] < formats[0][1]
+        medians = [_median(pair) for pair in zip(*_halves(times), strict=True)]
+        in_last = len(medians) == 2 and medians[1][1] < medians[0][1]
         best = torch.channels_last if in_last else torch.contiguous_format
         compiled_times = None
         if compiled:
@@ -267,12 +271,13 @@ def benchmark(
         runs=len(before),
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(example.device) if example.is_cuda else cpu_name(),
-        channels_last=formats[1] if len(formats) == 2 else None,
+        channels_last=medians[1] if len(medians) == 2 else None,
         compiled=compiled_times,
         round_to=None if layer is None else _suitable(layer),
         flushes_denormals=flushes_denormals(),
-        contiguous=formats[0],
+        contiguous=medians[0],
         interval=_interval(before, after),
+        processor_time=race.clock is time.process_time,
     )
 
 

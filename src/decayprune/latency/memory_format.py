@@ -1,8 +1,7 @@
-"""The memory format that a model is faster in: contiguous, or channels last for images."""
+"""Memory formats that a model may be faster in: contiguous, or channels last for images."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,16 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from decayprune.structures.example import ExampleInputs, arguments, quiet
-from decayprune.structures.ranks import shared
+from decayprune.structures.example import ExampleInputs, arguments
 from decayprune.structures.twin import twin
 
 Call = Callable[[], object]
 
 
-def has_images(example_inputs: ExampleInputs) -> bool:
-    """Whether a tensor has the four dimensions that a memory format is about."""
-    return any(isinstance(v, Tensor) and v.dim() == 4 for v in tree_leaves(example_inputs))
+def formats(example_inputs: ExampleInputs) -> list[torch.memory_format]:
+    """Those that a model may be faster in: one, unless an input has four dimensions.
+
+    Args:
+        example_inputs: One batch.
+    """
+    images = any(isinstance(v, Tensor) and v.dim() == 4 for v in tree_leaves(example_inputs))
+    return [torch.contiguous_format, *([torch.channels_last] if images else [])]
 
 
 def converted(value: Any, memory_format: torch.memory_format) -> Any:
@@ -45,29 +48,3 @@ def in_format(
     for parameter in other.parameters():
         parameter.data = convert(parameter.data)
     return other, partial(other, *args, **kwargs)
-
-
-def fastest(
-    model: nn.Module, example_inputs: ExampleInputs, ratio: Callable[[Call, Call], float]
-) -> tuple[nn.Module, Call, torch.memory_format]:
-    """A twin in the format that is faster here, what runs it, and which format that is.
-
-    In a data-parallel run the first process decides.
-
-    Args:
-        model: Read only.
-        example_inputs: One batch.
-        ratio: Time of one call over that of another.
-    """
-    plain = *in_format(model, example_inputs, torch.contiguous_format), torch.contiguous_format
-    if not has_images(example_inputs):
-        return plain
-    last = *in_format(model, example_inputs, torch.channels_last), torch.channels_last
-
-    def better() -> bool:
-        with contextlib.ExitStack() as stack:
-            for other in (plain[0], last[0]):
-                stack.enter_context(quiet(other))
-            return ratio(last[1], plain[1]) < 1
-
-    return last if shared(better) else plain

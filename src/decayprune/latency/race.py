@@ -13,13 +13,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 Call = Callable[[], object]
+Clock = Callable[[], float]
 
 PRECISION = 1.05
 """Upper end of an interval over its lower one, from which on a ratio counts as known."""
 
-_MOST = 4  # times as many rounds as asked for, if they do not agree,
-_SECONDS = 30.0  # but no more of them after so long
+_MOST = 4  # times as many rounds as asked for, if they do not agree
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock that others on this machine disturb least, in seconds.
+
+    One thread takes as much time of a processor as time goes by, unless somebody else has the
+    processor: so the processor's time counts. Several threads wait for each other, and a GPU works
+    while its processor does not: there it is the clock on the wall.
+
+    Args:
+        device: The models' own.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    fine = time.get_clock_info("process_time").resolution < 1e-4  # not on Windows
+    return time.process_time if alone and fine else time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,30 @@ class Race:
         runs: Rounds at least.
         min_run_ms: A run repeats its call until it lasts about this long.
         synchronize: Waits until a call is really over.
+        clock: What is read, in seconds.
+        seconds: After so many, no more rounds than asked for.
     """
 
     runs: int
     min_run_ms: float = 5.0
     synchronize: Call = lambda: None
+    clock: Clock = time.perf_counter
+    seconds: float = 30.0
+
+    @classmethod
+    def on(
+        cls, device: torch.device, runs: int, *, min_run_ms: float = 5.0, seconds: float = 30.0
+    ) -> Race:
+        """A race of calls that run on a device.
+
+        Args:
+            device: Theirs.
+            runs: As for the race.
+            min_run_ms: As for the race.
+            seconds: As for the race.
+        """
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        return cls(runs, min_run_ms, wait, clock_of(device), seconds)
 
     def medians(self, calls: Sequence[Call]) -> tuple[float, float]:
         """Median milliseconds of two calls that take turns."""
@@ -51,10 +87,10 @@ class Race:
         Returns:
             Of each call, a time per round.
         """
-        once = [min(self._time(call, 1) for _ in range(3)) for call in calls]
+        once = [self._once(call) for call in calls]
         repeats = [max(1, round(self.min_run_ms / max(t, 1e-6))) for t in once]
         found: list[list[float]] = [[] for _ in calls]
-        began = time.monotonic()
+        began = self.clock()
         for round_ in range(_MOST * self.runs):
             # Who goes first alternates: a warm cache favours the next.
             for i in range(len(calls)) if round_ % 2 == 0 else reversed(range(len(calls))):
@@ -62,16 +98,22 @@ class Race:
             if round_ + 1 < self.runs:
                 continue
             ratios = paired(fastest(found[:sides]), fastest(found[sides:]))
-            if known(interval(ratios)) or time.monotonic() - began > _SECONDS:
+            if known(interval(ratios)) or self.clock() - began > self.seconds:
                 break
         return found
 
+    def _once(self, call: Call) -> float:
+        """About how long a call takes; one that takes long is not called for that again."""
+        first = self._time(call, 1)
+        again = range(2 if first < 20 * self.min_run_ms else 0)
+        return min([first, *(self._time(call, 1) for _ in again)])
+
     def _time(self, call: Call, repeats: int) -> float:
-        start = time.perf_counter()
+        start = self.clock()
         for _ in range(repeats):
             call()
         self.synchronize()
-        return (time.perf_counter() - start) / repeats * 1000
+        return (self.clock() - start) / repeats * 1000
 
 
 def fastest(variants: Sequence[Sequence[float]]) -> Sequence[float]:
