@@ -107,7 +107,7 @@ class Suit:
             structures: Of the dense model.
             cost: Of the dense model.
         """
-        channels = [group.size * group.width for group in structures.groups]
+        channels = [group.size * group.channels for group in structures.groups]
         return cls(
             tuple(unit(hardware, width) for width in channels),
             tuple(haste(hardware, cost, group) for group in range(len(channels))),

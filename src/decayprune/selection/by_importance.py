@@ -90,6 +90,9 @@ class ImportanceSelector:
             [group.width for group in structures.groups], dtype=torch.int64, device="cpu"
         )
         self._floor = floor
+        self._channels = torch.tensor(
+            [group.channels for group in structures.groups], dtype=torch.int64, device="cpu"
+        )
         self._spared = torch.zeros_like(self._width, dtype=torch.bool) if spared is None else spared
         self.suit(round_to, haste)
 
@@ -118,8 +121,8 @@ class ImportanceSelector:
 
     def _target_of(self, channels: Tensor) -> Target:
         """The budget at widths that are multiples of so many channels in each group."""
-        # A structure may hold several channels (a head).
-        unit, sizes = channels // torch.gcd(channels, self._width), self._cost.sizes
+        # A structure may hold several channels (a head); gates and halves of a width share one.
+        unit, sizes = channels // torch.gcd(channels, self._channels), self._cost.sizes
         least = torch.ceil(sizes * self._floor - 1e-9).to(torch.int64).clamp(min=1)
         least = torch.where(self._spared, sizes, least)
         gone = 0 if self.depth.leaving(self._budget) else 1

@@ -64,6 +64,8 @@ class Group:
         layers: Every module whose parameters the group cuts, producers first.
         family: Groups of equal family are isomorphic: same kinds of layers, same shapes.
         width: Layer indices per structure (``head_dim`` where whole heads leave; else 1).
+        channels: Channels per structure where they are fewest: one for a hidden unit of an LSTM,
+            of which ``width`` counts the rows of its four gates.
     """
 
     layer: str
@@ -72,6 +74,7 @@ class Group:
     layers: tuple[str, ...]
     family: str = ""
     width: int = 1
+    channels: int = 1
 
     @property
     def size(self) -> int:
@@ -229,9 +232,7 @@ class StructureMap:
         for group, gone in zip(self.groups, hit.tolist(), strict=True):
             if not gone:
                 stop = start + group.size
-                groups.append(
-                    Group(group.layer, start, stop, group.layers, group.family, group.width)
-                )
+                groups.append(replace(group, start=start, stop=stop))
                 start = stop
         whole = {branch.structure for branch in self.branches}  # they have no width
         reasons = tuple(

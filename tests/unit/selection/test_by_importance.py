@@ -489,3 +489,44 @@ def test_the_tournament_releases_who_resists_most() -> None:
     assert judged >= max(e.work for e in pruned) - 1e-6 or judged < 0
     assert crafted.pruner.finished
     assert not any(e.kind == "decay" for e in crafted.pruner.events[21:])
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn, self.head = kind(8, 64, batch_first=True), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.6])
+def test_hidden_units_are_multiples_whatever_the_gates(
+    kind: type[nn.RNNBase], share: float
+) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(kind), torch.randn(2, 5, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    pruner = pruner_for(
+        model,
+        optimizer,
+        inputs=x,
+        budget=dp.Budget(macs=share),
+        schedule=dp.Schedule(stop=1, decay_steps=1),
+        rectify=None,
+        round_to=8,
+    )
+    while not pruner.finished:
+        model(x).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    report = pruner.compact()
+    hidden, gates = model.rnn.hidden_size, model.rnn.weight_hh_l0.shape[0] // model.rnn.hidden_size
+    assert hidden % 8 == 0
+
+    def macs(hidden: int) -> int:
+        return 5 * gates * hidden * (8 + hidden) + 3 * hidden
+
+    assert report.macs_after == macs(hidden) <= share * macs(64) < macs(hidden + 8)

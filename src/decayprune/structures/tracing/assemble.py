@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -105,14 +107,36 @@ def _groups(tape: Tape, solution: Solution) -> tuple[Group, ...]:
     starts = np.searchsorted(solution.group, np.arange(count)).tolist()
     stops = np.searchsorted(solution.group, np.arange(count), side="right").tolist()
     kinds = {id(item): _kind(tape, item) for item in incidence.dims}
+    channels = _channels(tape, solution)
     groups = []
     for own, start, stop in zip(members, starts, stops, strict=True):
         rows = [item for item in own if item.role == "row"]
         others = [item for item in own if item.role != "row"]
         layers = tuple(dict.fromkeys(layer_of(c.name) for c in [*rows, *others]))
         family = "; ".join(sorted(kinds[id(item)] for item in own))
-        groups.append(Group(layers[0], start, stop, layers, family, int(solution.width[start])))
+        widths = int(solution.width[start]), int(channels[start])
+        groups.append(Group(layers[0], start, stop, layers, family, *widths))
     return tuple(groups)
+
+
+def _channels(tape: Tape, solution: Solution) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Channels of each structure where they are fewest: gates and halves share one, shape (S,)."""
+    incidence = solution.incidence
+    counts = [
+        # A grouped convolution has one weight for the same place in every group.
+        item.role in ("row", "column")
+        and not (item.dim == 1 and _convolution_groups(tape, item) > 1)
+        for item in incidence.dims
+    ]
+    number = solution.number[incidence.component]
+    on = (number >= 0) & np.array(counts, bool)[incidence.on]
+    least = np.full(len(solution.group), np.iinfo(np.int64).max)
+    np.minimum.at(least, number[on], incidence.count[on])
+    return np.asarray(np.minimum(least, solution.width))
+
+
+def _convolution_groups(tape: Tape, item: LabelledDim) -> int:
+    return int(getattr(tape.modules[item.name.rpartition(".")[0]], "groups", 1))
 
 
 def _kind(tape: Tape, item: LabelledDim) -> str:
@@ -121,7 +145,7 @@ def _kind(tape: Tape, item: LabelledDim) -> str:
     tensor = tape.parameters.get(item.name)
     shape = () if tensor is None else tuple(tensor.shape)
     others = tuple(n for d, n in enumerate(shape) if d != item.dim)
-    groups = getattr(tape.modules[layer], "groups", 1)
+    groups = _convolution_groups(tape, item)
     return (
         f"{type(tape.modules[layer]).__name__}.{leaf}[{item.dim}] {item.role} {others} / {groups}"
     )

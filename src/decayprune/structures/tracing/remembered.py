@@ -21,8 +21,8 @@ Attribute = tuple[str, str, Tensor, int]
 """As in :attr:`~decayprune.structures.structure_map.StructureMap.attributes`."""
 
 _SIZE = re.compile(
-    r"dim|size|width|hidden|channel|chs|feature|planes|filters|units|inner|embed|d_model|head"
-    r"|^groups$|^c_?$|^ch$|^nf$"
+    r"dim|size|width|hidden|channel|chs|feature|planes|filters|units|inner|embed|d_model|heads"
+    r"|(^|_)n(um)?_?(\w+_)?head$|^groups$|^c_?$|^ch$|^nf$"
 )
 _NO_WIDTH = re.compile(
     r"kernel|patch|sample|img|image|window|stride|pool|vocab|class|length|seq|pos|resolution|grid|batch"

@@ -27,7 +27,8 @@ def protected(structures: StructureMap, model: nn.Module, unseen: Iterable[str])
     for part in _parts(model, set(unseen)):
         reads, hands_out = _ends(model.get_submodule(part))
         for number, group in enumerate(structures.groups):
-            if group.size * group.width in (reads, hands_out):
+            widths = {group.size * group.width, group.size * group.channels}
+            if widths & {reads, hands_out}:
                 reasons.setdefault(
                     number,
                     f"`{part}` may read or feed it, and is not reached by the example inputs (pass "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+import torch
 from torch import nn
 
-from decayprune.structures import FIXED, Refusal, StructureMap
+from decayprune.structures import FIXED, Refusal, StructureMap, trace
 from decayprune.structures.tracing.assemble import assemble
 from decayprune.structures.tracing.marks import Consumption
 from decayprune.structures.tracing.tape import Tape
@@ -80,3 +82,24 @@ def test_structures_that_zeros_do_not_hold_are_unpinned() -> None:
     tape = written(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
     tape.unpinned.append(tape.known(tape.model[0].weight, 0)[2:])
     assert laid_out(tape).unpinned.tolist() == [False, False, True, True]
+
+
+def channels(model: nn.Module, x: torch.Tensor) -> list[tuple[int, int]]:
+    return [(group.width, group.channels) for group in trace(model, x).groups]
+
+
+def test_channels_are_counted_where_a_structure_has_fewest() -> None:
+    """Gates, halves and places that come out of one width share a channel of the next."""
+    image = torch.randn(1, 4, 4, 4)
+    shuffled = nn.Sequential(nn.Conv2d(4, 32, 1), nn.PixelShuffle(2), nn.Conv2d(8, 4, 1))
+    assert channels(shuffled, image) == [(4, 1)]
+    halves = nn.Sequential(nn.Linear(4, 16), nn.GLU(), nn.Linear(8, 4))
+    assert channels(halves, image) == [(2, 1)]
+    flat = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(128, 4))
+    assert channels(flat, image) == [(1, 1)]
+
+
+@pytest.mark.parametrize("grouped", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_grouped_convolution_has_as_many_channels_as_groups(grouped: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 16, 1), nn.ReLU(), grouped(16, 12, 1, groups=4))
+    assert channels(model, torch.randn(1, 4, 4, 4)) == [(4, 4)]

@@ -38,7 +38,9 @@ def test_a_size_follows_the_only_width_that_it_can_mean(name: str) -> None:
     assert structures.doubtful == ()
 
 
-@pytest.mark.parametrize("name", ["patch_size", "kernel_size", "stride", "levels", "head_dim"])
+@pytest.mark.parametrize(
+    "name", ["patch_size", "kernel_size", "stride", "levels", "head_dim", "head", "lookahead"]
+)
 def test_other_integers_stay(name: str) -> None:
     structures = trace(net(Block(8, 5, **{name: 8}), 8), IMAGE)
     assert (name, "1") not in {(a, m) for m, a, *_ in structures.attributes}
@@ -81,6 +83,7 @@ def test_heads_and_their_width_follow_the_attention_that_runs() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.num_heads, self.all_head_size, self.head_dim = 4, 8, 2
+            self.n_head, self.head, self.head_index = 4, 4, 4
             self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 4)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +93,7 @@ def test_heads_and_their_width_follow_the_attention_that_runs() -> None:
     structures = trace(Attention(), torch.randn(1, 5, 6))
     small = cut(Attention(), structures, {1})
     assert (small.num_heads, small.all_head_size, small.head_dim) == (3, 6, 2)
+    assert (small.n_head, small.head, small.head_index) == (3, 4, 4)  # the latter two: which one
 
 
 def test_hidden_widths_are_those_that_the_module_divides() -> None:
