@@ -118,7 +118,12 @@ def _run(
 
 def _what(settings: Settings) -> str:
     """One line: what is about to happen to what."""
-    names = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+    names = {
+        "macs": "MACs",
+        "params": "parameters",
+        "latency": "latency",
+        "depth": "residual branches",
+    }
     bounds = " and ".join(f"{s:.0%} of its {names[n]}" for n, s in settings.budgets.items())
     weights = f" with {settings.weights}" if settings.weights else ""
     threads = f"{settings.threads} thread{'' if settings.threads == 1 else 's'}"

@@ -34,6 +34,7 @@ _OF_THE_DEFAULT_HOST = {
     "residual_width": None,
     "floor": None,
     "latency_budget": None,
+    "depth": None,
 }
 _TARGETS = ("cpu", "cuda", "onnxruntime")
 _SCOPES = ("width", "local", "isomorphic", "global")
@@ -102,6 +103,7 @@ def check(settings: Settings, hosts: Sequence[str], variants: Sequence[str]) -> 
             raise ValueError(
                 f"--{name} expects one of {', '.join(known)}; found {getattr(settings, name)!r}."
             )
+    _check_widths(settings)
     _check_numbers(settings)
     _check_host(settings)
     if settings.optimizer not in ("sgd", "adamw") and ":" not in settings.optimizer:
@@ -111,16 +113,21 @@ def check(settings: Settings, hosts: Sequence[str], variants: Sequence[str]) -> 
         )
 
 
-def _check_numbers(settings: Settings) -> None:
+def _check_widths(settings: Settings) -> None:
     multiple = settings.round_to
-    if multiple not in (None, "auto") and not (str(multiple).isdigit() and int(multiple)):
-        raise ValueError(f"--round-to expects a whole number from 1, or auto; found {multiple}.")
+    if multiple not in (None, "auto", "none") and not (multiple.isdigit() and int(multiple)):
+        raise ValueError(
+            f"--round-to expects a whole number from 1, auto or none; found {multiple}."
+        )
     if settings.target not in (None, *_TARGETS):
         raise ValueError(
             f"--target expects one of {', '.join(_TARGETS)}; found {settings.target!r}."
         )
     if settings.target and multiple != "auto":
         raise ValueError("--target is for --round-to auto, which asks what is fast there.")
+
+
+def _check_numbers(settings: Settings) -> None:
     if settings.importance == "variance" and not settings.calibrate:
         raise ValueError(
             "--importance variance ranks by what layers read on some data: give --calibrate, such "
@@ -135,13 +142,18 @@ def _check_numbers(settings: Settings) -> None:
             "--floor is the share of every width that stays, from 0 to below 1; found "
             f"{settings.floor}."
         )
-    for name in ("budget", "params_budget", "latency_budget"):
+    for name in ("budget", "params_budget", "latency_budget", "depth"):
         share = getattr(settings, name)
         if share is not None and not 0 < share <= 1:
             raise ValueError(
                 f"{named(name)} is the share that remains, such as 50% or 0.5, above 0 and up to "
                 f"1; found {share}. To remove 30 %, write {named(name)} 0.7."
             )
+    if settings.depth is not None and settings.latency_budget is not None:
+        raise ValueError(
+            "--latency-budget estimates widths alone and cannot stand beside --depth: bound the "
+            "MACs with --budget instead; the report says how much faster the result is."
+        )
 
 
 def _check_host(settings: Settings) -> None:

@@ -76,7 +76,6 @@ def _default(settings: Settings, batches: Iterable[Any]) -> dict[str, Any]:
         importance = own.function(
             importance, "--importance", "a function of (structures, parameters)"
         )
-    multiple = settings.round_to
     floor = {} if settings.floor is None else {"floor": settings.floor}
     return {
         "importance": importance,
@@ -84,9 +83,16 @@ def _default(settings: Settings, batches: Iterable[Any]) -> dict[str, Any]:
         "residual_width": settings.residual_width,
         "scope": settings.scope,
         "target": settings.target,
-        "round_to": int(multiple) if multiple and multiple.isdigit() else multiple,
+        "round_to": _multiple(settings.round_to),
         **floor,
     }
+
+
+def _multiple(words: str | None) -> int | str | None:
+    """What widths are to be multiples of; None, too, in folders of before "auto" was usual."""
+    if words is None or words == "none":
+        return None
+    return words if words == "auto" else int(words)
 
 
 def _dhspg(found: Plan, lr: float) -> Plan:

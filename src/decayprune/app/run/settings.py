@@ -131,6 +131,13 @@ class Settings:
     latency_budget: float | None = _option(
         None, "Share of the time of a forward pass that remains, measured here.", HOW, "SHARE"
     )
+    depth: float | None = _option(
+        None,
+        "Share of the residual branches (attentions, FFNs, blocks) that remains: the rest leaves "
+        "whole, and the other budgets are met by what stays. Default: all of them.",
+        HOW,
+        "SHARE",
+    )
     epochs: int | None = _option(
         None, "Dense training first. Default: 0 for trained weights, else by the data."
     )
@@ -187,7 +194,8 @@ class Settings:
     )
     round_to: str | None = _option(
         None,
-        "Every pruned width becomes a multiple of it; auto: what this machine is fast at.",
+        "Every pruned width becomes a multiple of it; auto: what --target is fast at; none: any "
+        "width. Default: auto, with --host default.",
         HOW,
         "NUMBER",
     )
@@ -242,6 +250,7 @@ class Settings:
             "macs": self.budget,
             "params": self.params_budget,
             "latency": self.latency_budget,
+            "depth": self.depth,
         }
         return {name: share for name, share in found.items() if share is not None}
 
@@ -261,6 +270,7 @@ class Settings:
         }
         usual |= {"epochs": 0} if self.trained else {}
         usual |= {"calibrate": _CALIBRATION} if self.trained and self.host == "default" else {}
+        usual |= {"round_to": "auto"} if self.host == "default" else {}
         usual |= {"budget": 0.5} if not self.budgets else {}
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         device = str(filled.get("device", self.device))
@@ -354,6 +364,7 @@ _LATER = (
         ]
     ),
     frozenset(["calibrate", "target", "residual_width"]),
+    frozenset(["depth"]),
 )
 """Fields that the folder of an older run does not have, by the release that brought them."""
 

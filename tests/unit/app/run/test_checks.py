@@ -13,8 +13,11 @@ from decayprune.app.run.settings import Settings
     [
         ({"scope": "galaxy"}, "--scope expects one of width, local, .*; found 'galaxy'"),
         ({"floor": 1.0}, r"--floor is the share .* below 1; found 1\.0"),
-        ({"round_to": "0"}, "--round-to expects a whole number from 1, or auto; found 0"),
-        ({"round_to": "eight"}, "or auto; found eight"),
+        ({"round_to": "0"}, "--round-to expects a whole number from 1, auto or none; found 0"),
+        ({"round_to": "eight"}, "auto or none; found eight"),
+        ({"depth": 0.0}, r"--depth is the share that remains.*found 0\.0"),
+        ({"depth": 0.5, "latency_budget": 0.5}, "--latency-budget .* cannot stand beside --depth"),
+        ({"host": "hesso", "depth": 0.5}, "--depth has no effect with --host hesso"),
         ({"latency_budget": 2.0}, r"--latency-budget is the share that remains.*found 2\.0"),
         ({"weight_decay": -1.0}, "--weight-decay must be at least 0"),
         ({"optimizer": "rmsprop"}, "--optimizer expects sgd, adamw or .*found 'rmsprop'"),

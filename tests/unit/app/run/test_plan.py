@@ -7,6 +7,7 @@ from decayprune.app.run import models
 from decayprune.app.run.methods import HOSTS, Plan
 from decayprune.app.run.plan import plan
 from decayprune.app.run.settings import Settings
+from decayprune.cost import Budget
 from decayprune.method.rectify import Rectify
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -18,6 +19,24 @@ def planned(host: str, variant: str = "sp_sr", **changes: Any) -> Plan:
     settings = Settings(host=host, variant=variant, **usual | changes).resolved()
     model = models.resnet8(in_channels=1)
     return plan(settings, settings.schedule(EPOCH), 4 * EPOCH, model, EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [(None, "auto"), ("auto", "auto"), ("none", None), ("8", 8)]
+)
+def test_widths_are_what_the_library_takes(words: str | None, found: object) -> None:
+    assert planned("default", round_to=words).options["round_to"] == found
+
+
+def test_any_width_where_a_folder_does_not_say() -> None:
+    kept = Settings(prune_epochs=3, finetune_epochs=1).resolved().to_dict()
+    older = Settings.from_dict(kept | {"round_to": None})
+    found = plan(older, older.schedule(EPOCH), 4 * EPOCH, models.resnet8(in_channels=1), EXAMPLE)
+    assert found.options["round_to"] is None
+
+
+def test_depth_is_a_bound_as_others() -> None:
+    assert planned("default", depth=0.7, budget=0.6).budget == Budget(depth=0.7, macs=0.6)
 
 
 @pytest.mark.parametrize("host", HOSTS)
