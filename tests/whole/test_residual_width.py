@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -122,3 +123,87 @@ def test_frozen_positions_keep_their_width_where_all_that_makes_it_is_frozen() -
     found = dp.inspect(model, torch.randn(4, 5, 6))
     assert all(r.reason.startswith(("frozen", "the model's output")) for r in found.refusals)
     assert not found.groups
+
+
+RELEASING = dp.Rectify(rule="thresholds", t_rate=-1.0, t_len=-9.0, warm_up=0.4, cool_down=9)
+
+
+def placed(seed: int = 0, **options: Any) -> tuple[Placed, Any, dp.DecayPruner]:
+    torch.manual_seed(seed)
+    model = Placed(looked_up=True).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    pruner = pruner_for(
+        model,
+        optimizer,
+        inputs=torch.randn(4, 5, 6, dtype=torch.float64),
+        budget=dp.Budget(macs=0.4),
+        schedule=dp.Schedule(stop=6, rounds=2, decay_steps=5),
+        residual_width=True,
+        round_to=None,
+        **options,
+    )
+    return model, optimizer, pruner
+
+
+def train(model: nn.Module, optimizer: Any, pruner: dp.DecayPruner, steps: int) -> None:
+    for _ in range(steps):
+        x = torch.randn(
+            4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(pruner.steps)
+        )
+        model(x).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+
+
+def test_frozen_positions_get_their_values_back_when_they_are_released() -> None:
+    model, optimizer, pruner = placed(rectify=RELEASING)
+    table = model.places.weight.clone()
+    shrunk = False
+    for _ in range(12):
+        train(model, optimizer, pruner, 1)
+        stream = next(s for s in pruner.structures.slices if s.name == "places.weight").structure
+        phase = torch.cat([pruner.lifecycle.phase, torch.zeros(1)])[stream]
+        same = (model.places.weight == table).all(0)
+        assert torch.equal(same, phase == 0)  # neither decaying nor pruned
+        shrunk |= bool((phase == 1).any())
+    assert shrunk
+    assert any(event.kind == "release" for event in pruner.events)
+
+
+def test_a_pruner_that_is_closed_gives_them_back_and_can_cut_all_the_same() -> None:
+    model, optimizer, pruner = placed(rectify=None)
+    table = model.places.weight.clone()
+    train(model, optimizer, pruner, 4)
+    assert not torch.equal(model.places.weight, table)
+    pruner.close()
+    assert torch.equal(model.places.weight, table)
+    model, optimizer, pruner = placed(rectify=None)
+    train(model, optimizer, pruner, 14)
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    expected = model(x)
+    pruner.close()
+    assert torch.equal(model.places.weight, table)
+    pruner.compact()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+
+
+def test_what_frozen_positions_were_is_saved_and_resumed() -> None:
+    straight, optimizer, pruner = placed(rectify=RELEASING)
+    table = straight.places.weight.clone()
+    train(straight, optimizer, pruner, 12)
+    released = next(event.step for event in pruner.events if event.kind == "release")
+    first, optimizer, pruner = placed(rectify=RELEASING)
+    train(first, optimizer, pruner, released - 1)
+    saved = [part.state_dict() for part in (first, optimizer, pruner)]
+    assert torch.equal(saved[2]["frozen"]["places.weight"], table)
+    second = placed(1, rectify=RELEASING)
+    for part, state in zip(second, saved, strict=True):
+        part.load_state_dict(copy.deepcopy(state))
+    train(*second, 12 - (released - 1))
+    assert all(map(torch.equal, second[0].state_dict().values(), straight.state_dict().values()))
+    older = {name: value for name, value in saved[2].items() if name != "frozen"}
+    second[2].load_state_dict(older)  # of a version that kept none
+    saved[2]["frozen"] = {"places.weight": table[:, :3]}
+    with pytest.raises(ValueError, match=r"places.weight \(5, 3\).* this model are: .*\(5, 8\)"):
+        second[2].load_state_dict(saved[2])

@@ -78,6 +78,7 @@ class Decayer:
 
     Attributes:
         state: Where every structure stands.
+        weights: The slices that it shrinks.
         last_release: As above; may be set while training goes on.
     """
 
@@ -101,13 +102,12 @@ class Decayer:
         self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
         self._curve, self._all, self._hold = curve, slices == "all", hold
-        self._optimizers = list(optimizers)
-        self._weights = LiveWeights(structures, parameters, optimizers)
-        self._weights.unpinned |= pin
-        self._weight_decay = WeightDecay(self._optimizers, self._weights.parameters)
-        self._pinning = Pinning(structures, self._weights, carriers=pin_carriers)
-        self._waiting = False
-        self.load(LifecycleState.fresh(structures.num_structures, self._weights.device))
+        self._optimizers, self._waiting = list(optimizers), False
+        self.weights = LiveWeights(structures, parameters, optimizers)
+        self.weights.unpinned |= pin
+        self._weight_decay = WeightDecay(self._optimizers, self.weights.parameters)
+        self._pinning = Pinning(structures, self.weights, carriers=pin_carriers)
+        self.load(LifecycleState.fresh(structures.num_structures, self.weights.device))
 
     def load(self, state: LifecycleState) -> None:
         """Continue from a saved state."""
@@ -171,8 +171,8 @@ class Decayer:
         self, optimizers: Sequence[torch.optim.Optimizer], grad_scale: Tensor | float
     ) -> None:
         for optimizer in optimizers:
-            own = self._weights.held_by(optimizer, self._members().carriers)
-            self._step.along[id(optimizer)] = self._weights.along(own) / grad_scale
+            own = self.weights.held_by(optimizer, self._members().carriers)
+            self._step.along[id(optimizer)] = self.weights.along(own) / grad_scale
 
     @torch.no_grad()
     def step(self, step: int, selector: Selector) -> list[Moves] | None:
@@ -219,12 +219,12 @@ class Decayer:
         members = self._members()
         if not members.ids.numel():
             return True
-        length, resistance = self._weights.length(members.carriers), self._resistance()
+        length, resistance = self.weights.length(members.carriers), self._resistance()
         watched = length if resistance is None else length + resistance
         # What is not finite times 0 is not 0; isfinite().all() would take two kernels more.
         finite = (torch.where(members.mask, watched, 0.0) * 0).sum() == 0
         moving = members.mask
-        if self._weights.device.type in flag.ASYNCHRONOUS and not self._due(step):
+        if self.weights.device.type in flag.ASYNCHRONOUS and not self._due(step):
             self._unread = flag.Flag(finite), step
             moving = moving & finite
         elif not self._tell(step, bool(finite)):
@@ -280,7 +280,7 @@ class Decayer:
     def _decide(self, step: int, selector: Selector) -> list[Moves] | None:
         """Releases, and who starts. None if the step turns out not to count."""
         moves = self._release(step, selector)
-        chosen = selector.select(self.state, step, self._weights.parameters, released=bool(moves))
+        chosen = selector.select(self.state, step, self.weights.parameters, released=bool(moves))
         if chosen is None:
             return moves
         if self._unread is not None:
@@ -317,6 +317,7 @@ class Decayer:
         if not leaving.numel():
             return []
         moves, there = self._moves("release", step, leaving), self._there(leaving)
+        self.weights.give_back_(torch.zeros_like(members.pruned).index_fill(0, leaving, True))
         pause = max(1, round(self.rectify.cool_down * self.decay_steps))
         self.state = lifecycle.release(self.state, there, cool_until=step + pause)
         self._forget()
@@ -326,13 +327,14 @@ class Decayer:
         if not ids.numel():
             return []
         chosen = (self._members().phase == DECAYING).index_fill(0, ids, True)
-        carriers, there = self._weights.carriers(chosen), self._there(ids)
-        length = self._weights.length(carriers)
+        carriers, there = self.weights.carriers(chosen), self._there(ids)
+        length = self.weights.length(carriers)
+        self.weights.frozen.keep()
         self.state = lifecycle.begin(
             self.state, there, length=length[there], decay_steps=self.decay_steps
         )
         self._forget()
-        self._current = Members.of(self.state, self._weights, whole=self._all, carriers=carriers)
+        self._current = Members.of(self.state, self.weights, whole=self._all, carriers=carriers)
         self._step.length = length
         return self._moves("decay", step, ids)
 
@@ -343,12 +345,12 @@ class Decayer:
         moving, length, factors = self._step.moving, self._step.length, self._step.factors
         if moving is None or length is None or factors is None:  # the membership has changed
             moving = members.mask
-            length = self._weights.length(members.carriers) if length is None else length
+            length = self.weights.length(members.carriers) if length is None else length
             factors = self._factors(moving, length, self.state.age + 1)
         self.state = lifecycle.tick(self.state, moving)
         members.ages[0] += 1
-        edits.scale_(members.shrinking, self._weights.parameters, factors)
-        after = self._weights.length(members.carriers) if members.read else length * factors
+        edits.scale_(members.shrinking, self.weights.parameters, factors)
+        after = self.weights.length(members.carriers) if members.read else length * factors
         after = after.to(self.state.length.dtype)
         lengths = torch.where(moving, after, self.state.length)
         self.state = replace(self.state, length=lengths)
@@ -358,9 +360,9 @@ class Decayer:
         if not gone.numel():
             return []
         moves, there = self._moves("prune", step, gone), self._there(gone)
-        self._weights.zero_(torch.zeros_like(members.pruned).index_fill(0, gone, True))
+        self.weights.zero_(torch.zeros_like(members.pruned).index_fill(0, gone, True))
         # What a zeroed column crosses is shorter now.
-        length = self._weights.length(members.carriers).to(self.state.length.dtype)
+        length = self.weights.length(members.carriers).to(self.state.length.dtype)
         self.state = replace(self.state, length=torch.where(moving, length, self.state.length))
         self.state = lifecycle.finish(self.state, there)
         self._forget()
@@ -371,12 +373,12 @@ class Decayer:
 
     def _members(self) -> Members:
         if self._current is None:
-            self._current = Members.of(self.state, self._weights, whole=self._all)
+            self._current = Members.of(self.state, self.weights, whole=self._all)
         return self._current
 
     def _there(self, ids: Tensor) -> Tensor:
         """Numbers of the host on the device, which nobody waits for."""
-        return ids.to(self._weights.device, non_blocking=True)
+        return ids.to(self.weights.device, non_blocking=True)
 
     def _factors(self, moving: Tensor, length: Tensor, age: Tensor) -> Tensor:
         """What takes structures from their length now to where they are at that age; else 1."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from decayprune.method.frozen import Frozen
 from decayprune.structures import edits, sums
 from decayprune.structures.structure_map import StructureMap
 
@@ -29,6 +30,7 @@ class LiveWeights:
         parameters: By name.
         unpinned: Structures that training may revive once they are zero, bool, shape ``(S,)``, on
             the CPU, as all masks are that say where to look.
+        frozen: Values of those that are not trained, from before anything decayed.
         device: Where the vectors of a decay live.
         half: Whether some parameters are in half precision.
     """
@@ -40,6 +42,7 @@ class LiveWeights:
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
         self.parameters, self._optimizers = dict(parameters), list(optimizers)
+        self.frozen = Frozen(self.parameters)
         self.device = next(iter(self.parameters.values())).device
         self.unpinned = structures.unpinned.clone()
         self.half = any(p.dtype in _HALF for p in self.parameters.values())
@@ -93,3 +96,22 @@ class LiveWeights:
                         by_key.setdefault(key, {})[name] = value
             for moments in by_key.values():
                 edits.zero_(pick, moments)
+
+    def give_back_(self, chosen: Tensor) -> None:
+        """Write what is kept of frozen parameters into the slices of some structures.
+
+        Args:
+            chosen: Which, bool, shape ``(S,)``.
+        """
+        values = self.frozen.values
+        if values and bool(chosen.any()):
+            edits.copy_(self.every(chosen).only(values), self.parameters, values)
+
+    def zero_frozen_(self, chosen: Tensor) -> None:
+        """Write zeros where :meth:`give_back_` would write values.
+
+        Args:
+            chosen: Which structures, bool, shape ``(S,)``.
+        """
+        if self.frozen.values and bool(chosen.any()):
+            edits.zero_(self.every(chosen).only(self.frozen.values), self.parameters)

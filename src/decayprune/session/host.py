@@ -160,10 +160,18 @@ class Host:
             ValueError: A copy is none; nothing was cut.
             CompactionError: Outputs would change; the model and its copies were left uncut.
         """
+        if self._session.report is None:  # closed before, it has given them back
+            self._session.decayer.weights.zero_frozen_(self.lifecycle.pruned.cpu())
         return self._session.compact(self._cut, tolerance, copies, self._outlook())
 
     def close(self) -> None:
-        """Let go of the model and the optimizer: hooks are removed, another pruner may start."""
+        """Let go of the model and the optimizer: hooks are removed, another pruner may start.
+
+        Before the cut, frozen parameters get back the values that they had before any decay:
+        nothing would train them.
+        """
+        if self._session.report is None:
+            self._session.decayer.weights.give_back_(self.lifecycle.committed.cpu())
         self._session.close()
 
     # ---------------------------------------------------------------- save and resume
@@ -175,6 +183,8 @@ class Host:
         the optimizer, after a step.
         """
         shared = self._session.state_dict(type(self).__name__, self._settings())
+        if self._session.report is None:
+            shared |= self._session.decayer.weights.frozen.state_dict()
         return shared | self._own_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

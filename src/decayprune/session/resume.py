@@ -78,6 +78,7 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
             f"Expected what the state_dict() of a {owner} returned, a pruner state of format "
             f"{_FORMAT}, found {found!r}."
         )
+    now = {name: value for name, value in now.items() if name != "frozen"}  # kept at times
     if missing := sorted(set(now) - set(state)):
         raise _damaged(f"{', '.join(missing)} is missing")
     _check_kinds(state, {"fingerprint": "", "slices": [], "settings": {}}, "")

@@ -390,6 +390,7 @@ class Session:
             ValueError: The lifecycle is that of other structures.
         """
         self.decayer.load(LifecycleState.from_state_dict(state["state"], like=self.lifecycle))
+        self.decayer.weights.frozen.load_state_dict(state)
         self._ledger.load_state_dict(state)
         if self._watch is not None:
             self._watch.forget()

@@ -363,3 +363,25 @@ def zero_(pick: Pick, tensors: Mapping[str, Tensor]) -> None:
             tensor.masked_fill_(mask, 0)
         else:
             tensor.index_fill_(block.dim, block.index, 0)
+
+
+@torch.no_grad()
+def copy_(pick: Pick, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write given values into the slices of the picked structures.
+
+    Args:
+        pick: Which slices.
+        tensors: Parameters by name.
+        values: Tensors of the same names and shapes.
+    """
+    chosen = torch.split(pick.owner < pick.size, list(pick.sizes)) if pick.vectors else ()
+    whole = [(name, 0, mask) for name, mask in zip(pick.vectors, chosen, strict=True)]
+    for block in pick.blocks:
+        tensor, value = tensors[block.name], values[block.name]
+        if block.index is None:
+            whole.append((block.name, block.dim, block.owner < pick.size))
+        else:
+            tensor.index_copy_(block.dim, block.index, value.index_select(block.dim, block.index))
+    for name, dim, mask in whole:
+        there = _along_dim(mask, dim, tensors[name].dim())
+        tensors[name].copy_(torch.where(there, values[name], tensors[name]))

@@ -172,3 +172,23 @@ def test_a_tensor_that_is_part_of_a_width_and_of_a_gate_takes_both_factors() -> 
     torch.testing.assert_close(tensors["bias"], torch.tensor([0.05, 0.2, 0.3]))
     edits.zero_(pick, tensors)
     assert not tensors["bias"].any()
+
+
+def test_values_are_copied_into_what_is_picked_and_nowhere_else() -> None:
+    torch.manual_seed(0)
+    shapes = {"vector": (6,), "rows": (6, 400), "columns": (3, 6, 2), "few": (3, 600)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    values = {name: torch.randn(shape) for name, shape in shapes.items()}
+    labels = torch.tensor([0, 1, -1, 2, 1, 0])
+    wide = torch.full((600,), -1)
+    wide[:6] = labels
+    dims = {"vector": 0, "rows": 0, "columns": 1, "few": 1}
+    slices = [sums.Labelled(n, d, wide if n == "few" else labels) for n, d in dims.items()]
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    for item in slices:
+        for index in (item.structure == 1).nonzero().flatten().tolist():
+            expected[item.name].select(item.dim, index).copy_(
+                values[item.name].select(item.dim, index)
+            )
+    edits.copy_(edits.picked(slices, torch.tensor([False, True, False]), tensors), tensors, values)
+    assert all(torch.equal(tensors[name], expected[name]) for name in shapes)
