@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+import two_processes
 
 TESTS = Path(__file__).parents[1]
 ORDERS = ("before the wrap", "after the wrap", "between steps", "inspected")
@@ -76,3 +79,19 @@ def test_a_living_wrapper_is_refused_and_a_new_one_trains_on(
     assert result["macs"] <= 0.5
     assert result["error"] <= 1e-5
     assert result["shape"] == [8, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="the page shards as torch does from 2.7 on")
+def test_what_was_pruned_is_sharded_and_trains_as_if_it_were_whole(tmp_path: Path) -> None:
+    """The second half of docs/integrations/fsdp.md, by two processes."""
+    said = two_processes.run("fsdp_shards.py", tmp_path)
+    for rank in said:
+        assert 0 < rank["held"] < rank["left"] < rank["dense"]
+        for way in ("loaded", "from shapes alone"):
+            for found, expected in zip(rank[way], rank["alone"], strict=True):
+                assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        for refusal in ("inspect", "DecayPruner"):
+            assert "is sharded by FSDP, where no process holds a whole layer" in rank[refusal]
+            assert "docs/integrations/fsdp.md" in rank[refusal]
+    assert said[0]["held"] + said[1]["held"] == said[0]["left"]
