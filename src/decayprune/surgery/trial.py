@@ -1,7 +1,7 @@
 """Trial cuts: what cannot be cut is found before any training begins, on a twin of the model.
 
-No trace can see a width that a ``forward()`` has written into it as a number. A few structures of
-every group are zeroed and cut out of the twin, and its outputs compared; the model itself is only
+No trace can see a width that a ``forward()`` has written into it as a number. About half of
+every group is zeroed and cut out of the twin, and its outputs compared; the model itself is only
 read.
 """
 
