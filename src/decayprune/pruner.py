@@ -350,7 +350,7 @@ def _deepened(
         raise ValueError(
             "Budget(depth=...) is about residual branches, and none of this model can be removed. "
             + (f"What is left alone, and why: {reasons}. " if reasons else "None was found. ")
-            + "Bound macs instead."
+            + "Bound the MACs instead."
         )
     return offered
 
