@@ -150,8 +150,8 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
     known = IMPORTANCES | {"random": random(seed)}
     if importance not in known:
         raise ValueError(
-            f"importance is one of {', '.join(map(repr, known))}, or a function "
-            f"(structures, parameters) -> scores; found {importance!r}."
+            f"importance is one of {', '.join(map(repr, known))}, 'variance' (with calibrate=), "
+            f"or a function (structures, parameters) -> scores; found {importance!r}."
         )
     return known[importance]
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from decayprune.selection.importance import IMPORTANCES
+
 if TYPE_CHECKING:
     from decayprune.app.run.settings import Settings
 
@@ -37,6 +39,7 @@ _OF_THE_DEFAULT_HOST = {
     "depth": None,
 }
 _TARGETS = ("cpu", "cuda", "onnxruntime")
+_IMPORTANCES = ("variance", *IMPORTANCES, "random")
 _SCOPES = ("width", "local", "isomorphic", "global")
 
 
@@ -128,7 +131,13 @@ def _check_widths(settings: Settings) -> None:
 
 
 def _check_numbers(settings: Settings) -> None:
-    if settings.importance == "variance" and not settings.calibrate:
+    importance = settings.importance
+    if importance not in (None, *_IMPORTANCES) and ":" not in str(importance):
+        raise ValueError(
+            f"--importance expects one of {', '.join(_IMPORTANCES)}, or pkg.mod:function, called "
+            f"with (structures, parameters); found {importance!r}."
+        )
+    if importance == "variance" and not settings.calibrate:
         raise ValueError(
             "--importance variance ranks by what layers read on some data: give --calibrate, such "
             "as --calibrate 16, as well."

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from decayprune.app.run import own
+from decayprune.app.run.blame import blamed
 from decayprune.app.run.methods import Plan
 from decayprune.app.run.settings import Settings
 from decayprune.cost import Budget
@@ -73,9 +75,7 @@ def _default(settings: Settings, batches: Iterable[Any]) -> dict[str, Any]:
     """What the command hands to our own host."""
     importance: Any = settings.importance
     if importance and ":" in importance:
-        importance = own.function(
-            importance, "--importance", "a function of (structures, parameters)"
-        )
+        importance = _importance(importance)
     floor = {} if settings.floor is None else {"floor": settings.floor}
     return {
         "importance": importance,
@@ -86,6 +86,19 @@ def _default(settings: Settings, batches: Iterable[Any]) -> dict[str, Any]:
         "round_to": _multiple(settings.round_to),
         **floor,
     }
+
+
+def _importance(spec: str) -> Callable[[Any, Any], Tensor]:
+    """The user's function, whose errors name the option."""
+    found: Any = own.function(spec, "--importance", "a function of (structures, parameters)")
+
+    @wraps(found.func)  # it may say that it reads gradients
+    def scores(structures: Any, parameters: Any) -> Tensor:
+        with blamed("--importance", spec):
+            values: Tensor = found(structures, parameters)
+            return values
+
+    return scores
 
 
 def _multiple(words: str | None) -> int | str | None:

@@ -1,3 +1,5 @@
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,22 @@ def test_any_width_where_a_folder_does_not_say() -> None:
     older = Settings.from_dict(kept | {"round_to": None})
     found = plan(older, older.schedule(EPOCH), 4 * EPOCH, models.resnet8(in_channels=1), EXAMPLE)
     assert found.options["round_to"] is None
+
+
+def test_an_importance_of_the_user_is_blamed_by_its_option_and_may_read_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_scores.py").write_text(
+        "def scores(structures, parameters):\n    return structures.odd\n"
+        "scores.reads_gradients = True\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = planned("default", importance="my_scores:scores").options["importance"]
+    assert found.reads_gradients
+    message = r"--importance my_scores:scores raised AttributeError: .*my_scores\.py, line 2"
+    with pytest.raises(ValueError, match=message):
+        found(object(), {})
 
 
 def test_depth_is_a_bound_as_others() -> None:
