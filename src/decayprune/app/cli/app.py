@@ -28,6 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Messages of the library say round_to; what they say can be typed.
+    context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
 )
 app.command(cls=Plain)(prune)
 app.command(cls=Plain)(export)
@@ -82,6 +84,9 @@ def inspect(
     ignored_layers: Annotated[
         str | None, typer.Option(help="Names of layers to leave alone, by commas.", metavar="NAMES")
     ] = None,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Look for residual branches that can leave whole, too.")
+    ] = False,
     traceback: Traceback = False,
 ) -> None:
     """List what of a model can be pruned, what cannot, and why."""
@@ -108,7 +113,7 @@ def inspect(
             network = subject.fresh_model(settings, source)
             found = subject.example(settings, source, 1)
         ignored = [name.strip() for name in (ignored_layers or "").split(",") if name.strip()]
-        typer.echo(str(dp.inspect(network, found, ignored)))
+        typer.echo(str(dp.inspect(network, found, ignored, depth=depth)))
 
 
 @app.command(cls=Plain)

@@ -123,9 +123,20 @@ def test_inspect_lists_groups_and_refusals() -> None:
     assert code == 0
     assert "stages.2.2.conv1" in out
     assert "the model's output" in out
+    assert "residual branch" not in out
+    code, out, _ = call("inspect", "--model", "resnet20", "--depth")
+    assert (code, "residual branch" in out) == (0, True)
     code, out, _ = call("inspect", "--model", "mine:net", "--input", "1,6")
     assert code == 0
     assert "16" in out
+
+
+def test_options_may_be_typed_as_the_library_spells_them() -> None:
+    words = ["--input", "1,6", "--ignored_layers", "0"]
+    code, out, _ = call("inspect", "--model", "mine:net", *words)
+    assert (code, "ignored" in out) == (0, True)
+    code, _, err = call("prune", "--round_to", "eight")
+    assert (code, "--round-to expects" in err) == (2, True)
 
 
 def test_inspect_takes_several_inputs_and_whole_numbers(folder: Path) -> None:
