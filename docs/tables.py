@@ -149,7 +149,7 @@ _ARMS = {
 
 
 def pretrained(found: dict[str, Any]) -> str:
-    """The column that decides of benchmarks/pretrained, best first."""
+    """A column of benchmarks/pretrained, best first."""
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -168,7 +168,7 @@ def pretrained(found: dict[str, Any]) -> str:
     ]
     head = ["", "MACs left", "as fast", "accuracy (%)", "against the dense one", "seeds"]
     facts = (
-        f"After {found['steps']:,} steps of 32 glosses, pruning included; "
+        f"After {found['steps']:,} steps of 32 examples, pruning included; "
         f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue`, then "
         "`tables.py` beside it.\n"
     )
@@ -293,6 +293,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency_budget": latency_budget,
     "overhead": overhead,
     "pretrained": pretrained,
+    "pretrained_images": pretrained,
     "rounding": rounding,
     "speed": speed,
 }

@@ -1,7 +1,7 @@
 """What happens inside a run: around the moment of zero, and to the structures that are judged.
 
     python benchmarks/paper/inside.py run --seeds 100-101    # about a minute per seed and variant
-    python benchmarks/paper/inside.py page                   # its part of docs/results.md
+    python benchmarks/paper/inside.py page                   # its part of docs/study.md
 
 Runs are those of ``probe.py`` (ResNet-20 at half size, 12.5 % of the MACs, 350 steps). The first
 part writes down loss, gradient norm and accuracy of the first steps. The second asks of every
@@ -174,7 +174,7 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(page: Path = DOCS / "results.md") -> None:
+def write(page: Path = DOCS / "study.md") -> None:
     """Make the picture and the table in the page of results, if there is anything to show."""
     if not FILE.is_file():
         return

@@ -1,7 +1,7 @@
 """The comparison on Fashion-MNIST: which trials belong to which tier, and one command to run them.
 
     python benchmarks/paper/study.py run --tier 1 --processes 2    # hours; stop and rerun at will
-    python benchmarks/paper/study.py tables       # summary.json, docs/results.md, docs/ablations.md
+    python benchmarks/paper/study.py tables       # summary.json, docs/study.md, docs/ablations.md
 
 Every run leaves one JSON file in ``results/runs``; tables are made of those files alone, the page
 of ablations of ``results/probe.jsonl``.
@@ -155,7 +155,7 @@ def over_smooth(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def write_tables(folder: Path, page: Path, readme: Path) -> None:
+def write_tables(folder: Path, page: Path) -> None:
     """Make ``summary.json``, the tables of the documentation and their pictures from the runs."""
     import ablations
     import inside
@@ -211,8 +211,7 @@ def write_tables(folder: Path, page: Path, readme: Path) -> None:
         goals_table(goals(runs + elsewhere)),
     ]
     fill(page, "study", "\n".join(text))
-    for file in (page, readme):
-        fill(file, "overview", overview(rows))
+    fill(page, "overview", overview(rows))
     ablations.write(page.parent)
     inside.write(page)
     scopes.write(page)
@@ -229,12 +228,12 @@ def main() -> None:
     parser.add_argument("--variant", action="append", choices=VARIANTS + CONTROLS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=HERE / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.do == "tables":
-        write_tables(given.folder, given.page, ROOT / "README.md")
+        write_tables(given.folder, given.page)
         return
     chosen = [
         trial

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import ARMS, BUDGETS, DECISIVE, HERE, RESULTS, STEPS, TUNING_SEEDS, rate
+from plan import ARMS, BUDGETS, DECISIVE, HERE, IMAGES, RESULTS, STEPS, TUNING_SEEDS, rate
 
 from decayprune.app.study.figures import Gain, holm, paired
 
@@ -154,22 +154,21 @@ def endpoints(scores: Scores) -> list[str]:
     return lines
 
 
-def decided(scores: Scores) -> dict[str, list[Run]]:
-    """The column that decides, on the seeds that all arms that run first have finished."""
-    done = set.intersection(*(set(scores.accuracies(DECIDING, arm)) for arm in DECISIVE))
+def decided(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, list[Run]]:
+    """A column, on the seeds that all arms that run first have finished."""
+    done = set.intersection(*(set(scores.accuracies(cell, arm)) for arm in first))
     return {
-        arm: [run for run in scores.runs(DECIDING, arm) if run["trial"]["seed"] in done]
-        for arm in ARMS
+        arm: [run for run in scores.runs(cell, arm) if run["trial"]["seed"] in done] for arm in ARMS
     }
 
 
-def summary(scores: Scores) -> dict[str, Any]:
-    """The column that decides, an entry per arm."""
+def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
+    """A column for the docs, an entry per arm."""
     rows = {}
-    for arm, runs in decided(scores).items():
+    for arm, runs in decided(scores, cell, first).items():
         if not runs:
             continue
-        over = scores.gain(DECIDING, arm, "abrupt") if arm != "abrupt" else None
+        over = scores.gain(cell, arm, "abrupt") if arm != "abrupt" else None
         rows[arm] = {
             "seeds": sorted(run["trial"]["seed"] for run in runs),
             "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
@@ -179,9 +178,11 @@ def summary(scores: Scores) -> dict[str, Any]:
             "speedup": statistics.median(run["speedup"] for run in runs),
             "over abrupt": None if over is None else over.words,
         }
-    one = scores.runs(DECIDING, next(iter(rows)))[0]
+    if not rows:
+        return {}
+    one = scores.runs(cell, next(iter(rows)))[0]
     machine = {"cpu": one["cpu"], "threads": 1, **one["versions"]}
-    return {"steps": DECIDING[1], "arms": rows, "machine": machine}
+    return {"steps": cell[1], "arms": rows, "machine": machine}
 
 
 def write(task: str, title: str, decisive: bool) -> list[Run]:
@@ -209,17 +210,21 @@ def write(task: str, title: str, decisive: bool) -> list[Run]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    runs = write("minilm", "MiniLM-L6 on WordNet's glosses", decisive=True)
-    write("efficientnet", "EfficientNet-Lite0 on Fashion-MNIST", decisive=False)
-    if not runs:
-        raise SystemExit("There is no finished run; run first: run.py queue")
+    texts = Scores(write("minilm", "MiniLM-L6 on WordNet's glosses", decisive=True))
+    images = Scores(write("efficientnet", "EfficientNet-Lite0 on Fashion-MNIST", decisive=False))
+    for scores, cell, first, name in (
+        (texts, DECIDING, DECISIVE, "pretrained"),
+        (images, (0.25, 300), IMAGES, "pretrained_images"),
+    ):
+        found = summary(scores, cell, first)
+        if found:
+            file = HERE.parent / "results" / f"{name}.json"
+            file.write_text(json.dumps(found, indent=1) + "\n")
+            print(file)
     from pictures import overview
 
-    scores = Scores(runs)
-    overview(list(itertools.chain(*decided(scores).values())), HERE.parents[1] / "docs" / "images")
-    for_docs = HERE.parent / "results" / "pretrained.json"
-    for_docs.write_text(json.dumps(summary(scores), indent=1) + "\n")
-    print(for_docs)
+    runs = itertools.chain(*decided(texts, DECIDING, DECISIVE).values())
+    overview(list(runs), HERE.parents[1] / "docs" / "images")
 
 
 if __name__ == "__main__":

@@ -68,11 +68,13 @@ def dense(task: Task, seed: int, data: Data) -> Any:
     model = task.pretrained()
     file = dense_file(task, seed)
     if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
         batches = data["train"].forever(10_000 + seed)
         train(model, batches, DENSE_STEPS, task.dense_lr, title=f"dense, seed {seed}")
         accuracy = evaluate(model, data["held_out"], 2000)
         print(f"dense, seed {seed}: {accuracy:.2%} of 2,000 held-out examples", flush=True)
-        write_atomically({file: lambda path: save_file(model.state_dict(), path)})
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        write_atomically({file: lambda path: save_file(weights, path)})
     model.load_state_dict(load_file(file))
     return model
 

@@ -53,7 +53,7 @@ class Schedule:
         """One round at once, each decay a tenth of the run; the rest is left to recover in.
 
         More rounds, later ones, and longer decays cost more of the steps to recover in than they
-        gave back, the more the harder the budget (docs/results.md).
+        gave back, the more the harder the budget (docs/study.md).
 
         Args:
             total_steps: Optimizer steps from the pruner's construction to the end of training.

@@ -59,7 +59,7 @@ class GateDecorator(BesideOptimizer):
         budget: What remains in the end.
         schedule: Lengths of ticks and tocks, and how much a tick closes.
         decay_steps: ``N``; 1 closes a gate at once, as published. Decays that outlast a tick are
-            half open when the next one scores, which costs accuracy (docs/results.md).
+            half open when the next one scores, which costs accuracy (docs/study.md).
         rectify: When a closing gate is released; None for smooth pruning alone.
         sparsity: Weight of the L1 penalty on gates during tocks.
         tick_lr: Learning rate of ticks; None leaves the loop's own.

@@ -78,7 +78,7 @@ class TickTock:
 
         Ticks of 5 % each, or more where the pace needs it, fill the first eighth of the run, at
         whose end the budget is met: the steps that are left to recover in count for more
-        (docs/results.md).
+        (docs/study.md).
 
         Args:
             total_steps: Optimizer steps from the host's construction to the end of training.
