@@ -294,6 +294,7 @@ class Stop(transformers.TrainerCallback):  # type: ignore[misc,name-defined]
         {"bf16": True},
         {"gradient_checkpointing": True},
         {"lr_scheduler_type": "cosine", "optim": "sgd"},
+        {"torch_compile": True, "torch_compile_backend": "eager"},
     ],
     ids=lambda options: next(iter(options)),
 )
