@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -13,7 +14,8 @@ import decayprune as dp
 from decayprune.integrations.transformers import DecayPruningCallback
 
 
-def main(folder: Path) -> None:
+def trainer_of(folder: Path) -> tuple[Any, Any, DecayPruningCallback]:
+    """A dense model, its Trainer, and the callback: as the same script makes them every time."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50,
@@ -25,7 +27,6 @@ def main(folder: Path) -> None:
         num_labels=3,
     )
     model = transformers.BertForSequenceClassification(config)
-    dense = model.num_parameters()
     words = torch.randint(3, 50, (96, 8))
     arguments = transformers.TrainingArguments(
         str(folder),
@@ -35,34 +36,50 @@ def main(folder: Path) -> None:
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=6,
         ddp_backend="gloo",
     )
-    prune = DecayPruningCallback(dp.Budget(params=0.7))
+    prune = DecayPruningCallback(
+        dp.Budget(params=0.7), schedule=dp.Schedule(start=2, stop=10, rounds=2, decay_steps=5)
+    )
     trainer = transformers.Trainer(
         model=model,
         args=arguments,
         train_dataset=[{"input_ids": w, "labels": w[0] % 3} for w in words],
         callbacks=[prune],
     )
+    return model, trainer, prune
+
+
+def equal(one: Any, other: Any) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def main(folder: Path) -> None:
+    model, trainer, prune = trainer_of(folder)
+    dense = model.num_parameters()
     trainer.train()
     assert prune.pruner is not None
-    report = prune.compact(trainer)
-    trainer.save_model(str(folder / "saved"))
-    trainer.accelerator.wait_for_everyone()
-    again = type(model).from_pretrained(folder / "saved")
-    words = words[:4]
     said = {
         "wrapper": type(trainer.model_wrapped).__name__,
         "cut_at": prune.pruner.steps,
         "steps": trainer.state.global_step,
         "dense": dense,
         "left": model.num_parameters(),
-        "params_after": report.params_after,
-        "same": torch.equal(again(words).logits, model.eval()(words).logits),
+        "params_after": prune.compact(trainer).params_after,
         "weights": [parameter.tolist() for parameter in model.parameters()],
     }
-    (folder / f"rank{arguments.process_index}.json").write_text(json.dumps(said))
+    trainer.save_model(str(folder / "saved"))
+    trainer.accelerator.wait_for_everyone()
+    loaded = type(model).from_pretrained(folder / "saved")
+    said["same"] = equal(loaded, model)
+    for step in (6, 18):  # before the cut, and after it
+        again, trainer, _ = trainer_of(folder)
+        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        said[f"resumed at {step}"] = equal(again, model)
+    (folder / f"rank{trainer.args.process_index}.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":
