@@ -138,7 +138,8 @@ def verdict(summary: Summary | None, trace: Trace) -> str:
         for name, limit, found in _budgets(summary)
         if found > limit + 0.01
     )
-    return f"{compute}, {_speed(summary)}, {summary.metric} {before} -> {after}{missed}"
+    figures = f"{compute}, {_speed(summary)}, {summary.metric} {before} -> {after}"
+    return f"{figures}{missed}{_advice(summary)}"
 
 
 def _unfinished(trace: Trace) -> str:
@@ -161,6 +162,13 @@ def _speed(summary: Summary) -> str:
     if ratio <= 0.95:
         return f"{times(1 / ratio)} slower here"
     return "no faster here"
+
+
+def _advice(summary: Summary) -> str:
+    """What to do about a model that became slower."""
+    if summary.latency_before_ms / summary.latency_after_ms > 0.95:
+        return ""
+    return "; for speed, bound the time itself with --latency-budget on an idle machine"
 
 
 def rows(summary: Summary) -> list[Row]:

@@ -263,6 +263,11 @@ def resnet8(in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> 
     return ResNet(BasicBlock, [1] * 3, _scaled((16, 32, 64), width), in_channels, num_classes)
 
 
+def resnet8_wide(in_channels: int = 3, num_classes: int = 10) -> ResNet:
+    """The same four times as wide: large enough for its layers to take most of the time."""
+    return resnet8(in_channels, num_classes, width=4.0)
+
+
 def resnet20(in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> ResNet:
     """ResNet-20: three stages of three blocks, 16, 32 and 64 channels wide (times ``width``)."""
     return ResNet(BasicBlock, [3] * 3, _scaled((16, 32, 64), width), in_channels, num_classes)
@@ -314,6 +319,7 @@ def vit_slim(in_channels: int = 3, num_classes: int = 10, image_size: int = 32) 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet8,
+    "resnet8_wide": resnet8_wide,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet50": resnet50,

@@ -56,7 +56,7 @@ class _Defaults(NamedTuple):
 # Few epochs where a laptop should finish over a cup of coffee; the usual 200 and 90 in all on
 # CIFAR and ImageNet, which want a GPU.
 _BY_DATASET = {
-    "digits": _Defaults("resnet8", 15, 15, 10, 64, False),
+    "digits": _Defaults("resnet8_wide", 8, 8, 4, 64, False),
     "fashion-mnist": _Defaults("resnet20", 3, 2, 2, 128, True),
     "cifar10": _Defaults("resnet56", 100, 60, 40, 128, True),
     "cifar100": _Defaults("vgg19", 100, 60, 40, 128, True),

@@ -66,7 +66,7 @@ def test_the_main_job_says_what_it_does_and_where_everything_is(folder: Path) ->
     code, out, err = call("prune", *TINY, "--json", "figures.json")
     assert (code, err) == (0, "")
     for words in (
-        "resnet8 on digits, to 50% of its MACs",
+        "resnet8_wide on digits, to 50% of its MACs",
         "decaying and pruning: done",
         "accuracy", "MACs", "parameters", "latency", "decayed", "released", "removed",
         "decayprune-out/model.safetensors", "decayprune-out/report.html", "figures.json",
@@ -87,7 +87,7 @@ def test_the_main_job_says_what_it_does_and_where_everything_is(folder: Path) ->
     )
     assert figures["variant"] == "sp_sr"
     assert figures["settings"]["data_dir"] == "~/.cache/decayprune"
-    model = models.build("resnet8", 1, 10, 8)
+    model = models.build("resnet8_wide", 1, 10, 8)
     dp.load(folder / "decayprune-out", model)
     assert sum(p.numel() for p in model.parameters()) == figures["params_after"]
     assert (folder / "decayprune-out" / "report.html").stat().st_size > 1000

@@ -31,6 +31,7 @@ def said(report: Report) -> str:
         ({"macs_after": 400}, "40.0 % of the compute (MACs), "),
         ({"macs_after": 1000, "budget": {}}, "No compute saved (100.0 % of the MACs), "),
         ({"latency_after_ms": 6.8}, "2.0x slower here"),
+        ({"latency_after_ms": 6.8}, "; for speed, bound the time itself with --latency-budget"),
         ({"latency_after_ms": 3.4}, "no faster here"),
         ({"latency_after_ms": 3.1}, "1.10x faster here"),
         ({"budget": {"macs": 0.4}}, "; the budget of 40.0 % of the MACs was missed"),
@@ -39,6 +40,10 @@ def said(report: Report) -> str:
 )
 def test_verdict(folder: Path, changes: dict[str, Any], expected: str) -> None:
     assert expected in said(finished(folder, **changes))
+
+
+def test_what_is_faster_needs_no_advice(folder: Path) -> None:
+    assert "--latency-budget" not in said(finished(folder))
 
 
 def test_a_met_budget_is_not_called_missed(folder: Path) -> None:

@@ -13,7 +13,7 @@ from decayprune.app.run.settings import Settings
 
 def test_defaults_suit_the_data_set() -> None:
     digits, fashion = Settings().resolved(), Settings(dataset="fashion-mnist").resolved()
-    assert (digits.model, fashion.model) == ("resnet8", "resnet20")
+    assert (digits.model, fashion.model) == ("resnet8_wide", "resnet20")
     assert digits.batch_size == 64
     assert digits.threads is not None
     assert digits.device in ("cpu", "cuda")
@@ -74,7 +74,7 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     assert Settings(weights=str(weights), host="hesso").resolved().calibrate is None
     plain = Settings(optimizer="adamw").resolved()
     assert plain.calibrate is None
-    assert (plain.trained, plain.epochs, plain.lr) == (False, 15, 1e-3)
+    assert (plain.trained, plain.epochs, plain.lr) == (False, 8, 1e-3)
 
 
 def test_the_line_to_type_gives_the_same_settings() -> None:
@@ -130,7 +130,9 @@ def test_the_schedule_fits_into_the_pruning_epochs() -> None:
 
 
 def test_the_default_begins_to_decay_at_once_and_hosts_have_their_time() -> None:
-    ours, host = (Settings(host=h).resolved().schedule(20) for h in ("default", "dhspg"))
+    ours, host = (
+        Settings(host=h, prune_epochs=15).resolved().schedule(20) for h in ("default", "dhspg")
+    )
     assert (ours.rounds, ours.decay_steps, ours.stop) == (1, 50, 50)
     assert (host.decay_steps, host.stop) == (50, 250)
 
