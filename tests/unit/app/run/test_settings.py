@@ -130,9 +130,8 @@ def test_the_schedule_fits_into_the_pruning_epochs() -> None:
 
 
 def test_the_default_begins_to_decay_at_once_and_hosts_have_their_time() -> None:
-    ours, host = (
-        Settings(host=h, prune_epochs=15).resolved().schedule(20) for h in ("default", "dhspg")
-    )
+    epochs = {"prune_epochs": 15, "finetune_epochs": 10}
+    ours, host = (Settings(host=h, **epochs).resolved().schedule(20) for h in ("default", "dhspg"))
     assert (ours.rounds, ours.decay_steps, ours.stop) == (1, 50, 50)
     assert (host.decay_steps, host.stop) == (50, 250)
 
