@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import pytest
@@ -122,6 +123,20 @@ def test_what_was_measured_is_what_is_recommended() -> None:
         "On this machine: denormals are flushed to zero, fastest in channels last before and "
         "contiguous after format, prune with round_to=16."
     )
+
+
+def test_of_one_thread_the_processor_s_time_counts_and_that_is_said() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        found = benchmark(net(8), net(4), torch.zeros(2, 8), runs=1)
+    finally:
+        torch.set_num_threads(threads)
+    fine = time.get_clock_info("process_time").resolution < 1e-4
+    assert found.processor_time is fine
+    assert found.threads == 1
+    assert "the processor's time counts" in str(latency(processor_time=True))
+    assert "the processor's time" not in str(latency())
 
 
 def test_each_model_counts_in_its_faster_format(monkeypatch: pytest.MonkeyPatch) -> None:
