@@ -211,7 +211,8 @@ def assign(call: Call) -> Any:
     old, new = tape.mark(target), tape.mark(value)
     call.run()
     if old is not None:
-        labels = index_labels(tape, old.labels, index)[index]
+        # Indexing by a tensor copies the labels, however little varies in them.
+        labels = compress(index_labels(tape, old.labels, index)[index])
         if new is not None:
             tape.partition.unify(labels, new.labels.expand(labels.shape), reason)
         elif isinstance(value, Tensor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from cases import Lambda
 from decayprune.structures import StructureMap, trace
+from decayprune.structures.tracing import labels
+from decayprune.structures.tracing.labels import connected
 from reference.cut import cut, error, run, zeroed
 from ruled import groups, reason
 
@@ -157,3 +161,30 @@ def test_a_width_that_is_told_that_of_another_leaves_with_it() -> None:
     small = cut(model, structures, gone)
     assert (small.attention.num_heads, small.stem.out_features) == (2, 6)
     assert error(run(zeroed(model, structures, gone), x), run(small, x)) < 1e-12
+
+
+def test_what_is_written_by_an_index_costs_no_more_for_more_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchvision's detectors write the features of each level among those of a thousand boxes."""
+    links = []
+
+    def counted(size: int, left: Any, right: Any) -> Any:
+        links.append(len(left))
+        return connected(size, left, right)
+
+    monkeypatch.setattr(labels, "connected", counted)
+
+    def written(m: Lambda, x: Tensor) -> Tensor:
+        y, out = m.a(x), torch.zeros_like(m.s(x))
+        out[torch.arange(len(x) // 2)] = y[: len(x) // 2]
+        out[torch.arange(len(x) // 2, len(x))] = y[len(x) // 2 :]
+        return m.b(out)
+
+    for places in (8, 512):
+        model = Lambda(written, a=nn.Linear(4, 6), s=nn.Linear(4, 6), b=nn.Linear(6, 2))
+        structures = trace(model, torch.randn(places, 4))
+        assert [(g.size, g.width) for g in structures.groups] == [(6, 1)]
+    few, many = links[: len(links) // 2], links[len(links) // 2 :]
+    assert few == many
+    assert max(few) > 0
