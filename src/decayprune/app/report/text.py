@@ -165,8 +165,8 @@ def _speed(summary: Summary) -> str:
 
 
 def _advice(summary: Summary) -> str:
-    """What to do about a model that became slower."""
-    if summary.latency_before_ms / summary.latency_after_ms > 0.95:
+    """What to do about a model that did not become faster."""
+    if summary.latency_before_ms / summary.latency_after_ms >= 1.05:
         return ""
     return "; for speed, bound the time itself with --latency-budget on an idle machine"
 

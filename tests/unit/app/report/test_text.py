@@ -32,6 +32,7 @@ def said(report: Report) -> str:
         ({"macs_after": 1000, "budget": {}}, "No compute saved (100.0 % of the MACs), "),
         ({"latency_after_ms": 6.8}, "2.0x slower here"),
         ({"latency_after_ms": 6.8}, "; for speed, bound the time itself with --latency-budget"),
+        ({"latency_after_ms": 3.4}, "; for speed, bound the time itself with --latency-budget"),
         ({"latency_after_ms": 3.4}, "no faster here"),
         ({"latency_after_ms": 3.1}, "1.10x faster here"),
         ({"budget": {"macs": 0.4}}, "; the budget of 40.0 % of the MACs was missed"),
