@@ -169,8 +169,8 @@ def pretrained(found: dict[str, Any]) -> str:
     head = ["", "MACs left", "as fast", "accuracy (%)", "against the dense one", "seeds"]
     facts = (
         f"After {found['steps']:,} steps of 32 examples, pruning included; "
-        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue`, then "
-        "`tables.py` beside it.\n"
+        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue --task "
+        f"{found['task']}`, then `tables.py` beside it.\n"
     )
     return f"{table(head, rows)}\n{facts}"
 

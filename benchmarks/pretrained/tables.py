@@ -212,14 +212,14 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     texts = Scores(write("minilm", "MiniLM-L6 on WordNet's glosses", decisive=True))
     images = Scores(write("efficientnet", "EfficientNet-Lite0 on Fashion-MNIST", decisive=False))
-    for scores, cell, first, name in (
-        (texts, DECIDING, DECISIVE, "pretrained"),
-        (images, (0.25, 300), IMAGES, "pretrained_images"),
+    for task, scores, cell, first, name in (
+        ("minilm", texts, DECIDING, DECISIVE, "pretrained"),
+        ("efficientnet", images, (0.25, 300), IMAGES, "pretrained_images"),
     ):
         found = summary(scores, cell, first)
         if found:
             file = HERE.parent / "results" / f"{name}.json"
-            file.write_text(json.dumps(found, indent=1) + "\n")
+            file.write_text(json.dumps({"task": task} | found, indent=1) + "\n")
             print(file)
     from pictures import overview
 
