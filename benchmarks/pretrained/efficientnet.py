@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from fashion import CACHE, SIZE, load
+from fashion import FOLDER, SIZE, load
 from loop import Batch, Data
 from rivals import IMPORTANCES, bisected
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ CLASSES = 10
 class EfficientNetLite:
     """EfficientNet-Lite0 on Fashion-MNIST: a :class:`task.Task`. All widths may leave."""
 
-    cache = CACHE
+    cache = FOLDER
     dense_lr = 1e-3
     ignored: tuple[str, ...] = ()
 

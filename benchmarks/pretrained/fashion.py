@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from loop import Batch
-from plan import BATCH
+from plan import BATCH, CACHE
 from torch import Tensor
 
 from decayprune.app.run import data
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "fashion"
+FOLDER = CACHE / "fashion"
 SIZE = 64
 
 
@@ -59,6 +57,6 @@ class Images:
 
 def load() -> dict[str, Images]:
     """The parts ``train``, ``held_out`` and ``test``."""
-    found = data.load("fashion-mnist", CACHE, BATCH, 0)
+    found = data.load("fashion-mnist", FOLDER, BATCH, 0)
     parts = {"train": found.train, "held_out": found.validation, "test": found.test}
     return {name: Images(part.images, part.targets.long()) for name, part in parts.items()}

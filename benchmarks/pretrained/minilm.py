@@ -20,7 +20,7 @@ from rivals import IMPORTANCES, bisected
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-from wordnet import CACHE, MAX_TOKENS, load
+from wordnet import FOLDER, MAX_TOKENS, load
 
 CLASSES = 45
 
@@ -65,7 +65,7 @@ class MiniLM:
     what is left to prune are the heads and the FFNs of the layers.
     """
 
-    cache = CACHE
+    cache = FOLDER
     dense_lr = 3e-4
     ignored = ("bert.embeddings.*",)
 

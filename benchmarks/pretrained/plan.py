@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune"
+"""Of what is made once: tokens and dense networks, in a folder of each task."""
+
 RESULTS = {"minilm": HERE / "results", "efficientnet": HERE / "results" / "efficientnet"}
 """Tasks, and the folder of each: of ``runs``, ``tuning`` and ``rates.json``."""
 

@@ -11,21 +11,20 @@ trains; equal glosses are in the same part.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from loop import Batch
-from plan import BATCH
+from plan import BATCH, CACHE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from decayprune.checkpoint.atomic import write_atomically
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune" / "wordnet"
-FOLDERS = (Path("/usr/share/wordnet"), Path("/usr/share/wordnet/dict"))
+FOLDER = CACHE / "wordnet"
+PLACES = (Path("/usr/share/wordnet"), Path("/usr/share/wordnet/dict"))
 MAX_TOKENS = 32
 PARTS = ("test", "held_out", "train")
 _POOL = 8  # batches that are sorted by length together
@@ -77,7 +76,7 @@ class Glosses:
 
 def load() -> dict[str, Glosses]:
     """The parts ``train``, ``held_out`` and ``test``, tokenised once and kept in the cache."""
-    file = CACHE / f"glosses-{MAX_TOKENS}.safetensors"
+    file = FOLDER / f"glosses-{MAX_TOKENS}.safetensors"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         tensors = _tokenised(_parsed(folder()))
@@ -98,11 +97,11 @@ def folder() -> Path:
     Raises:
         FileNotFoundError: Nowhere; says what to install.
     """
-    for path in FOLDERS:
+    for path in PLACES:
         if (path / "data.noun").is_file():
             return path
     raise FileNotFoundError(
-        f"WordNet's data.noun is in none of {', '.join(map(str, FOLDERS))}. "
+        f"WordNet's data.noun is in none of {', '.join(map(str, PLACES))}. "
         "Install it: apt-get install wordnet-base"
     )
 
