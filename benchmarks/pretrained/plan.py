@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune"
-"""Of what is made once: tokens and dense networks, in a folder of each task."""
-
 RESULTS = {"minilm": HERE / "results", "efficientnet": HERE / "results" / "efficientnet"}
 """Tasks, and the folder of each: of ``runs``, ``tuning`` and ``rates.json``."""
-
-BATCH = 32  # examples per step
-DENSE_STEPS = 800
 
 BUDGETS = (0.25, 0.5)  # shares of the MACs that stay
 STEPS = (300, 1200)  # after the dense fine-tuning, pruning included
@@ -58,22 +50,6 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "scratch_total": "scratch_extra",
     "scratch_total_distil": "scratch_extra",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One run: an arm on a seed, with a budget of MACs and a number of optimizer steps."""
-
-    arm: str
-    seed: int
-    steps: int
-    budget: float
-    lr: float
-
-    @property
-    def name(self) -> str:
-        """Of its file; the learning rate is not part of it, for there is one per arm."""
-        return f"{self.arm}-{self.budget:g}-{self.steps}-s{self.seed}"
 
 
 # The second task: the same arms, but that a network of convolutions has no last layers to drop.

@@ -23,7 +23,6 @@ import os
 import platform
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,100 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ARMS, Start
-from loop import Data, evaluate, train
-from plan import (
-    BUDGETS,
-    HERE,
-    RATES,
-    RESULTS,
-    STEPS,
-    TUNING_SEEDS,
-    Run,
-    Trial,
-    queue,
-    rate,
-    tuned_as,
-)
-from task import Task, dense, dense_accuracy
-from torch import nn
+from handover import HandOver
+from plan import BUDGETS, HERE, RATES, RESULTS, STEPS, TUNING_SEEDS, Run, queue, rate, tuned_as
 
-import decayprune as dp
+from decayprune.app.pretrained import arms
+from decayprune.app.pretrained.arms import ArmRun, by_variance
+from decayprune.app.pretrained.execute import execute
+from decayprune.app.pretrained.recipe import RECIPES
+from decayprune.app.pretrained.task import dense
 from decayprune.checkpoint.atomic import write_atomically
 from decayprune.latency.benchmark import cpu_name
 
-GLANCES = (0.02, 0.1, 0.25, 0.5)  # shares of the steps after which held-out examples are looked at
-EXAMPLES_OF_A_GLANCE = 500
-
-
-def the_task(name: str) -> Task:
-    """By name; what one task needs is not wanted for the other."""
-    if name == "minilm":
-        from minilm import MiniLM
-
-        return MiniLM()
-    from efficientnet import EfficientNetLite
-
-    return EfficientNetLite()
-
-
-def execute(task: Task, trial: Trial, data: Data, *, judged_on: str) -> dict[str, Any]:
-    """One run: everything that the tables need of it.
-
-    Args:
-        task: Of which it is.
-        trial: What is run.
-        data: All parts.
-        judged_on: ``"test"``, or ``"held_out"`` where something is chosen.
-    """
-    reference = dense(task, trial.seed, data)
-    start = Start(task, trial, data)
-    torch.manual_seed(20_000 + trial.seed)
-    subject = ARMS[trial.arm](start)
-    marks = {max(1, round(share * subject.steps)) for share in GLANCES}
-    curve: list[tuple[int, float]] = []
-
-    def glance(step: int) -> None:
-        if step in marks:
-            accuracy = evaluate(subject.model, data["held_out"], EXAMPLES_OF_A_GLANCE)
-            curve.append((step, accuracy))
-
-    trained = train(
-        subject.model,
-        data["train"].forever(20_000 + trial.seed),
-        subject.steps,
-        trial.lr,
-        title=trial.name,
-        pruner_on=subject.pruner_on,
-        teacher=subject.teacher,
-        glance=glance,
-    )
-    kinds = Counter(event.kind for event in getattr(trained["pruner"], "events", []))
-    return {
-        "trial": asdict(trial),
-        "judged_on": judged_on,
-        "steps_trained": subject.steps,
-        "accuracy": evaluate(subject.model, data[judged_on]),
-        "dense_accuracy": dense_accuracy(task, trial.seed, reference, data, judged_on),
-        **size(task, reference, subject.model),
-        "released": kinds["release"],
-        "curve": curve,
-        "cpu_seconds": trained["seconds"],
-        **surroundings(),
-    }
-
-
-def size(task: Task, reference: nn.Module, model: nn.Module) -> dict[str, Any]:
-    """What a model has left of the dense one, in numbers and in measured time."""
-    latency = dp.benchmark(reference, model, task.example(8), runs=15)
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (reference, model)]
-    return {
-        "macs": task.macs(model) / task.macs(reference),
-        "params": sizes[1] / sizes[0],
-        "speedup": latency.speedup,
-        "milliseconds": [latency.before_ms, latency.after_ms],
-        **task.widths(model),
-    }
+ARMS = arms.ARMS | {"ridge_handover": by_variance(HandOver)}
+TASKS = {"minilm": RECIPES["minilm-wordnet"], "efficientnet": RECIPES["efficientnet-fashion"]}
 
 
 def surroundings() -> dict[str, Any]:
@@ -175,16 +93,17 @@ class Bench:
 
     def __init__(self, name: str) -> None:
         self.name, self._folder = name, RESULTS[name]
-        self.task = the_task(name)
+        self.task = TASKS[name].task()
         self.data = self.task.data()
 
-    def go(self, trial: Trial, out: Path, name: str, judged_on: str) -> bool:
+    def go(self, trial: ArmRun, out: Path, name: str, judged_on: str) -> bool:
         """Run a trial unless its file is there, and write the file at once; whether it ran."""
         file = out / f"{name}.json"
         with claimed(file) as mine:
             if not mine:
                 return False
-            row = execute(self.task, trial, self.data, judged_on=judged_on)
+            found = execute(self.task, trial, ARMS, self.data, judged_on=judged_on)
+            row = {"trial": asdict(trial), **found, **surroundings()}
             write_atomically({file: lambda path: path.write_text(json.dumps(row, indent=1) + "\n")})
         print(
             f"{name}: {row['accuracy']:.2%} (dense {row['dense_accuracy']:.2%}), MACs "
@@ -218,7 +137,7 @@ class Bench:
         """Mean accuracy over the seeds of tuning."""
         total, folder = 0.0, self._folder / "tuning"
         for seed in TUNING_SEEDS:
-            trial = Trial(arm=arm, seed=seed, steps=STEPS[0], budget=BUDGETS[0], lr=lr)
+            trial = ArmRun(arm=arm, seed=seed, steps=STEPS[0], budget=BUDGETS[0], lr=lr)
             name = f"{trial.name}-lr{lr:g}"
             while not (folder / f"{name}.json").is_file():  # or another process is at it
                 if not self.go(trial, folder, name, "held_out"):
@@ -235,7 +154,7 @@ class Bench:
             self.tune([tuned_as(self.name, arm)])
         lr = rate(self.name, arm) if lr is None else lr
         assert lr is not None
-        trial = Trial(arm=arm, seed=seed, steps=steps, budget=budget, lr=lr)
+        trial = ArmRun(arm=arm, seed=seed, steps=steps, budget=budget, lr=lr)
         self.go(trial, out or self._folder / "runs", trial.name, "test")
 
     def attempt(self, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""``decayprune reproduce``: the paper's own tasks, with and without what the paper adds."""
+"""``decayprune reproduce``: the paper's own tasks, and what it is worth to a trained net."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from decayprune.app.cli.errors import readable
+from decayprune.app.pretrained import recipe as pretrained
 from decayprune.app.run.methods import VARIANTS
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.study import figures, grid, paper
@@ -21,7 +22,10 @@ from decayprune.app.study.trial import Trial
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help=f"One of {', '.join(paper.RECIPES)}.", metavar="RECIPE")
+        str,
+        typer.Argument(
+            help=f"One of {', '.join([*pretrained.RECIPES, *paper.RECIPES])}.", metavar="RECIPE"
+        ),
     ],
     data_dir: Annotated[Path, typer.Option(help="Where files of data sets are.")] = DATA_DIR,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, each with all variants.")] = 5,
@@ -40,11 +44,21 @@ def reproduce(
         bool, typer.Option("--traceback", help="Show where an error happened.")
     ] = False,
 ) -> None:
-    """Run a published configuration: the host alone, +SP, and +SP+SR, over several seeds."""
+    """Run a published configuration: the host alone, +SP, and +SP+SR, over several seeds.
+
+    Or compare, on a pretrained network at a quarter of its MACs, ways to make it smaller.
+    """
     with readable(traceback):
         if threads:
             torch.set_num_threads(threads)
-        found = paper.recipe(name)
+        if name in pretrained.RECIPES:
+            if processes > 1 or limit:
+                raise ValueError(
+                    f"{name} takes no --processes and no --limit; --steps and --seeds shorten it."
+                )
+            _compare(pretrained.RECIPES[name], out / name, seeds, steps)
+            return
+        found = paper.recipe(name, others=pretrained.RECIPES)
         base = found.trial.with_(steps=steps, limit=limit)
         trials = [
             base.with_(seed=seed, variant=variant) for seed in range(seeds) for variant in VARIANTS
@@ -56,6 +70,15 @@ def reproduce(
         if failed:
             reasons = "\n".join(f"  {trial.name}: {reason}" for trial, reason in failed)
             raise ValueError(f"{len(failed)} of {len(trials)} runs failed:\n{reasons}")
+
+
+def _compare(recipe: pretrained.Recipe, folder: Path, seeds: int, steps: int | None) -> None:
+    """Every arm of a pretrained network, and the table of all."""
+    console = Console(stderr=True, highlight=False)
+    wanted = pretrained.runs(recipe, seeds, steps)
+    table = pretrained.markdown(pretrained.run_all(recipe, wanted, folder, console.print))
+    (folder / "summary.md").write_text(table, encoding="utf-8")
+    Console().print(Markdown(table))
 
 
 def _summary(folder: Path, trials: Sequence[Trial]) -> str:

@@ -6,7 +6,7 @@ the published runs is said in ``departures``: nothing of it differs between the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -162,16 +162,17 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 """The recipes of ``decayprune reproduce``, by name."""
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     """One of :data:`RECIPES`.
 
     Args:
         name: Its name.
+        others: That the command knows, too.
 
     Raises:
         ValueError: There is no such recipe.
     """
     if name not in RECIPES:
-        known = "\n".join(f"  {item}" for item in RECIPES)
+        known = "\n".join(f"  {item}" for item in [*others, *RECIPES])
         raise ValueError(f"decayprune reproduce knows these recipes:\n{known}\nfound {name!r}.")
     return RECIPES[name]

@@ -6,8 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from decayprune.app.cli.app import app
+from decayprune.app.pretrained import recipe as pretrained
+from decayprune.app.pretrained.recipe import Recipe
 from decayprune.app.run.methods import VARIANTS
 from decayprune.app.study import grid, paper
+from pretrained_toy import Toy
 
 QUICK = ["--seeds", "1", "--limit", "8", "--threads", "1"]
 
@@ -82,3 +85,24 @@ def test_unknown_recipes_are_listed(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["reproduce", "resnet57"])
     assert found.exit_code == 2
     assert "vgg16-cifar10-gate-decorator" in found.output
+    assert "minilm-wordnet" in found.output
+
+
+def test_arms_on_a_pretrained_network_end_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = Recipe(lambda: Toy(tmp_path / "cache"), {"abrupt": 0.01, "dense_on": 0.01}, (), "")
+    monkeypatch.setattr(pretrained, "RECIPES", {"toy": toy})
+    arguments = ["reproduce", "toy", "--out", str(tmp_path / "out"), "--threads", "1"]
+    found = CliRunner().invoke(app, [*arguments, "--seeds", "2", "--steps", "5"])
+    assert found.exit_code == 0, found.output
+    assert "magnitude, at once" in found.output
+    assert len(list((tmp_path / "out" / "toy").glob("*.json"))) == 4
+    assert "| 25.0% |" in (tmp_path / "out" / "toy" / "summary.md").read_text()
+
+
+def test_what_a_pretrained_recipe_does_not_take_is_said(tmp_path: Path) -> None:
+    arguments = ["reproduce", "minilm-wordnet", "--out", str(tmp_path), "--limit", "4"]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert "takes no --processes and no --limit" in " ".join(found.output.split())

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch_pruning as tp
-from loop import Batch, Data
-from rivals import IMPORTANCES, bisected
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-from wordnet import FOLDER, MAX_TOKENS, load
+
+from decayprune.app.pretrained.loop import Batch, Data
+from decayprune.app.pretrained.rivals import bisected, remove
+from decayprune.app.pretrained.wordnet import FOLDER, MAX_TOKENS, load
 
 CLASSES = 45
 
@@ -59,7 +59,7 @@ def folder() -> Path:
 
 
 class MiniLM:
-    """MiniLM-L6 on WordNet's glosses: a :class:`task.Task`.
+    """MiniLM-L6 on WordNet's glosses: a :class:`~decayprune.app.pretrained.task.Task`.
 
     The residual width stays (``dp.inspect`` lists it as one group that the embeddings produce);
     what is left to prune are the heads and the FFNs of the layers.
@@ -67,11 +67,11 @@ class MiniLM:
 
     cache = FOLDER
     dense_lr = 3e-4
-    ignored = ("bert.embeddings.*",)
+    ignored: tuple[str, ...] = ("bert.embeddings.*",)
 
     def data(self) -> Data:
         """The glosses."""
-        return load()
+        return load(folder() / "tokenizer.json")
 
     def fresh(self) -> Classifier:
         """The same network with weights drawn anew, all of them to be trained."""
@@ -149,11 +149,10 @@ def _cut(
         for part in (attention.query, attention.key, attention.value):
             heads[part] = attention.num_attention_heads
         kept += [layer.attention.output.dense, layer.output.dense]  # the residual width
-    pruner = tp.pruner.BasePruner(
+    pruner = remove(
         model,
         example,
-        importance=IMPORTANCES[importance](),
-        global_pruning=False,
+        importance,
         pruning_ratio=of_ffn,
         head_pruning_ratio=of_heads,
         num_heads=heads,
@@ -161,7 +160,6 @@ def _cut(
         prune_head_dims=False,
         ignored_layers=kept,
     )
-    pruner.step()
     for layer in layers:
         attention = layer.attention.self
         attention.num_attention_heads = pruner.num_heads[attention.query]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from loop import Batch, Data, evaluate, train
-from plan import BATCH, DENSE_STEPS
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from decayprune.app.pretrained.loop import Batch, Data, evaluate, train
 from decayprune.checkpoint.atomic import write_atomically
 from decayprune.structures.example import ExampleInputs
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decayprune"
+"""Of what is made once: tokens and dense networks, in a folder of each task."""
+
+BATCH = 32
+"""Examples per step."""
+
+DENSE_STEPS = 800
+"""Of the dense fine-tuning."""
 
 
 class Task(Protocol):
@@ -57,31 +66,31 @@ class Task(Protocol):
         """The network with its last layers dropped, in place; ValueError where that is nothing."""
 
 
-def dense_file(task: Task, seed: int) -> Path:
+def dense_file(task: Task, seed: int, steps: int = DENSE_STEPS) -> Path:
     """Where the dense network of a seed is kept."""
-    return task.cache / f"dense-{BATCH}x{DENSE_STEPS}-{task.dense_lr:g}-s{seed}.safetensors"
+    return task.cache / f"dense-{BATCH}x{steps}-{task.dense_lr:g}-s{seed}.safetensors"
 
 
-def dense(task: Task, seed: int, data: Data) -> Any:
+def dense(task: Task, seed: int, data: Data, steps: int = DENSE_STEPS) -> Any:
     """The fine-tuned dense network of a seed: trained once, then read from the cache."""
     torch.manual_seed(seed)
     model = task.pretrained()
-    file = dense_file(task, seed)
+    file = dense_file(task, seed, steps)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         batches = data["train"].forever(10_000 + seed)
-        train(model, batches, DENSE_STEPS, task.dense_lr, title=f"dense, seed {seed}")
-        accuracy = evaluate(model, data["held_out"], 2000)
-        print(f"dense, seed {seed}: {accuracy:.2%} of 2,000 held-out examples", flush=True)
+        train(model, batches, steps, task.dense_lr, title=f"dense, seed {seed}")
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         write_atomically({file: lambda path: save_file(weights, path)})
     model.load_state_dict(load_file(file))
     return model
 
 
-def dense_accuracy(task: Task, seed: int, model: nn.Module, data: Data, judged_on: str) -> float:
+def dense_accuracy(
+    task: Task, seed: int, model: nn.Module, data: Data, judged_on: str, steps: int = DENSE_STEPS
+) -> float:
     """Of the dense network of a seed: judged once, then read from the cache."""
-    file = dense_file(task, seed).with_suffix(f".{judged_on}.json")
+    file = dense_file(task, seed, steps).with_suffix(f".{judged_on}.json")
     if not file.is_file():
         text = json.dumps(evaluate(model, data[judged_on]))
         write_atomically({file: lambda path: path.write_text(text)})

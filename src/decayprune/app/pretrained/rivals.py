@@ -13,20 +13,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch.nn.functional as F
-import torch_pruning as tp
-from loop import Batch
 from torch import nn
 
+from decayprune.app.pretrained.loop import Batch
+
 _GRID = 400  # ratios tried; its authors go to a budget in as many steps
-IMPORTANCES = {
-    "magnitude": tp.importance.GroupMagnitudeImportance,
-    "taylor": tp.importance.GroupTaylorImportance,
-}
 
 
 def bisected(
     model: nn.Module,
-    cut: Callable[[Any, float], None],
+    cut: Callable[[Any, float], Any],
     fits: Callable[[Any], bool],
     batches: Iterable[Batch],
 ) -> nn.Module:
@@ -39,7 +35,7 @@ def bisected(
         batches: Whose gradients the importance reads, with their labels; may be empty.
     """
     for inputs, labels in batches:
-        F.cross_entropy(model(**inputs), labels).backward()
+        F.cross_entropy(model(**inputs), labels).backward()  # type: ignore[no-untyped-call]
 
     def cut_by(tick: int) -> nn.Module:
         copied = copy.deepcopy(model)
@@ -52,3 +48,35 @@ def bisected(
     model.zero_grad()
     found.zero_grad()
     return found.train()
+
+
+def remove(model: Any, example: Any, importance: str, **options: Any) -> Any:
+    """Remove channels of a model in place, the same share of every layer, its default.
+
+    Args:
+        model: To be cut.
+        example: Inputs.
+        importance: ``"magnitude"`` or ``"taylor"``.
+        options: Of its pruner.
+
+    Returns:
+        Its pruner.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; says what to do.
+    """
+    try:
+        import torch_pruning as tp
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Torch-Pruning is compared with, and is missing. Install it: pip install torch-pruning"
+        ) from error
+    kinds = {
+        "magnitude": tp.importance.GroupMagnitudeImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+    }
+    pruner = tp.pruner.BasePruner(
+        model, example, importance=kinds[importance](), global_pruning=False, **options
+    )
+    pruner.step()
+    return pruner

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from loop import Batch
-from plan import BATCH, CACHE
 from torch import Tensor
 
+from decayprune.app.pretrained.loop import Batch
+from decayprune.app.pretrained.task import BATCH, CACHE
 from decayprune.app.run import data
+from decayprune.app.run.batches import Batches, MemoryBatches
 
 FOLDER = CACHE / "fashion"
 SIZE = 64
@@ -44,14 +45,14 @@ class Images:
         generator = torch.Generator().manual_seed(seed)
         while True:
             order = torch.randperm(len(self.labels), generator=generator)
-            for which in order[: len(order) // size * size].split(size):
+            for which in torch.split(order[: len(order) // size * size], size):
                 yield self.batch(which)
 
     def once(self, limit: int | None = None) -> Iterator[Batch]:
         """All images, or always the same ``limit`` of them, each once."""
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(self.labels), generator=generator)[:limit]
-        for which in order.split(250):
+        for which in torch.split(order, 250):
             yield self.batch(which)
 
 
@@ -59,4 +60,9 @@ def load() -> dict[str, Images]:
     """The parts ``train``, ``held_out`` and ``test``."""
     found = data.load("fashion-mnist", FOLDER, BATCH, 0)
     parts = {"train": found.train, "held_out": found.validation, "test": found.test}
-    return {name: Images(part.images, part.targets.long()) for name, part in parts.items()}
+    return {name: _read(part) for name, part in parts.items()}
+
+
+def _read(part: Batches | None) -> Images:
+    assert isinstance(part, MemoryBatches), "Fashion-MNIST lies in memory, in three parts"
+    return Images(part.images, part.targets.long())

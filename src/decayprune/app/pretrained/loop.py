@@ -90,16 +90,16 @@ def train(
         inputs, labels = next(batches)
         logits = model(**inputs)
         loss = F.cross_entropy(logits, labels) if taught is None else taught(logits, labels, inputs)
-        loss.backward()
-        active = pruner is not None and report is None
-        if active:
-            pruner.observe()
+        loss.backward()  # type: ignore[no-untyped-call]
+        active = pruner if report is None else None
+        if active is not None:
+            active.observe()
         nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
-        if active:
-            pruner.step()
-            if pruner.finished:
-                report = pruner.compact()
+        if active is not None:
+            active.step()
+            if active.finished:
+                report = active.compact()
         optimizer.zero_grad()
         glance(step + 1)
     if pruner is not None and report is None:

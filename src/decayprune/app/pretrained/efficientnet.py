@@ -11,18 +11,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch_pruning as tp
-from fashion import FOLDER, SIZE, load
-from loop import Batch, Data
-from rivals import IMPORTANCES, bisected
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from decayprune.app.pretrained.fashion import FOLDER, SIZE, load
+from decayprune.app.pretrained.loop import Batch, Data
+from decayprune.app.pretrained.rivals import bisected, remove
 
 CLASSES = 10
 
 
 class EfficientNetLite:
-    """EfficientNet-Lite0 on Fashion-MNIST: a :class:`task.Task`. All widths may leave."""
+    """EfficientNet-Lite0 on Fashion-MNIST: a :class:`~decayprune.app.pretrained.task.Task`.
+
+    All widths may leave.
+    """
 
     cache = FOLDER
     dense_lr = 1e-3
@@ -60,7 +63,7 @@ class EfficientNetLite:
         """For one image, of convolutions and the head."""
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model(self.example(1))
-        return counter.get_total_flops() // 2
+        return int(counter.get_total_flops()) // 2
 
     def widths(self, model: nn.Module) -> dict[str, list[int]]:
         """Channels of every convolution."""
@@ -74,7 +77,9 @@ class EfficientNetLite:
         most = budget * self.macs(model)
         return bisected(
             model,
-            lambda copied, ratio: _cut(copied, self.example(), ratio, importance),
+            lambda copied, ratio: remove(
+                copied, self.example(), importance, pruning_ratio=ratio, ignored_layers=[copied._fc]
+            ),
             lambda cut: self.macs(cut) <= most,
             batches if importance == "taylor" else (),
         )
@@ -86,17 +91,6 @@ class EfficientNetLite:
             ValueError: Always.
         """
         raise ValueError("a network of convolutions has no last layers that can be dropped")
-
-
-def _cut(model: Any, example: Tensor, ratio: float, importance: str) -> None:
-    tp.pruner.BasePruner(
-        model,
-        example,
-        importance=IMPORTANCES[importance](),
-        global_pruning=False,
-        pruning_ratio=ratio,
-        ignored_layers=[model._fc],
-    ).step()
 
 
 def _package(name: str) -> Any:

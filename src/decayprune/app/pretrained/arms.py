@@ -10,20 +10,45 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from handover import HandOver
-from loop import Batch, Data
-from plan import DENSE_STEPS, Trial
-from task import Task, dense
 from torch import nn
 
 import decayprune as dp
+from decayprune.app.pretrained.loop import Batch, Data
+from decayprune.app.pretrained.task import DENSE_STEPS, Task, dense
 from decayprune.app.study.controls import RandomRelease
 from decayprune.compensation.calibration import Calibration, calibrate
 from decayprune.selection.importance import Importance
 from decayprune.structures import StructureMap
+from decayprune.structures.structure_map import Role
 from decayprune.structures.sums import labelled, sum_products
 
 CALIBRATION = 15  # batches, without their labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRun:
+    """An arm on a seed, with a budget of MACs and a number of optimizer steps.
+
+    Attributes:
+        arm: Its name.
+        seed: What everything random follows from.
+        steps: After the dense fine-tuning, pruning included.
+        budget: Share of the MACs that stays.
+        lr: Peak learning rate.
+        dense_steps: Of the dense fine-tuning.
+    """
+
+    arm: str
+    seed: int
+    steps: int
+    budget: float
+    lr: float
+    dense_steps: int = DENSE_STEPS
+
+    @property
+    def name(self) -> str:
+        """Of its file; the learning rate is not part of it, for there is one per arm."""
+        return f"{self.arm}-{self.budget:g}-{self.steps}-s{self.seed}"
 
 
 @dataclass
@@ -31,21 +56,22 @@ class Start:
     """What every arm of a seed begins with."""
 
     task: Task
-    trial: Trial
+    run: ArmRun
     data: Data
 
     @cached_property
     def dense(self) -> Any:
         """The fine-tuned dense network, to be pruned in place."""
-        return dense(self.task, self.trial.seed, self.data)
+        return dense(self.task, self.run.seed, self.data, self.run.dense_steps)
 
     def teacher(self) -> Any:
         """Another copy of it, for its answers."""
-        return dense(self.task, self.trial.seed, self.data).eval().requires_grad_(False)
+        again = dense(self.task, self.run.seed, self.data, self.run.dense_steps)
+        return again.eval().requires_grad_(False)
 
     def calibration(self) -> Iterator[Batch]:
         """Training examples in an order of their own; their labels are not read."""
-        return itertools.islice(self.data["train"].forever(30_000 + self.trial.seed), CALIBRATION)
+        return itertools.islice(self.data["train"].forever(30_000 + self.run.seed), CALIBRATION)
 
 
 @dataclass
@@ -83,13 +109,12 @@ def prune(
     **options: Any,
 ) -> dp.DecayPruner:
     """The library's pruner; without ``smooth`` all is cut at the first step."""
-    trial = start.trial
-    decay_steps = trial.steps // 10 if smooth else 1
+    decay_steps = max(1, start.run.steps // 10) if smooth else 1
     return dp.DecayPruner(
         model,
         optimizer,
         start.task.example(),
-        budget=dp.Budget(macs=trial.budget, depth=depth),
+        budget=dp.Budget(macs=start.run.budget, depth=depth),
         schedule=dp.Schedule(stop=decay_steps, decay_steps=decay_steps),
         rectify=rectify if smooth and releases else None,
         ignored_layers=start.task.ignored,
@@ -102,7 +127,7 @@ def pruned(**options: Any) -> Arm:
 
     def arm(start: Start) -> Subject:
         model = start.dense
-        return Subject(model, start.trial.steps, lambda opt: prune(start, model, opt, **options))
+        return Subject(model, start.run.steps, lambda opt: prune(start, model, opt, **options))
 
     return arm
 
@@ -117,18 +142,25 @@ def compensated(**options: Any) -> Arm:
     return arm
 
 
-def by_variance(*, hand_over: bool = False, **options: Any) -> Arm:
-    """Ranked by activation variance; nothing is taken over, or only along the decay."""
+def by_variance(
+    wrap: Callable[[dp.DecayPruner, Calibration], Any] = lambda pruner, read: pruner,
+    **options: Any,
+) -> Arm:
+    """Ranked by activation variance; nothing is taken over.
+
+    Args:
+        wrap: Makes of the pruner, and of what was read, what is stepped in its place.
+        options: Of :func:`prune`.
+    """
 
     def arm(start: Start) -> Subject:
         model = start.dense
         read = calibrated(start)
 
         def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
-            pruner = prune(start, model, optimizer, importance=read.importance, **options)
-            return HandOver(pruner, read) if hand_over else pruner
+            return wrap(prune(start, model, optimizer, importance=read.importance, **options), read)
 
-        return Subject(model, start.trial.steps, pruner_on)
+        return Subject(model, start.run.steps, pruner_on)
 
     return arm
 
@@ -162,7 +194,8 @@ def averaged_taylor(
 
     The library's ``"taylor"``, which reads the gradients of a training step, over batches.
     """
-    columns, size = labelled(structures, ("column",)), structures.num_structures
+    roles: tuple[Role, ...] = ("column",)
+    columns, size = labelled(structures, roles), structures.num_structures
     weights = {item.name: model.get_parameter(item.name) for item in columns}
     total = torch.zeros(size)
     for inputs, labels in batches:
@@ -187,34 +220,34 @@ def distilled(arm: Arm) -> Arm:
 
 def random_release(start: Start) -> Subject:
     """As many structures released as the tournament would, drawn at random."""
-    model, trial = start.dense, start.trial
+    model, run = start.dense, start.run
 
     def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
-        return prune(start, model, optimizer, rectify=RandomRelease(seed=trial.seed))
+        return prune(start, model, optimizer, rectify=RandomRelease(seed=run.seed))
 
-    return Subject(model, trial.steps, pruner_on)
+    return Subject(model, run.steps, pruner_on)
 
 
 def torch_pruning(importance: str) -> Arm:
     """Torch-Pruning by itself, before the first step."""
 
     def arm(start: Start) -> Subject:
-        budget, batches = start.trial.budget, list(start.calibration())
+        budget, batches = start.run.budget, list(start.calibration())
         model = start.task.torch_pruned(start.dense, budget, importance, batches)
-        return Subject(model, start.trial.steps)
+        return Subject(model, start.run.steps)
 
     return arm
 
 
 def last_layers(start: Start) -> Subject:
     """The last layers dropped."""
-    model = start.task.shallow(start.dense, start.trial.budget)
-    return Subject(model, start.trial.steps)
+    model = start.task.shallow(start.dense, start.run.budget)
+    return Subject(model, start.run.steps)
 
 
 def dense_on(start: Start) -> Subject:
     """Not pruned: what the same steps are worth to the dense network."""
-    return Subject(start.dense, start.trial.steps)
+    return Subject(start.dense, start.run.steps)
 
 
 def scratch(*, total: bool) -> Arm:
@@ -225,8 +258,8 @@ def scratch(*, total: bool) -> Arm:
     """
 
     def arm(start: Start) -> Subject:
-        trial = start.trial
-        torch.manual_seed(trial.seed)
+        run = start.run
+        torch.manual_seed(run.seed)
         model = start.task.fresh()
         # Its weights do not depend on widths, so a random part of it is a random small network.
         parameters = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -238,7 +271,7 @@ def scratch(*, total: bool) -> Arm:
         report = pruner.compact()
         model.zero_grad()
         price = report.macs_after / report.macs_before
-        steps = trial.steps + (round(DENSE_STEPS / price) if total else 0)
+        steps = run.steps + (round(run.dense_steps / price) if total else 0)
         return Subject(model, steps)
 
     return arm
@@ -254,7 +287,6 @@ ARMS: dict[str, Arm] = {
     "ridge_taylor_abrupt": by_taylor(ridge=True, smooth=False),
     "ridge_abrupt": compensated(smooth=False),
     "ridge_sp_sr": compensated(),
-    "ridge_handover": by_variance(hand_over=True),
     "ridge_abrupt_distil": distilled(compensated(smooth=False)),
     "ridge_sp_sr_distil": distilled(compensated()),
     "torch_pruning": torch_pruning("magnitude"),

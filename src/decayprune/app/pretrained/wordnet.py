@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from loop import Batch
-from plan import BATCH, CACHE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from decayprune.app.pretrained.loop import Batch
+from decayprune.app.pretrained.task import BATCH, CACHE
 from decayprune.checkpoint.atomic import write_atomically
 
 FOLDER = CACHE / "wordnet"
@@ -60,9 +60,9 @@ class Glosses:
         generator = torch.Generator().manual_seed(seed)
         while True:
             order = torch.randperm(len(self.labels), generator=generator)
-            for pool in order[: len(order) // size * size].split(size * _POOL):
+            for pool in torch.split(order[: len(order) // size * size], size * _POOL):
                 pool = pool[self.lengths[pool].sort(stable=True).indices]
-                batches = pool.split(size)
+                batches = torch.split(pool, size)
                 for i in torch.randperm(len(batches), generator=generator).tolist():
                     yield self.batch(batches[i])
 
@@ -70,16 +70,20 @@ class Glosses:
         """All glosses, or always the same ``limit`` of them, each once, by length."""
         generator = torch.Generator().manual_seed(0)  # the files are in order of their classes
         which = torch.randperm(len(self.labels), generator=generator)[:limit]
-        for part in which[self.lengths[which].sort(stable=True).indices].split(256):
+        for part in torch.split(which[self.lengths[which].sort(stable=True).indices], 256):
             yield self.batch(part)
 
 
-def load() -> dict[str, Glosses]:
-    """The parts ``train``, ``held_out`` and ``test``, tokenised once and kept in the cache."""
+def load(tokenizer_file: Path) -> dict[str, Glosses]:
+    """The parts ``train``, ``held_out`` and ``test``, tokenised once and kept in the cache.
+
+    Args:
+        tokenizer_file: ``tokenizer.json`` of the model.
+    """
     file = FOLDER / f"glosses-{MAX_TOKENS}.safetensors"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = _tokenised(_parsed(folder()))
+        tensors = _tokenised(_parsed(folder()), tokenizer_file)
         write_atomically({file: lambda path: save_file(tensors, path)})
     kept = load_file(file)
     parts = {}
@@ -124,11 +128,10 @@ def _part(gloss: str) -> int:
     return 0 if digest < 5 else 1 if digest < 10 else 2
 
 
-def _tokenised(glosses: list[tuple[str, int]]) -> dict[str, Tensor]:
-    from minilm import folder as model_folder
+def _tokenised(glosses: list[tuple[str, int]], tokenizer_file: Path) -> dict[str, Tensor]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding(length=MAX_TOKENS)
     encoded = tokenizer.encode_batch([text for text, _ in glosses])
