@@ -87,7 +87,12 @@ class Size(int):
     def __floordiv__(self, other: Any) -> Any:
         """Divided without a rest, or a plain integer."""
         value = super().__floordiv__(other)
-        return self._times(value, Fraction(1, other)) if type(other) is int else value
+        if type(other) is int:
+            return self._times(value, Fraction(1, other))
+        readings = self._readings()
+        if readings is not None and isinstance(self.of, Origin):
+            readings.calculated.add(self.of)  # of two attributes: which of them a cut changes?
+        return value
 
     def __neg__(self) -> Any:
         """Counted from the end."""

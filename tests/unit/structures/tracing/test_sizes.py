@@ -75,6 +75,16 @@ def test_modules_integers_tuples_and_lists_are_noted_and_nothing_else() -> None:
     assert model.pair[1].of == Origin("", "pair.1")
 
 
+def test_an_attribute_shared_out_by_another_is_calculated_with() -> None:
+    readings, module = Readings(), nn.Module()
+    module.width, module.paths = 64, 2
+    readings.note(module)
+    assert module.width // module.paths == 32
+    assert readings.calculated == {Origin("", "width")}
+    assert module.width // 2 == 32
+    assert not readings.is_attribute(module.width // module.paths)
+
+
 def test_what_is_calculated_with_an_attribute_is_known() -> None:
     model, readings = noted(a=4, b=4, c=4, d=4, e=4, f=4)
     assert (model.a**-0.5, math.sqrt(model.b), model.c > 1, 2 / model.d) == (0.5, 2, True, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -14,40 +15,55 @@ from decayprune.structures.tracing.rules.layers import addmm
 from decayprune.structures.tracing.rules.products import left_alone
 
 
-def rewritten(function: Callable[..., Any]) -> Callable[[Call], Any]:
-    """The rule of an operator that computes what a function computes."""
+def rewritten(function: Callable[..., Any], **names: str) -> Callable[[Call], Any]:
+    """The rule of an operator that computes what a function computes.
+
+    Args:
+        function: Takes what the operator takes, by its names for it.
+        names: Of the operator where they are others, and what the function calls the same.
+    """
+    known = inspect.signature(function)
 
     def rule(call: Call) -> Any:
         name = getattr(call.func, "__name__", "")
         in_place = name.endswith("_") and not name.endswith("__")
         if in_place or call.tracer is None or call.kwargs.get("out") is not None:
             return left_alone(call)
+        given = {names.get(k, k): v for k, v in call.kwargs.items() if k != "out"}
+        try:
+            known.bind(*call.args, **given)
+        except TypeError:  # a form of it that nobody has taught
+            return left_alone(call)
         try:
             with call.tracer:
-                return function(*call.args, **{k: v for k, v in call.kwargs.items() if k != "out"})
+                return function(*call.args, **given)
         except NotImplementedError:  # a form that is not written out
             return left_alone(call)
 
     return rule
 
 
-def plus_product(input: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+def plus_product(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1
+) -> Tensor:
     """baddbmm, addmm."""
-    product = torch.matmul(a, b)
+    product = torch.matmul(mat1, mat2)
     product = product if alpha == 1 else alpha * product
     return product if beta == 0 else product + (input if beta == 1 else beta * input)
 
 
-def plus_products(input: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+def plus_products(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1
+) -> Tensor:
     """addbmm: the products of a batch are added up."""
-    product = torch.matmul(a, b).sum(0)
+    product = torch.matmul(batch1, batch2).sum(0)
     product = product if alpha == 1 else alpha * product
     return product if beta == 0 else product + (input if beta == 1 else beta * input)
 
 
-def bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """bilinear: the weight is (out, in of x, in of y)."""
-    out = einsum("...i,oij,...j->...o", x, weight, y)
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """bilinear: the weight is (out, in of the first, in of the second)."""
+    out = einsum("...i,oij,...j->...o", input1, weight, input2)
     return out if bias is None else out + bias
 
 
@@ -169,7 +185,7 @@ def _addmm(call: Call) -> Any:
 
 REWRITTEN = {
     "addmm": _addmm,
-    "baddbmm": rewritten(plus_product),
+    "baddbmm": rewritten(plus_product, batch1="mat1", batch2="mat2"),
     "addbmm": rewritten(plus_products),
     "bilinear": rewritten(bilinear),
     "logaddexp": rewritten(logaddexp),

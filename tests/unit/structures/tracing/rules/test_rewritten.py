@@ -91,12 +91,37 @@ def test_bilinear_tensordot_and_logaddexp() -> None:
         lambda x: torch.einsum("bnc,bmc,bmd->bnd", x, x, x),
         lambda x: torch.einsum("bnc,bnc->bn", x, x)[..., None] * x,
         lambda x: torch.baddbmm(x, x @ x.mT, x, beta=2),
+        lambda x: torch.baddbmm(input=x, batch1=x @ x.mT, batch2=x, beta=0.5, alpha=2),
+        lambda x: torch.addmm(input=x[0], mat1=x[0] @ x[0].mT, mat2=x[0])[None],
+        lambda x: torch.addbmm(input=x[0], batch1=x @ x.mT, batch2=x)[None],
+        lambda x: torch.logaddexp(input=x, other=x),
+        lambda x: torch.tensordot(a=torch.ones(3, 5).double(), b=x, dims=([1], [1])).transpose(
+            0, 1
+        ),
         lambda x: torch.logaddexp(x, x),
         lambda x: torch.tensordot(torch.ones(3, 5).double(), x, ([1], [1])).transpose(0, 1),
     ],
 )
 def test_channels_of_what_is_written_out_are_free(between) -> None:
     assert groups(between, shape=(2, 5, 4)) == [(6, 1)]
+
+
+def test_bilinear_is_taken_by_its_own_names() -> None:
+    weight, ones = torch.randn(5, 4, 2).double(), torch.ones(2, 2).double()
+
+    def between(x: torch.Tensor) -> torch.Tensor:
+        looked = F.bilinear(input1=x[:, :4].relu(), input2=ones, weight=weight)
+        return x * looked.sum(1, keepdim=True)
+
+    assert reason(between, shape=(2, 4)) != "unknown operator `bilinear`"
+
+
+def test_a_form_that_nobody_has_taught_is_named_and_does_not_end_the_tracing() -> None:
+    def between(x: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(1, x, 1, x @ x.mT, x)  # scales by position, as of old
+
+    with pytest.warns(UserWarning, match="deprecated"):
+        assert reason(between, shape=(2, 5, 4)) == "unknown operator `baddbmm`"
 
 
 def test_what_is_not_written_out_is_named() -> None:
