@@ -19,10 +19,10 @@ from torch import Tensor
 from decayprune.cost import CostModel
 from decayprune.structures.structure_map import StructureMap
 
-_STEPS = 8
+_STEPS = 16
 """Steps that a width has at least: a narrow one gets a smaller unit. With 4 of them layers that
-should be alike end with a quarter or with half of their channels, at a price in accuracy
-(``benchmarks/rounding.py``)."""
+should be alike end with a quarter or with half of their channels, at a price in accuracy; 8 still
+cost 0.3 points (``benchmarks/rounding.py``)."""
 
 _WIDE = 8
 """Blocks from which on two are taken together: libraries tile them so."""
