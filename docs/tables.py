@@ -272,7 +272,7 @@ def rounding(found: dict[str, Any]) -> str:
     rows = [
         [
             f"{one['model']}, {one['budget']:.0%}" if one["budget"] else one["model"],
-            f'`"{one["auto"]}"`' if one["auto"] == "auto" else "as it was first",
+            {"auto": "sixteen steps", "second": "eight", "before": "four"}[one["auto"]],
             pair(one, "accuracy", ".2%"),
             f"{one['difference']:+.2f} ({one['low']:+.2f} … {one['high']:+.2f})",
             f"{one['won']} of {one['pairs']}",

@@ -19,7 +19,7 @@ from decayprune.compensation.calibration import MOST_BATCHES
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
 from decayprune.latency.estimate import LatencyModel
-from decayprune.latency.hardware import Hardware, Suit, known
+from decayprune.latency.hardware import Hardware, checked_units, known, units
 from decayprune.method.decay import Curve
 from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
@@ -67,9 +67,9 @@ class DecayPruner(BesideOptimizer):
             (:mod:`decayprune.compensation`); residual branches are ranked by how much the outputs
             change without them. For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
-        round_to: ``"auto"``: pruned widths are those that ``target`` is fast at, and groups that
-            take much time for their MACs are cut more. A number: every pruned width is a multiple
-            of it. None: any width, and nothing but MACs counts.
+        round_to: None: any width. ``"auto"``: pruned widths are those that ``target`` is fast at,
+            for a tenth or two of a point of accuracy on narrow networks
+            (``benchmarks/rounding.py``). A number: every pruned width is a multiple of it.
         target: Where the model will run, for ``round_to="auto"``: ``"cpu"``, ``"cuda"``,
             ``"onnxruntime"``, or a ``dp.Hardware``. None: where its parameters are now.
         scope: What stays of a group falls with its width (``"width"``); or structures are compared
@@ -103,7 +103,7 @@ class DecayPruner(BesideOptimizer):
         importance: str | Importance | None = None,
         calibrate: Iterable[ExampleInputs] | None = None,
         ignored_layers: Iterable[str | nn.Module] = (),
-        round_to: int | Literal["auto"] | None = "auto",
+        round_to: int | Literal["auto"] | None = None,
         target: str | Hardware | None = None,
         scope: Scope = "width",
         slices: Literal["carriers", "all"] = "carriers",
@@ -136,7 +136,7 @@ class DecayPruner(BesideOptimizer):
         self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "variance")
         self._seed = arguments.shared_seed(self._importance)
-        self._suit = self._suited(target) if isinstance(round_to, str) else None
+        self._units = self._fast_units(target) if isinstance(round_to, str) else None
         self._selector = self._chooser(
             scope=scope,
             round_to=None if isinstance(round_to, str) else round_to,
@@ -177,10 +177,6 @@ class DecayPruner(BesideOptimizer):
         spared: torch.Tensor | None,
         worth: torch.Tensor | None,
     ) -> ImportanceSelector:
-        multiples: int | torch.Tensor | None = round_to
-        haste: torch.Tensor | None = None
-        if self._suit is not None:
-            multiples, haste = self._suit.tensors()
         session = self._session
         selector = ImportanceSelector(
             self.structures,
@@ -189,8 +185,7 @@ class DecayPruner(BesideOptimizer):
             self.schedule,
             self._ranking(),
             scope=scope,
-            round_to=multiples,
-            haste=haste,
+            round_to=round_to if self._units is None else self._units,
             floor=floor,
             spared=spared,
             rectify=self.rectify,
@@ -214,12 +209,12 @@ class DecayPruner(BesideOptimizer):
             return None
         return branch_effects(self._session.model, self.structures, batches)
 
-    def _suited(self, target: str | Hardware | None) -> Suit:
-        """The widths that the target is fast at: in a data-parallel run those of one process."""
+    def _fast_units(self, target: str | Hardware | None) -> tuple[int, ...]:
+        """Multiples that the target is fast at: in a data-parallel run those of one process."""
         if target is None:
             target = "cpu" if self._device().type == "cpu" else "cuda"
         hardware = known(target) if isinstance(target, str) else target
-        return shared(lambda: Suit.of(hardware, self.structures, self.cost))
+        return shared(lambda: units(hardware, self.structures))
 
     def _device(self) -> torch.device:
         return next(iter(self._session.parameters.values())).device
@@ -282,8 +277,8 @@ class DecayPruner(BesideOptimizer):
         state: dict[str, Any] = {"seed": self._seed}
         if self._latency is not None:
             state["latency"] = self._latency.state_dict()
-        if self._suit is not None:
-            state["suit"] = self._suit.state_dict()
+        if self._units is not None:
+            state["units"] = list(self._units)
         if self._compensated is not None:
             state["compensation"] = self._compensated.state_dict()
         if self._selector.depth.worth is not None:
@@ -294,9 +289,9 @@ class DecayPruner(BesideOptimizer):
         # First, as they may refuse and nothing else has changed yet.
         if self._latency is not None:
             self._latency.load_state_dict(state["latency"])
-        if self._suit is not None:
-            self._suit = Suit.from_state_dict(state["suit"], len(self.structures.groups))
-            self._selector.suit(*self._suit.tensors())
+        if self._units is not None:
+            self._units = checked_units(state.get("units"), len(self.structures.groups))
+            self._selector.set_multiples(self._units)
         if self._compensated is not None:
             self._compensated.load_state_dict(state["compensation"])
         if self._selector.depth.worth is not None:

@@ -10,27 +10,19 @@ processes that prune together have to agree. ``benchmarks/speed.py`` holds them 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from decayprune.cost import CostModel
 from decayprune.structures.structure_map import StructureMap
 
 _STEPS = 16
 """Steps that a width has at least: a narrow one gets a smaller unit. With 4 of them layers that
-should be alike end with a quarter or with half of their channels, at a price in accuracy; 8 still
-cost 0.3 points (``benchmarks/rounding.py``)."""
+should be alike end with a quarter or with half of their channels, at a price in accuracy; 8 cost
+0.26 points, 16 cost 0.15 (``benchmarks/rounding.py``)."""
 
 _WIDE = 8
 """Blocks from which on two are taken together: libraries tile them so."""
-
-_PULL = 0.25
-"""How far time pulls the choice: 0 spends MACs alone, 1 weighs what leaves by its time per MAC.
-Near the best shares accuracy falls with the square of it, and time with itself: a little is cheap.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,71 +77,33 @@ def known(target: str) -> Hardware:
     )
 
 
-@dataclass(frozen=True)
-class Suit:
-    """What suits a processor, for each group of structures.
+def units(hardware: Hardware, structures: StructureMap) -> tuple[int, ...]:
+    """Multiple of channels that the width of each group should be.
 
-    Attributes:
-        round_to: Multiple of channels that a width should be.
-        haste: Factor by which the time that a group takes should speak for cutting it: above 1
-            where time falls faster than MACs.
+    Args:
+        hardware: It will run on.
+        structures: Of the dense model.
     """
+    return tuple(unit(hardware, group.size * group.channels) for group in structures.groups)
 
-    round_to: tuple[int, ...]
-    haste: tuple[float, ...]
 
-    @classmethod
-    def of(cls, hardware: Hardware, structures: StructureMap, cost: CostModel) -> Suit:
-        """What suits a processor.
+def checked_units(state: Any, groups: int) -> tuple[int, ...]:
+    """What :func:`units` found, from a file.
 
-        Args:
-            hardware: It will run on.
-            structures: Of the dense model.
-            cost: Of the dense model.
-        """
-        channels = [group.size * group.channels for group in structures.groups]
-        return cls(
-            tuple(unit(hardware, width) for width in channels),
-            tuple(haste(hardware, cost, group) for group in range(len(channels))),
+    Args:
+        state: What the file has.
+        groups: How many there are.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    whole = isinstance(state, (list, tuple)) and len(state) == groups
+    if not whole or not all(type(value) is int and value >= 1 for value in state):
+        raise ValueError(
+            "The widths that suit a machine are damaged in this pruner state: one multiple from 1 "
+            "for each group was expected. Load a state that state_dict() returned."
         )
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Both, of shape ``(G,)``."""
-        return (
-            torch.tensor(self.round_to, dtype=torch.int64, device="cpu"),
-            torch.tensor(self.haste, dtype=torch.float64, device="cpu"),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {"round_to": [*self.round_to], "haste": [*self.haste]}
-
-    @classmethod
-    def from_state_dict(cls, state: Any, groups: int) -> Suit:
-        """What :meth:`state_dict` described.
-
-        Args:
-            state: What it gave.
-            groups: ``G``.
-
-        Raises:
-            ValueError: It is damaged.
-        """
-        try:
-            units = tuple(int(value) for value in state["round_to"])
-            factors = tuple(float(value) for value in state["haste"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(_DAMAGED) from error
-        numbers = all(u >= 1 for u in units) and all(f > 0 and isfinite(f) for f in factors)
-        if (len(units), len(factors)) != (groups, groups) or not numbers:
-            raise ValueError(_DAMAGED)
-        return cls(units, factors)
-
-
-_DAMAGED = (
-    "The widths that suit a machine are damaged in this pruner state: one multiple and one "
-    "positive factor for each group were expected. Load a state that state_dict() returned."
-)
+    return tuple(state)
 
 
 def unit(hardware: Hardware, width: int) -> int:
@@ -163,27 +117,3 @@ def unit(hardware: Hardware, width: int) -> int:
     while found > 1 and width < _STEPS * found:
         found //= 2
     return found
-
-
-def haste(hardware: Hardware, cost: CostModel, group: int) -> float:
-    """How much the time that a group takes should speak for cutting it.
-
-    Multiply-accumulates that come with many values to move save more time than they say.
-
-    Args:
-        hardware: It will run on.
-        cost: Of the dense model.
-        group: Number of the group.
-
-    Returns:
-        A power of how much more of its time the model saves with half of the group than of its
-        MACs; 1 if time is nothing but MACs.
-    """
-
-    def time(kept: Tensor) -> float:
-        return cost.macs(kept) + hardware.macs_per_value * cost.values(kept)
-
-    half = cost.sizes.clone()
-    half[group] //= 2
-    macs = 1 - cost.macs(half) / max(cost.macs(cost.sizes), 1)
-    return float(((1 - time(half) / time(cost.sizes)) / macs) ** _PULL) if macs > 0 else 1.0

@@ -7,7 +7,7 @@ that meets the budget of that round, without those of it that the budget can spa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -44,10 +44,8 @@ class ImportanceSelector:
             share; ``"isomorphic"``: groups of the same kind and shape are ranked together, and
             every such family loses the same share.
         round_to: Each width ends as a multiple of so many channels (or uncut); None takes any. A
-            vector of shape ``(G,)`` says what suits each group, and gives way where the budget
+            number for each of the ``G`` groups says what suits it, and gives way where the budget
             would be out of reach.
-        haste: Shape ``(G,)``; a group of twice the figure is cut as if its structures mattered half
-            as much. Scopes ``"local"`` and ``"isomorphic"`` have shares of their own.
         floor: Share of each group that stays in any case (at least one structure).
         spared: Groups that are left whole as long as the budget can be met without them, bool,
             shape ``(G,)``; None: none.
@@ -67,8 +65,7 @@ class ImportanceSelector:
         importance: Importance,
         *,
         scope: Scope = "width",
-        round_to: int | Tensor | None = None,
-        haste: Tensor | None = None,
+        round_to: int | Sequence[int] | None = None,
         floor: float = 0.1,
         spared: Tensor | None = None,
         rectify: Rectify | None = None,
@@ -94,25 +91,22 @@ class ImportanceSelector:
             [group.channels for group in structures.groups], dtype=torch.int64, device="cpu"
         )
         self._spared = torch.zeros_like(self._width, dtype=torch.bool) if spared is None else spared
-        self.suit(round_to, haste)
+        self.set_multiples(round_to)
 
-    def suit(self, round_to: int | Tensor | None, haste: Tensor | None) -> None:
-        """Choose widths that suit a machine.
+    def set_multiples(self, multiples: int | Sequence[int] | None) -> None:
+        """Let widths end as other multiples.
 
         Args:
-            round_to: As for the selector.
-            haste: As for the selector.
+            multiples: As ``round_to`` of the selector.
 
         Raises:
             ValueError: The budget cannot be reached.
         """
-        self._round_to = round_to
-        channels = torch.full_like(self._width, 1)
-        self._haste = channels.double() if haste is None else haste
-        if round_to is not None:
-            channels = channels * round_to
+        self._multiples = multiples
+        each = multiples if isinstance(multiples, Sequence) else [multiples or 1] * len(self._width)
+        channels = torch.tensor(each, dtype=torch.int64, device="cpu")
         self._target = self._target_of(channels)
-        while isinstance(round_to, Tensor) and not self._target.met(self._least()):
+        while isinstance(multiples, Sequence) and not self._target.met(self._least()):
             if bool((channels == 1).all()):
                 break
             channels = (channels // 2).clamp(min=1)
@@ -148,7 +142,7 @@ class ImportanceSelector:
             return
         if bool(self._spared.any()):
             self._spared = torch.zeros_like(self._spared)
-            self.suit(self._round_to, self._haste)
+            self.set_multiples(self._multiples)
             return
         bounds = self._budget.bounds
         lowest = self._cost.fractions(self._least(), list(bounds))
@@ -259,7 +253,7 @@ class ImportanceSelector:
         group_of = self._structures.group_of
         relative = normalised(score, group_of)
         if self._scope == "global":
-            return relative / self._haste[group_of].to(relative.dtype)
+            return relative
         names = sorted(set(self._families))
         pool_of_group = torch.tensor([names.index(f) for f in self._families], device="cpu")
         pool = pool_of_group[group_of] if self._scope == "isomorphic" else group_of
@@ -267,7 +261,7 @@ class ImportanceSelector:
         position = rank_within(relative.masked_fill(~active, -torch.inf), pool)
         share = (position + 0.5) / torch.bincount(pool)[pool]
         if self._scope == "width":  # what stays above the threshold falls with the width
-            pull = (self._width * self._cost.sizes) ** _NARROWING * self._haste
+            pull = (self._width * self._cost.sizes) ** _NARROWING
             return -(1 - share) * pull[group_of].to(share.dtype)
         return share
 

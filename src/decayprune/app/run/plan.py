@@ -102,7 +102,7 @@ def _importance(spec: str) -> Callable[[Any, Any], Tensor]:
 
 
 def _multiple(words: str | None) -> int | str | None:
-    """What widths are to be multiples of; None, too, in folders of before "auto" was usual."""
+    """What widths are to be multiples of."""
     if words is None or words == "none":
         return None
     return words if words == "auto" else int(words)

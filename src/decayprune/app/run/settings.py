@@ -195,7 +195,7 @@ class Settings:
     round_to: str | None = _option(
         None,
         "Every pruned width becomes a multiple of it; auto: what --target is fast at; none: any "
-        "width. Default: auto, with --host default.",
+        "width, the default.",
         HOW,
         "NUMBER",
     )
@@ -270,7 +270,6 @@ class Settings:
         }
         usual |= {"epochs": 0} if self.trained else {}
         usual |= {"calibrate": _CALIBRATION} if self.trained and self.host == "default" else {}
-        usual |= {"round_to": "auto"} if self.host == "default" else {}
         usual |= {"budget": 0.5} if not self.budgets else {}
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         device = str(filled.get("device", self.device))

@@ -24,17 +24,10 @@ def planned(host: str, variant: str = "sp_sr", **changes: Any) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("words", "found"), [(None, "auto"), ("auto", "auto"), ("none", None), ("8", 8)]
+    ("words", "found"), [(None, None), ("auto", "auto"), ("none", None), ("8", 8)]
 )
 def test_widths_are_what_the_library_takes(words: str | None, found: object) -> None:
     assert planned("default", round_to=words).options["round_to"] == found
-
-
-def test_any_width_where_a_folder_does_not_say() -> None:
-    kept = Settings(prune_epochs=3, finetune_epochs=1).resolved().to_dict()
-    older = Settings.from_dict(kept | {"round_to": None})
-    found = plan(older, older.schedule(EPOCH), 4 * EPOCH, models.resnet8(in_channels=1), EXAMPLE)
-    assert found.options["round_to"] is None
 
 
 def test_an_importance_of_the_user_is_blamed_by_its_option_and_may_read_gradients(
