@@ -923,6 +923,36 @@ class GammaLayerNorm(nn.Module):
         return (x - mean) / torch.sqrt(variance + 1e-6) * self.gamma + self.beta
 
 
+class ResponseNorm(nn.Module):
+    """Global response normalisation with channels last, as ConvNeXt V2 has it."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.randn(1, 1, 1, width))
+        self.bias = nn.Parameter(torch.randn(1, 1, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        strength = torch.linalg.vector_norm(x, ord=2, dim=(1, 2), keepdim=True)
+        share = strength / (strength.mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * (x * share) + self.bias + x
+
+
+class ResponseNormFirst(nn.Module):
+    """The same with channels first, and in other words."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.beta, self.gamma = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        strength = x.norm(p=2, dim=(2, 3), keepdim=True)
+        share = strength / (strength.mean(1, keepdim=True) + 1e-4)
+        return x + torch.addcmul(
+            self.beta.view(1, -1, 1, 1), self.gamma.view(1, -1, 1, 1), x * share
+        )
+
+
 class OwnForward(nn.LayerNorm):
     """Channels last, with a forward of its own for a fast path, as timm's."""
 
@@ -1161,6 +1191,26 @@ def norms_of_their_own() -> tuple[nn.Module, Any]:
         last=OwnForward(8),
         plus=OnePlusNorm(8),
         up=nn.Linear(8, 12),
+        down=nn.Linear(12, 8),
+        head=nn.Linear(8, 3),
+    ), image()
+
+
+@case
+def response_norms() -> tuple[nn.Module, Any]:
+    """Channels last between linear layers after a GELU, channels first between convolutions."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.first(F.gelu(m.stem(x))).permute(0, 2, 3, 1)
+        x = m.down(m.last(F.gelu(m.up(x))))
+        return m.head(x.mean((1, 2)))
+
+    return Lambda(
+        forward,
+        stem=nn.Conv2d(3, 8, 3),
+        first=ResponseNormFirst(8),
+        up=nn.Linear(8, 12),
+        last=ResponseNorm(12),
         down=nn.Linear(12, 8),
         head=nn.Linear(8, 3),
     ), image()

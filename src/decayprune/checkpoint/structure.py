@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decayprune.checkpoint import fields
 from decayprune.checkpoint.fields import CheckpointError, dtype_name, is_size
 from decayprune.structures.exact.bypass import Bypass, put_bypass
+from decayprune.structures.exact.response_norm import CountingResponseNorm
 from decayprune.structures.exact.swap import STAND_INS, become_all, counted_width
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 from decayprune.structures.twin import named_tensors
@@ -32,6 +33,7 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Embedding: ("embedding_dim",),
     nn.Unflatten: ("unflattened_size",),
     nn.RNNBase: ("input_size", "hidden_size", "proj_size"),
+    CountingResponseNorm: ("normalized_shape",),
     HeadwiseWindowAttention: ("num_heads", "dim"),
     nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "num_heads", "head_dim"),
 }

@@ -94,11 +94,11 @@ def is_group_norm(module: nn.Module) -> bool:
         return True
     if not _plain_parts(module):
         return False
-    copy, own = _with_random_parameters(module)
-    x = _random(2, module.num_channels, 3, 3)
-    y = _run(copy, x)
+    copy, own = randomised(module)
+    x = noise(2, module.num_channels, 3, 3)
+    y = run_on(copy, x)
     expected = F.group_norm(x, module.num_groups, own.get("weight"), own.get("bias"), module.eps)
-    return y is not None and _same(y, _rest(copy, expected))
+    return y is not None and close(y, _rest(copy, expected))
 
 
 def _plain_parts(module: nn.Module) -> bool:
@@ -111,28 +111,28 @@ def _plain_parts(module: nn.Module) -> bool:
 
 
 def _by_computation(module: nn.Module) -> Normaliser | None:
-    width = _width(module)
+    width = width_of(module)
     if width is None:
         return None
-    copy, own = _with_random_parameters(module)
+    copy, own = randomised(module)
     for first, dims in ((False, 4), (False, 3), (True, 4), (True, 3), (True, 5)):
         shape = (2, width, *[2] * (dims - 2)) if first else (*[2] * (dims - 1), width)
-        x = _random(*shape)
-        y = _run(copy, 1e3 * x)  # so large that no epsilon is felt
+        x = noise(*shape)
+        y = run_on(copy, 1e3 * x)  # so large that no epsilon is felt
         if y is None:
             continue
         ways = _candidates(width, first, own)
-        found = [n for n in ways if _same(y, _rest(copy, n(1e3 * x, own)))]
+        found = [n for n in ways if close(y, _rest(copy, n(1e3 * x, own)))]
         for like, eps in itertools.product(found[:1], _epsilons(module)):
             exact = Normaliser(width, like.centred, first, eps, like.weight, like.bias, like.offset)
             small = x * (eps or torch.finfo(x.dtype).eps) ** 0.5  # so small that it is
-            y = _run(copy, small)
-            if y is not None and _same(y, _rest(copy, exact(small, own))):
+            y = run_on(copy, small)
+            if y is not None and close(y, _rest(copy, exact(small, own))):
                 return exact
     return None
 
 
-def _width(module: nn.Module) -> int | None:
+def width_of(module: nn.Module) -> int | None:
     """Channels of what may be a normaliser: one input, one or two vectors, parts without any."""
     if isinstance(module, torch.jit.ScriptModule) or not _plain_parts(module):
         return None
@@ -167,9 +167,10 @@ def _epsilons(module: nn.Module) -> list[float | None]:
     return [*none, *dict.fromkeys([*own, *_EPSILONS, 0.0])]
 
 
-def _with_random_parameters(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+def randomised(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy with other parameters: those of a fresh norm may be 0, and hide what it does."""
-    own = {n: _random(*p.shape) + 2 for n, p in module.named_parameters(recurse=False)}
+    given = enumerate(module.named_parameters(recurse=False))
+    own = {n: noise(*p.shape) + 2 + i for i, (n, p) in given}  # no two alike
     copy = _bare(module)
     absent = dict.fromkeys(module._parameters)
     vars(copy)["_parameters"] = absent | {n: nn.Parameter(p, False) for n, p in own.items()}
@@ -186,7 +187,7 @@ def _bare(module: nn.Module) -> nn.Module:
     return copy
 
 
-def _run(module: nn.Module, x: Tensor) -> Tensor | None:
+def run_on(module: nn.Module, x: Tensor) -> Tensor | None:
     """What a module makes of an input, None where it takes none like it."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -197,11 +198,13 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
     return y if isinstance(y, Tensor) and y.shape == x.shape else None
 
 
-def _random(*shape: int) -> Tensor:
+def noise(*shape: int) -> Tensor:
+    """The same random numbers for the same shape, in double precision."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _same(y: Tensor, expected: Tensor) -> bool:
+def close(y: Tensor, expected: Tensor) -> bool:
+    """Whether a module has computed what was expected."""
     # Many compute in single precision, whatever the input is.
     return torch.allclose(y.to(expected), expected, 1e-4, 1e-5)

@@ -15,6 +15,7 @@ from torch import nn
 from decayprune.structures.exact.attention import HeadwiseAttention
 from decayprune.structures.exact.normalisers import followed, is_group_norm, normaliser
 from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
+from decayprune.structures.exact.response_norm import CountingResponseNorm, response_norm
 from decayprune.structures.exact.standardised import COUNTING, standardisation
 from decayprune.structures.exact.window_attention import HeadwiseWindowAttention
 
@@ -22,10 +23,12 @@ STAND_INS = (
     CountingLayerNorm,
     CountingGroupNorm,
     CountingRMSNorm,
+    CountingResponseNorm,
     HeadwiseAttention,
     HeadwiseWindowAttention,
     *COUNTING,
 )
+_SHOWN = (CountingLayerNorm, CountingRMSNorm, CountingGroupNorm, CountingResponseNorm)
 _WINDOWS = {
     f"torchvision.models.swin_transformer.ShiftedWindowAttention{version}" for version in ("", "V2")
 }
@@ -53,7 +56,7 @@ def stand_in(module: nn.Module) -> type[nn.Module] | None:
         return COUNTING[weight.dim() - 3]
     if (found := normaliser(module)) is not None:
         return CountingLayerNorm if found.centred else CountingRMSNorm
-    return None
+    return CountingResponseNorm if response_norm(module) is not None else None
 
 
 def become(module: nn.Module) -> Callable[[], None]:
@@ -62,7 +65,24 @@ def become(module: nn.Module) -> Callable[[], None]:
     old, held = type(module), dict(vars(module))
     if new is None or new is old:
         return lambda: None
-    added: dict[str, Any] = {"replaced": old.__qualname__}
+    added = {"replaced": old.__qualname__, **_attributes(module, new)}
+    vars(module).update(added)
+    module.__class__ = new
+
+    def back() -> None:
+        module.__class__ = old
+        for name in added:
+            if name in held:
+                setattr(module, name, held[name])
+            else:
+                vars(module).pop(name)
+
+    return back
+
+
+def _attributes(module: nn.Module, new: type[nn.Module]) -> dict[str, Any]:
+    """What the stand-in of a module has to know."""
+    added: dict[str, Any] = {}
     if new in (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm):
         added["followed"] = followed(module)
     if (counted := counted_width(module)) is not None:
@@ -77,18 +97,9 @@ def become(module: nn.Module) -> Callable[[], None]:
         added |= {"channels_first": found.channels_first, "affine": (found.weight, found.bias)}
         added |= {"elementwise_affine": found.weight is not None}
         added |= {} if found.centred else {"offset": found.offset}
-    vars(module).update(added)
-    module.__class__ = new
-
-    def back() -> None:
-        module.__class__ = old
-        for name in added:
-            if name in held:
-                setattr(module, name, held[name])
-            else:
-                vars(module).pop(name)
-
-    return back
+    elif (responses := response_norm(module)) is not None:
+        added |= vars(responses) | {"normalized_shape": (responses.counted,)}
+    return added
 
 
 def become_all(model: nn.Module, modules: Iterable[nn.Module]) -> Callable[[], None]:
@@ -128,8 +139,10 @@ def counted_width(module: nn.Module) -> int | None:
         return module.num_channels if stand_in(module) else None
     if (way := standardisation(module)) is not None:
         return way.counted
-    found = normaliser(module)
-    return None if found is None else found.width
+    if (found := normaliser(module)) is not None:
+        return found.width
+    responses = response_norm(module)
+    return None if responses is None else responses.counted
 
 
 @contextmanager
@@ -140,8 +153,7 @@ def normalisers_shown(model: nn.Module) -> Iterator[None]:
         undo += [
             become(module)
             for module in model.modules()
-            if not type(module).__module__.startswith("torch.")
-            and stand_in(module) in (CountingLayerNorm, CountingRMSNorm, CountingGroupNorm)
+            if not type(module).__module__.startswith("torch.") and stand_in(module) in _SHOWN
         ]
         yield
     finally:

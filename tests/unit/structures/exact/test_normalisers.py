@@ -78,6 +78,19 @@ def test_what_a_module_computes_is_found(name: str) -> None:
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
 
 
+class BiasFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (5,), self.scale, self.shift, 1e-6)
+
+
+def test_what_scales_is_told_from_what_shifts() -> None:
+    assert normaliser(BiasFirst()) == Normaliser(5, True, False, 1e-6, "scale", "shift")
+
+
 class Unknown(PlainRMSNorm):
     def __init__(self, function: Any) -> None:
         super().__init__(4)

@@ -91,6 +91,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, int, int]], list[str]]] = {
     "other_operators": ([("a", 6, 1), ("b", 5, 1)], ["head"]),
     "norms_of_their_own": ([("stem", 8, 1), ("up", 12, 1)], ["head"]),
     "standardised": ([("stem", 4, 2), ("bare", 3, 2)], ["head"]),
+    "response_norms": ([("stem", 8, 1), ("up", 12, 1), ("down", 8, 1)], ["head"]),
     "counting_norms": (
         [("stem", 8, 1), ("a", 6, 1), ("up", 9, 1), ("b", 7, 1), ("c", 5, 1)],
         ["head"],

@@ -118,6 +118,33 @@ def counting_group_norm(call: Call) -> Any:
     return out
 
 
+def counting_response_norm(call: Call) -> Any:
+    """Response norms of any class: the input goes on beside what is made of it.
+
+    Its weight scales only a part of what comes out, so nothing of it carries. A channel of zeros
+    is its shift, which leaves with the channel.
+    """
+    tape, out, x = call.tape, call.run(), call.arg(0, "x")
+    found = tape.mark(x)
+    if found is None:
+        return out
+    dim = 1 if call.arg(5, "channels_first", False) else x.dim() - 1
+    if varying(found.labels) != [dim]:
+        labels = tape.partition.collapse(found.labels, dim, "mixed by a response norm")
+        tape.put(out, labels, tape.unscaled(labels), False)
+        return out
+    labels = tape.channels(x, dim, ALONG_CHANNELS)
+    affine = call.arg(2, "weight"), call.arg(3, "bias")
+    layer = tape.owner(affine[0])
+    tape.mixed.append((labels, layer))
+    tape.attribute(layer, "normalized_shape", labels)
+    for value in affine:
+        tape.label_dim(value, _longest(value), "affine", labels)
+    scaled = frozenset(s for s in found.sources if tape.has_scale(frozenset([s])))
+    tape.put(out, along(labels, dim, out.shape), scaled | tape.unscaled(labels), found.zero)
+    return out
+
+
 def _kind(tape: Tape, call: Call) -> str:
     return "RMSNorm" if "rms" in call.name else "LayerNorm"
 
@@ -183,5 +210,6 @@ NORMALISERS = {
     "counting_layer_norm": of_values(counting_layer_norm),
     "counting_rms_norm": of_values(counting_layer_norm),
     "counting_group_norm": counting_group_norm,
+    "counting_response_norm": of_values(counting_response_norm),
     "prelu": prelu,
 }
