@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from handover import HandOver
 from plan import BUDGETS, HERE, RATES, RESULTS, STEPS, TUNING_SEEDS, Run, queue, rate, tuned_as
+from residual import ORDERS, released_by
 
 from decayprune.app.pretrained import arms
 from decayprune.app.pretrained.arms import ArmRun, by_variance
@@ -41,7 +42,11 @@ from decayprune.app.pretrained.task import dense
 from decayprune.checkpoint.atomic import write_atomically
 from decayprune.latency.benchmark import cpu_name
 
-ARMS = arms.ARMS | {"ridge_handover": by_variance(HandOver)}
+ARMS = (
+    arms.ARMS
+    | {"ridge_handover": by_variance(HandOver)}
+    | {f"ridge_by_{order}": released_by(order, 0.25) for order in ORDERS}
+)
 TASKS = {"minilm": RECIPES["minilm-wordnet"], "efficientnet": RECIPES["efficientnet-fashion"]}
 
 
