@@ -97,7 +97,8 @@ class HandOver:
         for reader, staying, structures, columns, fit in self._replacements:
             share = change[structures]
             if bool((share != 0).any()):
-                weight, bias = folded(fit, columns * share)
+                wide = share.view(-1, *[1] * (columns.dim() - 2))  # beside a kernel's positions
+                weight, bias = folded(fit, columns * wide)
                 reader.layer.weight[:, staying] += weight.to(reader.layer.weight)
                 if reader.layer.bias is not None:
                     reader.layer.bias += bias.to(reader.layer.bias)

@@ -56,9 +56,11 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
 
 # The second task: the same arms, but that a network of convolutions has no last layers to drop.
 IMAGES = ("ridge_abrupt", "abrupt", "torch_pruning_taylor", "ridge_sp_sr", "sp_sr")
+HANDED = ("ridge_handover",)
 IMAGES_TOO = ("dense_on", "torch_pruning", "variance_abrupt", "scratch_total")
 IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "ridge_sp_sr": "ridge_abrupt",
+    "ridge_handover": "ridge_abrupt",
     "variance_abrupt": "ridge_abrupt",
     "sp_sr": "abrupt",
     "torch_pruning": "torch_pruning_taylor",
@@ -105,7 +107,7 @@ def queue(task: str) -> list[Run]:
             (("scratch_total",), quarter[:1]),
         ]
     else:
-        parts = [(IMAGES + RELEASES, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
+        parts = [(HANDED + IMAGES + RELEASES, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
         parts += [(IMAGES, quarter[1:])]
         parts += [(IMAGES_TOO, quarter), (IMAGES, half)]
     runs = [

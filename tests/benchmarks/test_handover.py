@@ -40,16 +40,30 @@ class Net(nn.Module):
         return self.down(nn.functional.relu(self.up(x)))
 
 
+class Maps(nn.Module):
+    """The same of convolutions, whose kernels have positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(6, 16, 3), nn.Conv2d(16, 4, 3)
+        with torch.no_grad():
+            self.up.weight[8:] = self.up.weight[:8]
+            self.up.bias[8:] = self.up.bias[:8]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.relu(self.up(x)))
+
+
 def second_half_first(structures: object, parameters: object) -> Tensor:
     return torch.arange(16, 0, -1).float()
 
 
-Prepared = tuple[Net, Tensor, torch.optim.Optimizer, Any]
+Prepared = tuple[Any, Tensor, torch.optim.Optimizer, Any]
 
 
-def prepared(handover: ModuleType, *, decay_steps: int) -> Prepared:
+def prepared(handover: ModuleType, *, decay_steps: int, maps: bool = False) -> Prepared:
     torch.manual_seed(0)
-    model, x = Net(), torch.randn(64, 6)
+    model, x = (Maps(), torch.randn(8, 6, 7, 7)) if maps else (Net(), torch.randn(64, 6))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # so that all change is the pruner's
     pruner = dp.DecayPruner(
         model, optimizer, x, budget=dp.Budget(macs=0.5), rectify=None,
@@ -68,8 +82,11 @@ def advance(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer, prune
 
 
 @pytest.mark.parametrize("decay_steps", [1, 5])
-def test_what_repeats_others_leaves_without_a_trace(handover: ModuleType, decay_steps: int) -> None:
-    model, x, optimizer, pruner = prepared(handover, decay_steps=decay_steps)
+@pytest.mark.parametrize("maps", [False, True])
+def test_what_repeats_others_leaves_without_a_trace(
+    handover: ModuleType, decay_steps: int, maps: bool
+) -> None:
+    model, x, optimizer, pruner = prepared(handover, decay_steps=decay_steps, maps=maps)
     before = model(x).detach()
     for _ in range(decay_steps):
         advance(model, x, optimizer, pruner)
@@ -77,7 +94,7 @@ def test_what_repeats_others_leaves_without_a_trace(handover: ModuleType, decay_
         torch.testing.assert_close(model(x), before, rtol=2e-3, atol=2e-3)
     assert pruner.finished
     pruner.compact()
-    assert model.up.out_features == 8
+    assert len(model.up.weight) == 8
     torch.testing.assert_close(model(x), before, rtol=2e-3, atol=2e-3)
 
 
