@@ -1,4 +1,4 @@
-"""The residual width of the transformers that people prune is cut, and exactly."""
+"""Residual widths, and those before a response norm, of what people prune are cut exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from decayprune import reshape, structure
 from decayprune.structures import trace
 from reference.cut import cut, zeroed
 
@@ -93,3 +94,35 @@ def test_the_residual_width_is_cut(make, name: str, width: int) -> None:
     found = logits(cut(model, structures, gone), inputs)
     expected = logits(zeroed(model, structures, gone), inputs)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def of_conv_next(name: str) -> nn.Module:
+    widths, depths = (8, 12, 16, 20), (1, 1, 1, 1)
+    if name == "timm":
+        timm = pytest.importorskip("timm", reason="models of timm")
+        model = timm.create_model("convnextv2_atto", depths=depths, dims=widths, num_classes=3)
+    else:
+        hub = pytest.importorskip("transformers", reason="models of transformers")
+        config = hub.ConvNextV2Config(hidden_sizes=widths, depths=depths, num_labels=3)
+        model = hub.ConvNextV2ForImageClassification(config)
+    for key, value in model.named_parameters():
+        if ".grn." in key:  # it starts at 0, where it does nothing
+            nn.init.normal_(value)
+    return model.eval().double()
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers"])
+def test_all_widths_of_a_conv_next_v2_are_cut(name: str) -> None:
+    torch.manual_seed(0)
+    model, images = of_conv_next(name), torch.randn(2, 3, 64, 64).double()
+    structures = trace(model, images)
+    inner = [group.size for group in structures.groups if len(group.layers) == 3]
+    assert inner == [32, 48, 64, 80]
+    gone = {group.start + place for group in structures.groups for place in (0, 3)}
+    inputs = images if name == "timm" else {"pixel_values": images}
+    small = cut(model, structures, gone)
+    found, expected = logits(small, inputs), logits(zeroed(model, structures, gone), inputs)
+    assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
+    again = reshape(of_conv_next(name), structure(small))
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(logits(again, inputs), found)

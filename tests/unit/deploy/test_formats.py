@@ -18,7 +18,14 @@ from decayprune.surgery.undo import Undo
 from decayprune.surgery.verified import cut_verified
 from reference.cut import zeroed
 
-NETS = ["residual", "mixing_norms", "vision_transformer", "shifted_windows", "attention_sdpa"]
+NETS = [
+    "residual",
+    "mixing_norms",
+    "response_norms",
+    "vision_transformer",
+    "shifted_windows",
+    "attention_sdpa",
+]
 
 
 def smaller(name: str) -> tuple[nn.Module, Any]:
