@@ -18,7 +18,7 @@ import decayprune as dp
 from decayprune.compensation.calibration import Calibration
 from decayprune.compensation.consumers import Consumer
 from decayprune.compensation.ridge import StandIn, folded, stand_in
-from decayprune.method.lifecycle import DECAYING
+from decayprune.method.lifecycle import DECAYING, PRUNED
 
 
 class _Replacement(NamedTuple):
@@ -99,7 +99,12 @@ class HandOver:
             if bool((share != 0).any()):
                 wide = share.view(-1, *[1] * (columns.dim() - 2))  # beside a kernel's positions
                 weight, bias = folded(fit, columns * wide)
+                gone = state.phase[reader.outputs.clamp(min=0)] == PRUNED
+                there = ~((reader.outputs >= 0) & gone)  # a row that has left stays zero
+                own = torch.where(there, bias, 0.0)
+                rows = there.view(-1, *[1] * (weight.dim() - 1))
+                weight = torch.where(rows, weight, 0.0)
                 reader.layer.weight[:, staying] += weight.to(reader.layer.weight)
                 if reader.layer.bias is not None:
-                    reader.layer.bias += bias.to(reader.layer.bias)
+                    reader.layer.bias += own.to(reader.layer.bias)
         self._given = due

@@ -98,6 +98,24 @@ def test_what_repeats_others_leaves_without_a_trace(
     torch.testing.assert_close(model(x), before, rtol=2e-3, atol=2e-3)
 
 
+def test_rows_that_leave_a_consumer_stay_zero(handover: ModuleType) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
+    x, optimizer = torch.randn(64, 5), torch.optim.SGD(model.parameters(), lr=0.01)
+    pruner = dp.DecayPruner(
+        model, optimizer, x, budget=dp.Budget(macs=0.4), rectify=None,
+        schedule=dp.Schedule(stop=4, decay_steps=4),
+    )  # fmt: skip
+    handing = handover.HandOver(pruner, calibrate(model, pruner.structures, [x]))
+    for _ in range(4):
+        advance(model, x, optimizer, handing)
+    handing.compact()
+    assert len(model[2].weight) < 12
+    assert model[2].weight.shape[1] < 12
+
+
 def test_a_released_structure_takes_its_share_back(handover: ModuleType) -> None:
     from decayprune.method import lifecycle
 

@@ -72,6 +72,18 @@ class Schedule:
         decay_steps = max(1, left // 10)
         return cls(start=start, stop=start + decay_steps, decay_steps=decay_steps)
 
+    @classmethod
+    def at_once(cls, *, start: int = 0) -> Schedule:
+        """One round that is cut as soon as it is selected: no decay, no release.
+
+        For a selection that is made on data (``calibrate=`` of the pruner): what stays takes over
+        what leaves, and decays on top of that have cost accuracy (docs/results.md).
+
+        Args:
+            start: Step of the round: 0 for a trained model.
+        """
+        return cls(start=start, stop=start, decay_steps=1)
+
     def begins(self, round_: int) -> int:
         """Step at which a round selects; never before the first optimizer step."""
         return max(1, self.start + round_ * (self.stop - self.start) // self.rounds)

@@ -64,6 +64,13 @@ def test_what_is_no_schedule(options: dict[str, Any], error: type[Exception], ma
         Schedule(**{"stop": 5, "decay_steps": 3, **options})
 
 
+@pytest.mark.parametrize("start", [0, 7])
+def test_at_once_is_one_round_without_a_decay(start: int) -> None:
+    found = Schedule.at_once(start=start)
+    assert found == Schedule(start=start, stop=start, decay_steps=1)
+    assert [found.rounds_begun(step) for step in (max(1, start) - 1, max(1, start))] == [0, 1]
+
+
 def test_a_run_that_ends_before_it_starts() -> None:
     with pytest.raises(
         ValueError, match=r"at least 1 step after start=10, found 0 \(total_steps=10"

@@ -164,10 +164,10 @@ class Settings:
     host: str = _option(
         "default", f"The pruning method that selects: {', '.join(HOSTS)}.", HOW, "NAME"
     )
-    variant: str = _option(
-        "sp_sr",
-        "alone: the host as published; sp: what it picks decays smoothly; sp_sr: and is released "
-        "if training resists.",
+    variant: str | None = _option(
+        None,
+        "alone: the host as published, ours cuts at once; sp: what it picks decays smoothly; "
+        "sp_sr: and is released if training resists. Default: alone with --calibrate, else sp_sr.",
         HOW,
         "NAME",
     )
@@ -229,7 +229,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("host", "variant"):
             word = getattr(self, name)
-            object.__setattr__(self, name, OLD_WORDS.get(word, word))
+            object.__setattr__(self, name, OLD_WORDS.get(word or "", word))
 
     @property
     def trained(self) -> bool:
@@ -270,6 +270,10 @@ class Settings:
         }
         usual |= {"epochs": 0} if self.trained else {}
         usual |= {"calibrate": _CALIBRATION} if self.trained and self.host == "default" else {}
+        # Decays on top of a selection on data have cost accuracy: docs/results.md.
+        calibrated = usual.get("calibrate") if self.calibrate is None else self.calibrate
+        at_once = calibrated and self.decay_steps is None
+        usual |= {"variant": "alone" if at_once else "sp_sr"}
         usual |= {"budget": 0.5} if not self.budgets else {}
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         device = str(filled.get("device", self.device))

@@ -68,9 +68,11 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     ):
         found = settings.resolved()
         assert (found.trained, found.epochs, found.lr) == (True, 0, 0.01)
-        assert found.calibrate == 16
+        assert (found.calibrate, found.variant, found.schedule(20).decay_steps) == (16, "alone", 1)
     assert Settings(weights=str(weights), epochs=2, lr=0.3).resolved().epochs == 2
-    assert Settings(weights=str(weights), calibrate=0).resolved().calibrate == 0
+    plainer = Settings(weights=str(weights), calibrate=0).resolved()
+    assert (plainer.calibrate, plainer.variant) == (0, "sp_sr")
+    assert Settings(weights=str(weights), decay_steps=9).resolved().variant == "sp_sr"
     assert Settings(weights=str(weights), host="hesso").resolved().calibrate is None
     plain = Settings(optimizer="adamw").resolved()
     assert plain.calibrate is None
