@@ -176,7 +176,8 @@ def test_a_trained_model_with_ones_own_loss_metric_teacher_and_ranking(
     words = ["--model", "more:net", "--data", "more:loaders", "--weights", "w.ckpt"]
     words += ["--loss", "more:smooth", "--metric", "more:second_is_right", "--teacher", "dense"]
     words += ["--optimizer", "torch.optim:RMSprop", "--importance", "more:last_go", "--floor"]
-    words += ["25%", "--scope", "local", "--prune-epochs", "2", "--finetune-epochs", "1"]
+    words += ["25%", "--scope", "local", "--variant", "sp_sr"]
+    words += ["--prune-epochs", "2", "--finetune-epochs", "1"]
     words += ["--params-budget", "60%", "--ignored-layers", "3", "--threads", "1", "--out"]
     code, out, err = prune(*words, "whole")
     assert (code, err) == (0, "")
