@@ -36,6 +36,7 @@ class Tape:
         labelled_dims: Every (parameter, dimension) that carries labels, in the order met.
         sources: What can scale an activation: a dimension of a parameter, or None (nothing
             scales it) with the labels of which that is true.
+        moved: By source, what it adds to channels of zeros.
         consumptions: Where labelled channels are summed over.
         mixed: Labels whose values a normaliser mixes, and the module that does it.
         matrices: Labels that a reshape spread over two or more dimensions.
@@ -56,6 +57,7 @@ class Tape:
     partition: Partition = field(default_factory=Partition)
     labelled_dims: dict[Key, LabelledDim] = field(default_factory=dict)
     sources: list[tuple[Key | None, Tensor]] = field(default_factory=list)
+    moved: dict[int, str] = field(default_factory=dict)
     consumptions: list[Consumption] = field(default_factory=list)
     mixed: list[tuple[Tensor, str]] = field(default_factory=list)
     matrices: list[Tensor] = field(default_factory=list)
@@ -360,9 +362,10 @@ class Tape:
             found.add(self._source_of[key])
         return frozenset(found)
 
-    def unscaled(self, labels: Tensor) -> frozenset[int]:
-        """Sources: nothing scales these labels."""
+    def unscaled(self, labels: Tensor, moved: str = "") -> frozenset[int]:
+        """Sources: nothing scales these labels; ``moved``: what is added to zeros, if known."""
         self.sources.append((None, core(labels).reshape(-1)))
+        self.moved |= {len(self.sources) - 1: moved} if moved else {}
         return frozenset([len(self.sources) - 1])
 
     def has_scale(self, sources: frozenset[int]) -> bool:
@@ -386,13 +389,7 @@ class Tape:
         if self.counting and constant:
             self.operators.append((layer, int(constant), labels))
 
-    def produce(
-        self,
-        out: Tensor,
-        dim: int,
-        labels: Tensor,
-        sources: frozenset[int],
-    ) -> None:
+    def produce(self, out: Tensor, dim: int, labels: Tensor, sources: frozenset[int]) -> None:
         """Mark the output of a layer that hands out a width along ``dim``."""
         if labels.numel() == 1:
             self.partition.fix(labels, "the only output of its layer")

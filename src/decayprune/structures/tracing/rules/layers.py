@@ -237,7 +237,10 @@ def _across(
     vectors = [core(labels).reshape(-1)] if len(dims) == 1 else []
     macs = out.numel() * x.shape[dim] // prod(v.numel() for v in vectors)
     tape.operator(tape.owner(weight), macs, *vectors)
-    tape.put(out, labels, found.sources, found.zero and bias is None)
+    added = frozenset[int]()
+    if bias is not None:
+        added = tape.unscaled(labels, f"the bias of `{tape.owner(weight)}`")
+    tape.put(out, labels, found.sources | added, found.zero and bias is None)
     return out
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decayprune.structures.tracing.call import Call
 from decayprune.structures.tracing.labels import along, varying
+from decayprune.structures.tracing.marks import Mark
 from decayprune.structures.tracing.rules.elementwise import of_values
 from decayprune.structures.tracing.rules.layers import ALONG_CHANNELS, tie_groups
 from decayprune.structures.tracing.tape import Tape
@@ -136,7 +137,7 @@ def counting_response_norm(call: Call) -> Any:
     labels = tape.channels(x, dim, ALONG_CHANNELS)
     affine = call.arg(2, "weight"), call.arg(3, "bias")
     layer = tape.owner(affine[0])
-    tape.mixed.append((labels, layer))
+    _counts_zeros(tape, found, labels, layer)
     tape.attribute(layer, "normalized_shape", labels)
     for value in affine:
         tape.label_dim(value, _longest(value), "affine", labels)
@@ -166,7 +167,7 @@ def _mixing(
     """
     found, labels = tape.mark(x), tape.channels(x, dim, ALONG_CHANNELS)
     layer = tape.owner(affine[0])
-    tape.mixed.append((labels, layer))
+    _counts_zeros(tape, found, labels, layer)
     keys = [tape.label_dim(value, _longest(value), "affine", labels) for value in affine]
     tape.attribute(layer, attribute, labels)
     before = frozenset[int]() if found is None else found.sources
@@ -177,6 +178,15 @@ def _mixing(
         tape.unpinned.append(labels)
     zero = has_affine or (not shifts and found is not None and found.zero)
     tape.put(out, along(labels, dim, out.shape), sources, zero)
+
+
+def _counts_zeros(tape: Tape, found: Mark | None, labels: Tensor, layer: str) -> None:
+    """List a normaliser that counts channels which have left as zeros: they have to be zeros."""
+    tape.mixed.append((labels, layer))
+    sources = frozenset[int]() if found is None or found.zero else found.sources
+    if moved := dict.fromkeys(tape.moved[s] for s in sorted(sources) if s in tape.moved):
+        reason = f"channels of zeros get {' and '.join(moved)} before `{layer}` takes their mean"
+        tape.partition.fix(labels, f"{reason}; without that they could leave")
 
 
 def _longest(value: Tensor | None) -> int:

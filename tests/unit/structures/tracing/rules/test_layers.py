@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cases import Lambda
 from decayprune.structures import StructureMap, trace
+from reference.cut import cut, zeroed
 
 
 def keys(structures: StructureMap) -> dict[tuple[str, int], str]:
@@ -65,3 +68,49 @@ def test_tokens_that_index_a_table_are_fixed() -> None:
         b=nn.Linear(5, 3),
     )
     assert [g.layer for g in trace(model, torch.randn(2, 4)).groups] == ["table"]
+
+
+def over_tokens(bias: bool, after: nn.Module) -> nn.Module:
+    """As MLP-Mixer: two layers over the five tokens, added to a width that norms count."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        x = x + m.second(m.first(m.before(x).mT).relu()).mT
+        return m.head(m.after(x))
+
+    return Lambda(
+        forward,
+        stem=nn.Linear(4, 6),
+        before=nn.LayerNorm(6),
+        first=nn.Linear(5, 7, bias=bias),
+        second=nn.Linear(7, 5, bias=bias),
+        after=after,
+        head=nn.Linear(6, 3),
+    ).double()
+
+
+def test_a_bias_over_tokens_moves_zeros_that_a_norm_counts() -> None:
+    torch.manual_seed(0)
+    model, x = over_tokens(True, nn.LayerNorm(6)), torch.randn(2, 5, 4).double()
+    refused = {refusal.layer: refusal.reason for refusal in trace(model, x).refusals}
+    assert refused["stem"].startswith(
+        "channels of zeros get the bias of `first` and the bias of `second` before `after` takes "
+        "their mean; without that they could leave ("
+    )
+    model = over_tokens(False, nn.LayerNorm(6))
+    structures = trace(model, x)
+    assert [(group.layer, group.size) for group in structures.groups] == [("stem", 6)]
+    torch.testing.assert_close(
+        cut(model, structures, {1, 4})(x), zeroed(model, structures, {1, 4})(x), rtol=0, atol=1e-13
+    )
+
+
+def test_a_bias_over_tokens_is_scaled_by_the_columns_that_read_it() -> None:
+    torch.manual_seed(0)
+    model, x = over_tokens(True, nn.Identity()), torch.randn(2, 5, 4).double()
+    structures = trace(model, x)
+    carriers = {item.name for item in structures.slices if item.carrier.any()}
+    assert carriers == {"stem.weight", "stem.bias", "before.weight", "before.bias", "head.weight"}
+    torch.testing.assert_close(
+        cut(model, structures, {1, 4})(x), zeroed(model, structures, {1, 4})(x), rtol=0, atol=1e-13
+    )
