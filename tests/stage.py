@@ -69,6 +69,7 @@ def stage() -> dict[str, Any]:
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         "criterion": nn.CrossEntropyLoss(),
         "loader": Loader(),
+        "batches": [inputs for inputs, _ in Loader()][:4],
         "example_inputs": torch.randn(1, 3, 8, 8),
         "total_steps": STEPS,
         "train": train,
