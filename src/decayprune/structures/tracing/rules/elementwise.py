@@ -252,7 +252,8 @@ def raw_factor(tape: Tape, value: Tensor, labels: Tensor) -> Mark | None:
         tape.labelled_dims[key].table = True
     if tape.is_parameter(value) and view.zero:
         return Mark(along(vector, own, value.shape), tape.scaled_by(key))
-    return Mark(along(vector, own, value.shape), tape.unscaled(vector), False)
+    moved = "" if tape.is_parameter(value) else f"the buffer `{tape.name(value)}`"
+    return Mark(along(vector, own, value.shape), tape.unscaled(vector, moved), False)
 
 
 def of_parameter(call: Call, out: Any, zero: bool) -> bool:

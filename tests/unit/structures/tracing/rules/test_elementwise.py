@@ -62,6 +62,21 @@ def test_a_raw_parameter_takes_the_labels_that_it_meets() -> None:
     assert roles["gamma"] == "affine"
 
 
+def test_a_buffer_is_no_zero_that_a_norm_could_count() -> None:
+    model = Lambda(
+        lambda m, x: m.b(m.norm(m.a(x) + m.sines)),
+        a=nn.Linear(4, 6),
+        norm=nn.LayerNorm(6),
+        b=nn.Linear(6, 3),
+    )
+    model.register_buffer("sines", torch.randn(5, 6))
+    structures = trace(model, torch.randn(2, 5, 4))
+    assert structures.refusals[0].layer == "a"
+    assert structures.refusals[0].reason.startswith(
+        "channels of zeros get the buffer `sines` before `norm` takes their mean; without that"
+    )
+
+
 @pytest.mark.parametrize(
     ("between", "why"),
     [
