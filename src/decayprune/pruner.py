@@ -18,6 +18,7 @@ from decayprune.compensation import calibration
 from decayprune.compensation.calibration import MOST_BATCHES
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
+from decayprune.deploy.export import in_onnxruntime
 from decayprune.latency.estimate import LatencyModel
 from decayprune.latency.hardware import Hardware, checked_units, known, units
 from decayprune.method.decay import Curve
@@ -71,7 +72,8 @@ class DecayPruner(BesideOptimizer):
             for a tenth or two of a point of accuracy on narrow networks
             (``benchmarks/rounding.py``). A number: every pruned width is a multiple of it.
         target: Where the model will run, for ``round_to="auto"``: ``"cpu"``, ``"cuda"``,
-            ``"onnxruntime"``, or a ``dp.Hardware``. None: where its parameters are now.
+            ``"onnxruntime"``, or a ``dp.Hardware``. None: where its parameters are now. A budget
+            of ``latency`` is measured in onnxruntime, if that is where.
         scope: What stays of a group falls with its width (``"width"``); or structures are compared
             over the model (``"global"``), within their group (``"local"``), or within groups of
             the same kind (``"isomorphic"``).
@@ -89,6 +91,8 @@ class DecayPruner(BesideOptimizer):
         ValueError: Nothing can be pruned, the budget cannot be reached, a name matches nothing,
             the optimizer does not hold the parameters, or an argument is out of range.
         RuntimeError: Another pruner works on this model.
+        ExportError: A latency was to be measured in onnxruntime, and the model cannot go there.
+        ModuleNotFoundError: The same, and a package is missing.
     """
 
     def __init__(
@@ -115,7 +119,7 @@ class DecayPruner(BesideOptimizer):
     ) -> None:
         _check(budget, schedule, rectify)
         arguments.check_slices(slices)
-        arguments.check_round_to(round_to, target)
+        arguments.check_round_to(round_to, target, timed=budget.latency is not None)
         curve = arguments.as_curve(decay)
         if not isinstance(ignored_layers, (str, nn.Module)):
             ignored_layers = tuple(ignored_layers)  # read twice
@@ -131,7 +135,7 @@ class DecayPruner(BesideOptimizer):
             name="pruner",
         )
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
-        self._latency = self._timed(budget)
+        self._latency = self._timed(budget, target)
         read = None if calibrate is None else list(itertools.islice(calibrate, MOST_BATCHES))
         self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "variance")
@@ -159,12 +163,18 @@ class DecayPruner(BesideOptimizer):
 
     # ---------------------------------------------------------------- parts of the constructor
 
-    def _timed(self, budget: Budget) -> LatencyModel | None:
+    def _timed(self, budget: Budget, target: str | Hardware | None) -> LatencyModel | None:
         """What forward passes cost, from now on a cost like others, if the budget bounds it."""
         if budget.latency is None:
             return None
         session = self._session
-        latency = LatencyModel(session.model, self.structures, session.example_inputs, self.cost)
+        latency = LatencyModel(
+            session.model,
+            self.structures,
+            session.example_inputs,
+            self.cost,
+            deployed=in_onnxruntime if target == "onnxruntime" else None,
+        )
         session.cost = self.cost.timed_by(latency)
         return latency
 

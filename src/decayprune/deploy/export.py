@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from decayprune.checkpoint.atomic import write_atomically
 from decayprune.deploy.formats import FORMATS, Format, Runner, installed
-from decayprune.latency.race import Race
+from decayprune.latency.race import Call, Race
 from decayprune.structures.example import ExampleInputs, arguments, outputs, quiet
 from decayprune.surgery.compare import difference, first_line, tolerance_for
 
@@ -148,6 +148,25 @@ def export(
     )
 
 
+def in_onnxruntime(model: nn.Module, example_inputs: ExampleInputs) -> Call:
+    """What runs a model on one batch in onnxruntime, on this machine's processor.
+
+    Args:
+        model: Exported in evaluation mode for batches of this size, and left as it is.
+        example_inputs: The batch.
+
+    Raises:
+        ExportError: The model cannot be exported.
+        ModuleNotFoundError: A package is missing.
+    """
+    kind = FORMATS[".onnx"]
+    kind.check_installed()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        _write(kind, model, example_inputs, False, path)
+        return partial(kind.open(path), example_inputs)
+
+
 def _format(path: Path) -> Format:
     found = FORMATS.get(path.suffix)
     if found is None:
@@ -267,7 +286,8 @@ def _timed(
         beside = Path(folder) / f"dense{path.suffix}"
         _write(kind, dense, example, any_batch, beside)
         runners = [kind.open(beside), kind.open(path)]
-        return Race(runs=20).medians([partial(runner, example) for runner in runners])
+        race = Race.on(torch.device("cpu"), 20)
+        return race.medians([partial(runner, example) for runner in runners])
 
 
 def _said(error: BaseException) -> str:

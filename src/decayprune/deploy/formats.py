@@ -53,11 +53,22 @@ class Format:
         Raises:
             ModuleNotFoundError: Names it, and how to install it.
         """
-        for package in self.writer:
+        self._check("Writing", self.writer)
+
+    def check_installed(self) -> None:
+        """Raise if a package is missing, to write it or to run it.
+
+        Raises:
+            ModuleNotFoundError: Names it, and how to install it.
+        """
+        self._check("Running", (*self.writer, self.runtime))
+
+    def _check(self, what: str, packages: tuple[str, ...]) -> None:
+        for package in packages:
             if installed(package) is None:
                 raise ModuleNotFoundError(
-                    f"Writing {self.name} needs the package {package}, which is not installed: "
-                    f"pip install {' '.join(self.writer)}",
+                    f"{what} {self.name} needs the package {package}, which is not installed: "
+                    f"pip install {' '.join(packages)}",
                     name=package,
                 )
 

@@ -5,7 +5,7 @@ measured: copies of the model are cut and timed, as a whole and beside the dense
 widths and where a budget leads to (:meth:`LatencyModel.refine`). So the estimate holds where it
 decides, whatever the machine makes of overheads, caches and odd widths; layers that are timed one
 by one know nothing of those. Each model counts in the memory format it is faster in, as in
-:func:`decayprune.benchmark`.
+:func:`decayprune.benchmark`; or as a call of another runtime, where it will be deployed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ from decayprune.surgery.undo import Undo
 Timer = Callable[[Sequence[Call], Sequence[Call], torch.device], float]
 """Variants of a model after and before it was cut, and where they run -> ratio of their times."""
 
+Deployed = Callable[[nn.Module, ExampleInputs], Call]
+"""What runs a model on inputs where it will be deployed, on this machine's processor."""
+
 _NARROW = 8  # the first copy keeps one in so many
 _REFINED = 5  # times the widths that a budget leads to are measured, at most
 _EXACT = 0.02  # error of an estimate that holds
+_PROCESSOR = torch.device("cpu")
 
 
 def raced(after: Sequence[Call], before: Sequence[Call], device: torch.device) -> float:
@@ -66,6 +70,10 @@ class LatencyModel:
         example_inputs: The batch to time.
         cost: Of the dense model.
         timer: Compares two models.
+        deployed: How onnxruntime runs a model; None: torch does, on the device it is on.
+
+    Raises:
+        Exception: What ``deployed`` raises.
     """
 
     def __init__(
@@ -75,11 +83,15 @@ class LatencyModel:
         example_inputs: ExampleInputs,
         cost: CostModel,
         timer: Timer = raced,
+        *,
+        deployed: Deployed | None = None,
     ) -> None:
         self._model, self._structures, self._inputs = model, structures, example_inputs
-        self._cost, self._timer = cost, timer
-        self._device = next(model.parameters()).device
+        self._cost, self._timer, self._deployed = cost, timer, deployed
+        self._device = next(model.parameters()).device if deployed is None else _PROCESSOR
         kind = "cpu" if self._device.type == "cpu" else "cuda"
+        kind = kind if deployed is None else "onnxruntime"
+        self._dense: list[Call] = []  # while there is something to measure
         self.macs_per_value = hardware.known(kind).macs_per_value
         narrow = -(-cost.sizes // _NARROW)
         share = shared(partial(self._timed, narrow))
@@ -108,16 +120,20 @@ class LatencyModel:
             if abs(share / max(estimate, 1e-9) - 1) < _EXACT:
                 break
             self.bend = self.bend.through(self._unbent(kept), share)
+        self._dense.clear()
 
     def _timed(self, kept: Tensor) -> float:
         narrow = twin(self._model)  # thrown away, so nothing has to be undone
         cut(Undo(), narrow, self._structures, self._gone(kept))
-        after, before = self._variants(narrow), self._variants(self._model)
+        self._dense = self._dense or self._variants(self._model)
+        after = self._variants(narrow)
         torch.clear_autocast_cache()  # of weights as wide as they were
         with torch.inference_mode(), random_state_kept(self._model):
-            return self._timer(after, before, self._device)
+            return self._timer(after, self._dense, self._device)
 
     def _variants(self, model: nn.Module) -> list[Call]:
+        if self._deployed is not None:
+            return [self._deployed(model, self._inputs)]
         found = [in_format(model, self._inputs, f) for f in formats(self._inputs)]
         return [call for other, call in found if other.eval()]
 

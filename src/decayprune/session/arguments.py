@@ -162,8 +162,13 @@ def shared_seed(importance: str | Importance) -> int:
     return shared(lambda: seed) if importance == "random" else seed
 
 
-def check_round_to(round_to: object, target: object) -> None:
+def check_round_to(round_to: object, target: object, *, timed: bool = False) -> None:
     """Raise unless these are multiples, and a target that has a say in them.
+
+    Args:
+        round_to: As the pruner takes it.
+        target: As the pruner takes it.
+        timed: Whether there is a budget of latency, which onnxruntime can be the target of.
 
     Raises:
         ValueError: They are not.
@@ -174,10 +179,12 @@ def check_round_to(round_to: object, target: object) -> None:
             "round_to is a whole number of channels from 1, 'auto' for what suits the machine, or "
             f"None; found {round_to!r}."
         )
-    if target is not None and round_to != "auto":
+    in_onnxruntime = timed and target == "onnxruntime"
+    if target is not None and round_to != "auto" and not in_onnxruntime:
         raise ValueError(
-            f"target says which widths round_to='auto' prefers, and round_to is {round_to!r}: "
-            "leave one of them out."
+            "target says which widths round_to='auto' prefers, or with 'onnxruntime' where a "
+            f"Budget(latency=...) is measured; round_to is {round_to!r} and "
+            f"{'the target another' if timed else 'no latency is bounded'}: leave target out."
         )
 
 

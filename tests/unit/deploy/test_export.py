@@ -171,3 +171,66 @@ def test_a_first_dimension_that_is_no_batch(tmp_path: Path) -> None:
     with pytest.raises(dp.ExportError, match=r"itself does not run on a batch of 1.*=False"):
         dp.export(Messages(), x, tmp_path / "m.pt2")
     assert dp.export(Messages(), x, tmp_path / "m.pt2", dynamic_batch=False).error == 0
+
+
+def needs_onnxruntime() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="a model is timed there")
+
+
+def test_a_model_runs_in_onnxruntime_and_stays_as_it_is() -> None:
+    needs_onnxruntime()
+    net = Net().train()
+    (found,) = module.in_onnxruntime(net, X)()
+    assert net.training
+    assert torch.allclose(found, net.eval()(X), atol=1e-5)
+
+
+def test_onnxruntime_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "installed", lambda package: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install onnx onnxscript onnxruntime"):
+        module.in_onnxruntime(Net(), X)
+
+
+class TestBudget:
+    """``Budget(latency=...)`` with ``target="onnxruntime"``."""
+
+    schedule = dp.Schedule(stop=0, decay_steps=1)
+
+    def pruner(self, model: nn.Module, budget: dp.Budget, target: str) -> dp.DecayPruner:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return dp.DecayPruner(
+            model, optimizer, X, budget=budget, schedule=self.schedule, target=target
+        )
+
+    def test_it_is_measured_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        needs_onnxruntime()
+        runs: list[Any] = []
+
+        def here(model: nn.Module, inputs: Any) -> Any:
+            runs.append(module.in_onnxruntime(model, inputs))
+            return runs[-1]
+
+        monkeypatch.setattr("decayprune.pruner.in_onnxruntime", here)
+        pruner = self.pruner(Net(64), dp.Budget(latency=0.9), "onnxruntime")
+        assert len(runs) >= 3  # the dense model, a narrow one, and what the budget led to
+        assert 0 < pruner.remaining()["latency"] <= 1
+
+    def test_a_model_that_cannot_go_there_is_refused(self) -> None:
+        needs_onnxruntime()
+
+        class Stubborn(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                found: Tensor = super().forward(x)
+                return found + float(found.sum() > 1e9)
+
+        with pytest.raises(dp.ExportError, match="cannot follow the model"):
+            self.pruner(Stubborn(), dp.Budget(latency=0.5), "onnxruntime")
+
+    @pytest.mark.parametrize(
+        ("budget", "target"),
+        [(dp.Budget(macs=0.5), "onnxruntime"), (dp.Budget(latency=0.5), "cuda")],
+    )
+    def test_another_target_needs_widths_that_suit_it(self, budget: dp.Budget, target: str) -> None:
+        with pytest.raises(ValueError, match=r"where a Budget\(latency=...\) is measured"):
+            self.pruner(Net(), budget, target)

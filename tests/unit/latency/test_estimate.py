@@ -13,8 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import decayprune as dp
 from decayprune.cost import CostModel
+from decayprune.latency import hardware
 from decayprune.latency.estimate import LatencyModel, Timer, raced
 from decayprune.structures.tracing.trace import trace
+from decayprune.surgery.cut import cut
+from decayprune.surgery.undo import Undo
 from living import Living
 from loops import INPUTS, OPTIMIZERS, net, pruner_for, same, train
 
@@ -128,6 +131,40 @@ def test_images_are_timed_in_both_formats_without_gradients() -> None:
 
     measured(model, timer=compare)
     assert model.training
+
+
+def test_where_a_model_is_deployed_it_is_timed_and_the_dense_one_goes_there_once() -> None:
+    model = net().train()
+    sent: list[int] = []
+
+    def deployed(other: Any, inputs: Any) -> Callable[[], object]:
+        assert inputs is INPUTS
+        sent.append(other.stem[0].weight.shape[0])
+        return lambda: other.eval()(inputs)
+
+    def compare(after: Sequence[Any], before: Sequence[Any], device: torch.device) -> float:
+        assert (len(after), len(before), device) == (1, 1, CPU)
+        return machine(0.6)(after, before, device)
+
+    structures = trace(model, INPUTS)
+    cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
+    latency = LatencyModel(model, structures, INPUTS, cost, compare, deployed=deployed)
+    assert latency.macs_per_value == hardware.known("onnxruntime").macs_per_value
+    half = (cost.sizes + 1) // 2
+    latency.refine(lambda: half)
+    assert sent == [12, 2, 6, 6]
+    dense, narrow = (flops(lambda m=m: m.eval()(INPUTS)) for m in (model, halved(model)))
+    assert latency(half) == pytest.approx((narrow / dense) ** 0.6)
+
+
+def halved(model: nn.Module) -> nn.Module:
+    structures = trace(model, INPUTS)
+    gone = torch.zeros(structures.num_structures, dtype=torch.bool)
+    for group in structures.groups:
+        gone[group.start + (group.size + 1) // 2 : group.start + group.size] = True
+    other = copy.deepcopy(model)
+    cut(Undo(), other, structures, gone)
+    return other
 
 
 def test_models_race_in_their_faster_variants() -> None:

@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
     def race(self, runs: int, seconds: float = 30.0) -> Race:
-        return Race(runs, clock=self.read, seconds=seconds)
+        return Race(runs, clock=self.read, seconds=seconds, wall=self.read)
 
     def call(self, *seconds: float) -> race.Call:
         endless = itertools.cycle(seconds)

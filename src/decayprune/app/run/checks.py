@@ -126,8 +126,12 @@ def _check_widths(settings: Settings) -> None:
         raise ValueError(
             f"--target expects one of {', '.join(_TARGETS)}; found {settings.target!r}."
         )
-    if settings.target and multiple != "auto":
-        raise ValueError("--target is for --round-to auto, which asks what is fast there.")
+    timed = settings.latency_budget is not None and settings.target == "onnxruntime"
+    if settings.target and multiple != "auto" and not timed:
+        raise ValueError(
+            "--target is for --round-to auto, which asks what is fast there; --target onnxruntime "
+            "also for --latency-budget, which is then measured there."
+        )
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -77,6 +77,7 @@ class Run:
         self.data = subject.read_data(settings)
         self.model = subject.fresh_model(settings, self.data)
         self.example = subject.example(settings, self.data, 1)
+        self.timed = subject.example(settings, self.data, _latency_batch(self.example))
         self.objective = objective(settings.loss, settings.metric)
         self.optimizer = subject.optimizer(settings, self.model)
         self.distill: dp.Distill | None = None
@@ -187,7 +188,9 @@ class Run:
 
     def _cut(self, pruner: methods.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
-        self.figures |= summary.compacted(pruner.host.compact()) | {"cut_at": self.step}
+        examples = 1 if self.settings.latency_budget is None else _examples(self.timed)
+        cut = summary.compacted(pruner.host.compact(), examples)
+        self.figures |= cut | {"cut_at": self.step}
         self.pruner, self.phase = None, "finetune"
         self.watch.tick()
 
@@ -198,22 +201,15 @@ class Run:
         accuracy = self._evaluate("accuracy after")
         self.watch.phase("measure and check", 2, 0)
         dense = subject.fresh_model(self.settings, self.data)
-        batch = subject.example(self.settings, self.data, self._latency_batch())
-        latency = dp.benchmark(dense, self.model, batch)
+        latency = dp.benchmark(dense, self.model, self.timed)
         self.watch.tick()
         dp.save(self.folder.path, self.model)
-        summary.check_saved(self.folder.path, dense, self.model, batch)
+        summary.check_saved(self.folder.path, dense, self.model, self.timed)
         self.watch.tick()
         self._clock()
         report = summary.report(self.settings, self.figures | {"accuracy_after": accuracy}, latency)
         self.folder.finish(report)
         return report
-
-    def _latency_batch(self) -> int:
-        one = self.example
-        parts = one.values() if isinstance(one, dict) else one if isinstance(one, tuple) else [one]
-        values = sum(int(part.numel()) for part in parts)
-        return max(1, min(_LATENCY_BATCH, _LATENCY_VALUES // max(1, values)))
 
     # ------------------------------------------------------------ steps
 
@@ -241,8 +237,10 @@ class Run:
         steps = self.total_steps - self.dense_steps
         batches = itertools.islice(self.data.train.epoch(0), watched or self.settings.calibrate)
         inputs = (inputs for inputs, _ in batches)
-        wanted = plan(self.settings, self.schedule, steps, model, self.example, inputs)
-        return methods.build(wanted, model, self.example, optimizer)
+        # A budget of time is one of the time that the report will show.
+        example = self.example if self.settings.latency_budget is None else self.timed
+        wanted = plan(self.settings, self.schedule, steps, model, example, inputs)
+        return methods.build(wanted, model, example, optimizer)
 
     def _enter(self) -> methods.Pruning:
         """Begin to prune: from now on the host may be the optimizer."""
@@ -352,3 +350,19 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.distill is not None and "teacher" in state:
             self.distill.teacher.load_state_dict(state["teacher"])
+
+
+def _parts(batch: Any) -> list[torch.Tensor]:
+    if isinstance(batch, dict):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, tuple) else [batch]
+
+
+def _examples(batch: Any) -> int:
+    return int(_parts(batch)[0].shape[0])
+
+
+def _latency_batch(one: Any) -> int:
+    """Examples of a forward pass that is timed."""
+    values = sum(int(part.numel()) for part in _parts(one))
+    return max(1, min(_LATENCY_BATCH, _LATENCY_VALUES // max(1, values)))
