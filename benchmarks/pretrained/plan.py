@@ -30,8 +30,10 @@ CONTROLS = (
     "depth",
 )
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
+BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
-ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + RELEASES + ("dense_on",) + LONG_CONTROLS
+ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
+ARMS += ("dense_on", *LONG_CONTROLS)
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
@@ -50,7 +52,8 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",
     "scratch_total_distil": "scratch_extra",
-    **dict.fromkeys(RELEASES, "ridge_sp_sr"),
+    **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_sp_sr"),
+    "sp_sr_back": "sp_sr",
 }
 
 
@@ -65,7 +68,8 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "sp_sr": "abrupt",
     "torch_pruning": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
-    **dict.fromkeys(RELEASES, "ridge_abrupt"),
+    **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
+    "sp_sr_back": "abrupt",
 }
 
 
@@ -98,7 +102,7 @@ def queue(task: str) -> list[Run]:
             (DECISIVE, quarter[1:]),
             (("scratch_total", "dense_on"), quarter[1:]),
             (DECISIVE, quarter[:1]),
-            (RELEASES, quarter[:1]),
+            (RELEASES + BACK, quarter[:1]),
             (PRIMARY, quarter),
             (DISTILLED, quarter),
             (CONTROLS, quarter),
@@ -107,7 +111,7 @@ def queue(task: str) -> list[Run]:
             (("scratch_total",), quarter[:1]),
         ]
     else:
-        parts = [(HANDED + IMAGES + RELEASES, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
+        parts = [(HANDED + IMAGES + RELEASES + BACK, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
         parts += [(IMAGES, quarter[1:])]
         parts += [(IMAGES_TOO, quarter), (IMAGES, half)]
     runs = [

@@ -22,9 +22,10 @@ from decayprune.app.pretrained.arms import Arm, Start, Subject, prune
 from decayprune.compensation.calibration import Calibration
 from decayprune.compensation.moments import Moments
 from decayprune.compensation.ridge import stand_in
-from decayprune.method.lifecycle import DECAYING
+from decayprune.method.lifecycle import ACTIVE, DECAYING
 from decayprune.method.rectify import Leaving, Statistics, Tournament
 from decayprune.selection.target import rank_within
+from decayprune.structures import edits
 
 Order = Literal["work", "residual", "both", "random"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -111,6 +112,47 @@ class _Ordered(Tournament):
         if self.order == "both":
             score = score - torch.arange(judged.numel())
         return Leaving(judged[score.sort(descending=True, stable=True).indices], None)
+
+
+class Restored:
+    """A pruner that gives a released structure its length back, at once.
+
+    Without that training has to lengthen again what the decay has shortened by then.
+
+    Args:
+        pruner: Decays and releases.
+    """
+
+    def __init__(self, pruner: dp.DecayPruner) -> None:
+        self._pruner = pruner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pruner, name)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """The pruner's step, and the lengths of those it has released."""
+        before = self._pruner.lifecycle
+        self._pruner.step()
+        released = (before.phase == DECAYING) & (self._pruner.lifecycle.phase == ACTIVE)
+        if bool(released.any()):
+            weights = self._pruner._session.decayer.weights
+            carriers = weights.carriers(released)
+            longer = before.start_length / weights.length(carriers).clamp(min=1e-30)
+            edits.scale_(carriers, weights.parameters, torch.where(released, longer, 1.0))
+
+
+def restored(arm: Arm) -> Arm:
+    """The same arm, whose released structures get their length back."""
+
+    def back(start: Start) -> Subject:
+        subject = arm(start)
+        pruner_on = subject.pruner_on
+        assert pruner_on is not None
+        subject.pruner_on = lambda optimizer: Restored(pruner_on(optimizer))
+        return subject
+
+    return back
 
 
 def released_by(order: Order, extra: float) -> Arm:

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from handover import HandOver
 from plan import BUDGETS, HERE, RATES, RESULTS, STEPS, TUNING_SEEDS, Run, queue, rate, tuned_as
-from residual import ORDERS, released_by
+from residual import ORDERS, released_by, restored
 
 from decayprune.app.pretrained import arms
 from decayprune.app.pretrained.arms import ArmRun, by_variance
@@ -46,6 +46,8 @@ ARMS = (
     arms.ARMS
     | {"ridge_handover": by_variance(HandOver)}
     | {f"ridge_by_{order}": released_by(order, 0.25) for order in ORDERS}
+    | {f"{arm}_back": restored(arms.ARMS[arm]) for arm in ("sp_sr", "ridge_sp_sr")}
+    | {"ridge_by_work_back": restored(released_by("work", 0.25))}
 )
 TASKS = {"minilm": RECIPES["minilm-wordnet"], "efficientnet": RECIPES["efficientnet-fashion"]}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from decayprune.app.pretrained.arms import ArmRun, Start
+import decayprune as dp
+from decayprune.app.pretrained.arms import ArmRun, Start, pruned
 from decayprune.app.pretrained.loop import train
 from decayprune.compensation.moments import RunningMoments
 from pretrained_toy import Toy
@@ -59,3 +61,23 @@ def test_as_many_are_released_in_every_order(
     kinds = [event.kind for event in trained["pruner"].events]
     assert (kinds.count("decay"), kinds.count("release"), kinds.count("prune")) == (6, 2, 4)
     assert task.widths(subject.model) == {"hidden": [4]}
+
+
+def test_what_is_released_has_its_length_back(ablation: ModuleType, tmp_path: Path) -> None:
+    task = Toy(tmp_path)
+    run = ArmRun(arm="back", seed=0, steps=60, budget=0.5, lr=0.0, dense_steps=30)
+    start = Start(task, run, task.data())
+    dense = copy.deepcopy(start.dense)
+    subject = ablation.restored(pruned(rectify=dp.Rectify(extra=0.5)))(start)
+    model, optimizer = subject.model, torch.optim.SGD(subject.model.parameters(), lr=0.0)
+    assert subject.pruner_on is not None
+    pruner = subject.pruner_on(optimizer)
+    for _, (inputs, labels) in zip(range(8), start.data["train"].forever(0), strict=False):
+        torch.nn.functional.cross_entropy(model(**inputs), labels).backward()
+        optimizer.step()
+        pruner.step()
+    released = [event.structure for event in pruner.events if event.kind == "release"]
+    assert len(released) == 2
+    torch.testing.assert_close(model.up.weight[released], dense.up.weight[released])
+    torch.testing.assert_close(model.up.bias[released], dense.up.bias[released])
+    torch.testing.assert_close(model.down.weight[:, released], dense.down.weight[:, released])
