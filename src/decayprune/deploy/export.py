@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from decayprune.checkpoint.atomic import write_atomically
+from decayprune.checkpoint.atomic import check_regular, write_atomically
 from decayprune.deploy.formats import FORMATS, Format, Runner, installed
 from decayprune.latency.race import Call, Race
 from decayprune.structures.example import ExampleInputs, arguments, outputs, quiet
@@ -34,8 +35,8 @@ class Exported:
 
     Attributes:
         path: Where it is.
-        format: ``"ONNX"``, ``"torch.export"`` or ``"ExecuTorch"``.
-        size: Bytes of the file.
+        format: ``"ONNX"``, ``"torch.export"``, ``"ExecuTorch"`` or ``"OpenVINO"``.
+        size: Bytes of the file, or of its two files.
         batch: Size of the batches that it takes; None for any.
         runtime: What it was run with, and its version; empty if that is not installed.
         error: Largest absolute difference of an output to the model's, over all batches that were
@@ -87,7 +88,7 @@ def export(
     dense: nn.Module | None = None,
     tolerance: float | None = None,
 ) -> Exported:
-    """Write a model as ``.onnx``, ``.pt2`` or ``.pte``, and check the file against the model.
+    """Write a model as ``.onnx``, ``.pt2``, ``.pte`` or ``.xml``, and check it against the model.
 
     The file is run on the example inputs (and on a batch of one and one more than the example's,
     if it takes any) before it gets its name: one that computes something else is not kept.
@@ -98,7 +99,8 @@ def export(
             first dimension of the first tensor is the batch, and so is that of every tensor of the
             same size there.
         path: Its ending says what to write. ``.onnx`` needs onnx and onnxscript and is checked
-            with onnxruntime, ``.pte`` needs executorch.
+            with onnxruntime, ``.pte`` needs executorch; ``.xml`` needs openvino and what ``.onnx``
+            needs, and its weights get the same name with ``.bin``.
         dynamic_batch: Let the file take batches of any size; ``.pte`` never does.
         dense: The model before pruning: exported in the same way to a temporary file, and timed
             beside this one in the same runtime.
@@ -111,7 +113,7 @@ def export(
         ExportError: The model cannot be exported, or the file computes something else; a file that
             was there before is untouched.
         ModuleNotFoundError: A package that writes the format is missing.
-        ValueError: The ending is none of the three, or the model is wrapped or compiled.
+        ValueError: The ending is none of these, or the model is wrapped or compiled.
         TypeError: The example inputs are none.
         OSError: The file cannot be written.
     """
@@ -121,24 +123,25 @@ def export(
     any_batch = dynamic_batch and kind.any_batch
     batch = _batch(example_inputs)
     runtime = installed(kind.runtime)
-    error = relative = None
-
-    def write(beside: Path) -> None:
-        nonlocal error, relative
-        _write(kind, model, example_inputs, any_batch, beside)
+    error = relative = times = None
+    files = kind.files(target)
+    for path in files:
+        check_regular(path)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / target.name
+        _write(kind, model, example_inputs, any_batch, made)
         if runtime is not None:
             sizes = sorted({batch, 1, batch + 1}) if any_batch else [batch]
             examples = [_resized(example_inputs, batch, size) for size in sizes]
-            error, relative = _check(kind.open(beside), model, examples, tolerance)
-
-    write_atomically({target: write})
-    times = None
+            error, relative = _check(kind.open(made), model, examples, tolerance)
+        copies = zip(files, kind.files(made), strict=True)
+        write_atomically({path: partial(copyfile, source) for path, source in copies})
     if dense is not None and runtime is not None:
         times = _timed(kind, dense, target, example_inputs, any_batch)
     return Exported(
         path=str(target),
         format=kind.name,
-        size=target.stat().st_size,
+        size=sum(path.stat().st_size for path in files),
         batch=None if any_batch else batch,
         runtime=f"{kind.runtime} {runtime}" if runtime else "",
         error=error,

@@ -1,7 +1,8 @@
 """The files a model can become, each by its own tool: how it is written, and how it is run.
 
-``.onnx`` (onnxruntime and most others), ``.pt2`` (torch itself) and ``.pte`` (ExecuTorch, on
-phones) all begin as a :class:`torch.export.ExportedProgram`.
+``.onnx`` (onnxruntime and most others), ``.pt2`` (torch itself), ``.pte`` (ExecuTorch, on phones)
+and ``.xml`` with ``.bin`` beside it (OpenVINO) all begin as a
+:class:`torch.export.ExportedProgram`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ class Format:
         write: Writes a program to a path.
         open: Reads a file back, to be run.
         any_batch: Whether one file can take batches of any size.
+        beside: Ending of a second file, written beside the first under the same name; or nothing.
     """
 
     name: str
@@ -46,6 +49,11 @@ class Format:
     write: Callable[[ExportedProgram, Path], None]
     open: Callable[[Path], Runner]
     any_batch: bool = True
+    beside: str = ""
+
+    def files(self, path: Path) -> list[Path]:
+        """All files of a model whose first one is ``path``."""
+        return [path, path.with_suffix(self.beside)] if self.beside else [path]
 
     def check_writer(self) -> None:
         """Raise if a package is missing.
@@ -162,12 +170,47 @@ def _open_pte(path: Path) -> Runner:
     return run
 
 
+# ---------------------------------------------------------------- OpenVINO
+
+
+def _write_openvino(program: ExportedProgram, path: Path) -> None:
+    import openvino
+
+    with TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        _write_onnx(program, onnx)
+        with _tools_quiet():
+            openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=False)
+
+
+def _open_openvino(path: Path) -> Runner:
+    import openvino
+
+    # A processor with units for bfloat16 computes in it unless it is told otherwise.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+
+    def run(example: ExampleInputs) -> list[Tensor]:
+        found = compiled([value.numpy(force=True) for value in _tensors(arguments(example))])
+        return [torch.from_numpy(found[port].copy()) for port in compiled.outputs]
+
+    return run
+
+
 FORMATS = {
     ".onnx": Format("ONNX", ("onnx", "onnxscript"), "onnxruntime", _write_onnx, _open_onnx),
     ".pt2": Format("torch.export", (), "torch", _write_pt2, _open_pt2),
     # ExecuTorch lays out its memory when the file is written, so a batch has one size.
     ".pte": Format(
         "ExecuTorch", ("executorch",), "executorch", _write_pte, _open_pte, any_batch=False
+    ),
+    ".xml": Format(
+        "OpenVINO",
+        ("openvino", "onnx", "onnxscript"),
+        "openvino",
+        _write_openvino,
+        _open_openvino,
+        beside=".bin",
     ),
 }
 """Formats by the ending of a file's name."""

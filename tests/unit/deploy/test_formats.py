@@ -68,7 +68,7 @@ def test_normalisers_stay_normalisers(tmp_path: Path) -> None:
     assert "ReduceMean" not in kinds
 
 
-@pytest.mark.parametrize("ending", [".onnx", ".pte"])
+@pytest.mark.parametrize("ending", [".onnx", ".pte", ".xml"])
 def test_what_is_missing_is_named(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,3 +88,15 @@ def test_an_onnx_file_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("decayprune.deploy.formats._ONE_FILE", 8)
     with pytest.raises(dp.ExportError, match=r"less than 2 GiB.*external_data=True"):
         dp.export(nn.Linear(2, 2), torch.ones(1, 2), tmp_path / "m.onnx")
+
+
+def test_openvino_takes_two_files_that_come_together(tmp_path: Path) -> None:
+    needs(".xml")
+    path, weights = tmp_path / "m.xml", tmp_path / "m.bin"
+    found = dp.export(nn.Linear(2, 3), torch.ones(1, 2), path)
+    assert found.size == path.stat().st_size + weights.stat().st_size
+    old = [file.read_bytes() for file in (path, weights)]
+    with pytest.raises(dp.ExportError, match="does not compute what the model computes"):
+        dp.export(nn.Linear(200, 3), torch.randn(1, 200), path, tolerance=-1.0)
+    assert [file.read_bytes() for file in (path, weights)] == old
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.xml"]

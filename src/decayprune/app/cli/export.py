@@ -20,7 +20,9 @@ def export(
     folder: Annotated[Path, typer.Argument(help="What prune wrote.")] = Path("decayprune-out"),
     to: Annotated[
         Path | None,
-        typer.Option(help="A file that ends in .onnx, .pt2 or .pte [default: FOLDER/model.onnx]"),
+        typer.Option(
+            help="A file that ends in .onnx, .pt2, .pte or .xml [default: FOLDER/model.onnx]"
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Examples per forward pass, to check and to time.")
