@@ -45,14 +45,14 @@ _PROCESSOR = torch.device("cpu")
 def raced(after: Sequence[Call], before: Sequence[Call], device: torch.device) -> float:
     """Time of one model over that of another, each in its faster variant.
 
-    Five rounds at least, and more for a few seconds: somebody waits for the pruner.
+    Five rounds at least, and more for up to ten seconds: somebody waits for the pruner.
 
     Args:
         after: Variants of the first model.
         before: Variants of the second.
         device: Where they run.
     """
-    race = Race.on(device, 5, min_run_ms=20.0, seconds=5.0)
+    race = Race.on(device, 5, min_run_ms=20.0, seconds=10.0)
     times = race.times([*before, *after], len(before))
     old, new = fastest(times[: len(before)]), fastest(times[len(before) :])
     return statistics.median(new) / max(statistics.median(old), 1e-9)
