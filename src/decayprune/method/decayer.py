@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decayprune.method import flag, lifecycle
+from decayprune.method import flag, lifecycle, motion
 from decayprune.method import rectify as rules
-from decayprune.method.decay import Curve, scale_factors, step_factors, target_length
+from decayprune.method.decay import Curve
 from decayprune.method.lifecycle import DECAYING, LifecycleState
 from decayprune.method.live_weights import LiveWeights
 from decayprune.method.members import Members
@@ -31,7 +31,6 @@ from decayprune.method.pinning import Pinning
 from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.method.weight_decay import WeightDecay
-from decayprune.structures import edits
 from decayprune.structures.structure_map import StructureMap
 
 logger = logging.getLogger("decayprune")
@@ -101,7 +100,7 @@ class Decayer:
         self.structures, self.rectify = structures, rectify
         self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
-        self._curve, self._all, self._hold = curve, slices == "all", hold
+        self._way, self._all = motion.Way(curve, hold), slices == "all"
         self._optimizers, self._waiting = list(optimizers), False
         self.weights = LiveWeights(structures, parameters, optimizers)
         self.weights.unpinned |= pin
@@ -220,27 +219,17 @@ class Decayer:
         if not members.ids.numel():
             return True
         length, resistance = self.weights.length(members.carriers), self._resistance()
-        watched = length if resistance is None else length + resistance
-        # What is not finite times 0 is not 0; isfinite().all() would take two kernels more.
-        finite = (torch.where(members.mask, watched, 0.0) * 0).sum() == 0
+        finite = motion.all_finite(members.mask, length, resistance)
         moving = members.mask
         if self.weights.device.type in flag.ASYNCHRONOUS and not self._due(step):
             self._unread = flag.Flag(finite), step
             moving = moving & finite
         elif not self._tell(step, bool(finite)):
             return False
-        factors = self._factors(moving, length, self.state.age + 1)
+        self.state, factors = motion.account(
+            self.state, moving, length, resistance, self._step.shrunk, self._way
+        )
         self._step.moving, self._step.length, self._step.factors = moving, length, factors
-        if resistance is not None:
-            before = self.state.length
-            statistics = rules.observe(
-                self.state.statistics,
-                moving,
-                resistance=resistance,
-                given=length - before + self._step.shrunk,
-                taken=before - length * factors,
-            )
-            self.state = replace(self.state, statistics=statistics)
         return True
 
     def _resistance(self) -> Tensor | None:
@@ -248,8 +237,7 @@ class Decayer:
         if not self._step.along:
             return None
         first, *others = self._step.along.values()
-        along, length = sum(others, start=first), self.state.length
-        return torch.where(length > 0, -along / length.clamp(min=1e-38), 0.0)
+        return motion.resistance(self.state, sum(others, start=first))
 
     def _due(self, step: int) -> bool:
         """Whether something may be released or finished at this step, by what the host knows."""
@@ -346,15 +334,17 @@ class Decayer:
         if moving is None or length is None or factors is None:  # the membership has changed
             moving = members.mask
             length = self.weights.length(members.carriers) if length is None else length
-            factors = self._factors(moving, length, self.state.age + 1)
-        self.state = lifecycle.tick(self.state, moving)
+            factors = self._way.factors(self.state, moving, length)
+        self.state = motion.shrink_(
+            self.state,
+            moving,
+            length,
+            factors,
+            members.shrinking,
+            self.weights.parameters,
+            members.carriers if members.read else None,
+        )
         members.ages[0] += 1
-        edits.scale_(members.shrinking, self.weights.parameters, factors)
-        after = self.weights.length(members.carriers) if members.read else length * factors
-        after = after.to(self.state.length.dtype)
-        lengths = torch.where(moving, after, self.state.length)
-        self.state = replace(self.state, length=lengths)
-
         age, span = members.ages
         gone = members.ids[(age >= span) | members.short]
         if not gone.numel():
@@ -379,16 +369,6 @@ class Decayer:
     def _there(self, ids: Tensor) -> Tensor:
         """Numbers of the host on the device, which nobody waits for."""
         return ids.to(self.weights.device, non_blocking=True)
-
-    def _factors(self, moving: Tensor, length: Tensor, age: Tensor) -> Tensor:
-        """What takes structures from their length now to where they are at that age; else 1."""
-        span = self.state.span.clamp(min=1)
-        if self._hold:
-            target = target_length(self.state.start_length, age, span, self._curve)
-            factors = scale_factors(length, target)
-        else:
-            factors = step_factors(age.clamp(min=1), span, self._curve).to(length.dtype)
-        return torch.where(moving, factors, 1.0)
 
     def _moves(
         self, kind: Literal["decay", "release", "prune"], step: int, ids: Tensor
