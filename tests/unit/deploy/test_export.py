@@ -151,7 +151,7 @@ def test_timed_beside_the_dense_model(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"end in \.onnx, \.pt2, \.pte; found 'm\.tflite'"):
+    with pytest.raises(ValueError, match=r"end in \.onnx, \.pt2, \.pte, \.xml; found 'm\.tflite'"):
         dp.export(Net(), X, tmp_path / "m.tflite")
     with pytest.raises(TypeError, match="tensor that has a batch"):
         dp.export(Net(), (3,), tmp_path / "m.pt2")

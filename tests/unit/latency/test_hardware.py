@@ -149,7 +149,10 @@ class TestPruner:
         [
             ({"round_to": "fast"}, "'auto' for what suits the machine, or None; found 'fast'"),
             ({"round_to": True}, "found True"),
-            ({"round_to": 8, "target": "cuda"}, "round_to is 8: leave one of them out"),
+            (
+                {"round_to": 8, "target": "cuda"},
+                "round_to is 8 and no latency is bounded: leave target out",
+            ),
             ({"round_to": "auto", "target": "tpu"}, "found 'tpu'"),
         ],
     )
