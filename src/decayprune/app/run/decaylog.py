@@ -8,7 +8,7 @@ from typing import Any
 from decayprune.app.run.methods import Pruning
 from decayprune.app.run.runfolder import RunFolder
 
-_STRUCTURES, _POINTS = 60, 100
+_STRUCTURES, _POINTS = 300, 100  # the report thins them, and shows those that were released
 
 
 class DecayLog:

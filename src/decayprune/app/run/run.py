@@ -26,6 +26,7 @@ from decayprune.app.run.objective import forward, objective
 from decayprune.app.run.plan import plan
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
+from decayprune.latency.benchmark import Latency
 
 _LOG_LINES = 2000
 # A batch large enough that the work outweighs the calls, small enough to be timed in seconds.
@@ -201,7 +202,7 @@ class Run:
         accuracy = self._evaluate("accuracy after")
         self.watch.phase("measure and check", 2, 0)
         dense = subject.fresh_model(self.settings, self.data)
-        latency = dp.benchmark(dense, self.model, self.timed)
+        latency = _on_one_thread(dense, self.model, self.timed)
         self.watch.tick()
         dp.save(self.folder.path, self.model)
         summary.check_saved(self.folder.path, dense, self.model, self.timed)
@@ -360,6 +361,16 @@ def _parts(batch: Any) -> list[torch.Tensor]:
 
 def _examples(batch: Any) -> int:
     return int(_parts(batch)[0].shape[0])
+
+
+def _on_one_thread(dense: nn.Module, model: nn.Module, example: Any) -> Latency:
+    """Time two models by what the processor does for them, whoever else is at work there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return dp.benchmark(dense, model, example)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _latency_batch(one: Any) -> int:

@@ -51,11 +51,11 @@ def test_events_are_logged_once_at_the_steps_of_the_run(tmp_path: Path) -> None:
 
 
 def test_norms_are_sampled_in_steps_and_structures(tmp_path: Path) -> None:
-    found = pruning(180, [0, 1, 3, 179], 300)
+    found = pruning(900, [0, 1, 3, 899], 300)
     log = DecayLog(RunFolder(tmp_path), found, {})
     for step in (1, 2, 3):
         log.write(step)
-    # 60 of 180 structures, 100 of 300 steps.
+    # 300 of 900 structures, 100 of 300 steps.
     assert lines(tmp_path, "norms.jsonl") == [
         {"step": 3, "structure": 0, "length": 0.0, "start": 0.0},
         {"step": 3, "structure": 3, "length": 3.0, "start": 6.0},

@@ -104,6 +104,17 @@ def test_the_main_job(small: Settings, tmp_path: Path) -> None:
     assert Report.read(tmp_path).finished
 
 
+def test_times_are_those_of_one_thread_whatever_trains(small: Settings, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        found = Run(replace(small, threads=2), RunFolder(tmp_path), Watch()).start()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert found["machine"]["threads"] == found["latencies"]["threads"] == 1
+    assert found["latencies"]["processor_time"]
+
+
 def test_the_saved_model_loads_into_a_dense_one(small: Settings, tmp_path: Path) -> None:
     run = Run(small, RunFolder(tmp_path), Watch())
     run.start()
