@@ -17,6 +17,7 @@ from torch import nn
 
 from decayprune.app.pretrained.loop import Batch
 
+_SHARED = ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups")
 _GRID = 400  # ratios tried; its authors go to a budget in as many steps
 
 
@@ -75,8 +76,10 @@ def remove(model: Any, example: Any, importance: str, **options: Any) -> Any:
         "magnitude": tp.importance.GroupMagnitudeImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }
+    # Its defaults are dictionaries that all pruners share, and into which it writes.
+    own: dict[str, Any] = {name: {} for name in _SHARED} | options
     pruner = tp.pruner.BasePruner(
-        model, example, importance=kinds[importance](), global_pruning=False, **options
+        model, example, importance=kinds[importance](), global_pruning=False, **own
     )
     pruner.step()
     return pruner

@@ -1,3 +1,4 @@
+import inspect
 import sys
 from typing import Any
 
@@ -43,6 +44,18 @@ def test_torch_pruning_removes_the_share_of_every_layer() -> None:
     model = Net()
     remove(model, torch.randn(1, 4), "magnitude", pruning_ratio=0.5, ignored_layers=[model.down])
     assert (model.up.out_features, model.down.in_features) == (4, 4)
+
+
+def test_nothing_is_left_in_what_all_its_pruners_share() -> None:
+    tp = pytest.importorskip("torch_pruning")
+    defaults = inspect.signature(tp.pruner.BasePruner.__init__).parameters.values()
+    shared = [p.default for p in defaults if isinstance(p.default, dict)]
+    before = [dict(default) for default in shared]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1))
+    image = torch.randn(1, 3, 8, 8)
+    remove(model, image, "magnitude", pruning_ratio=0.5, ignored_layers=[model[2]])
+    assert len(shared) == 4
+    assert shared == before
 
 
 def test_without_torch_pruning_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
