@@ -19,6 +19,7 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(dp.__path__, "decayprune.")
     if not module.name.endswith("__main__")
 )
+OF_FRAMEWORKS = ("decayprune.integrations.", "decayprune.app.pretrained.minilm")
 
 
 @pytest.mark.parametrize("name", dp.__all__)
@@ -49,7 +50,7 @@ def test_all_is_sorted_and_complete() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_doctests_of_a_module(name: str) -> None:
-    if name.startswith("decayprune.integrations."):
+    if name.startswith(OF_FRAMEWORKS):
         pytest.importorskip(name, reason="its framework is not installed")
     module = importlib.import_module(name)
     assert module.__doc__, f"{name} does not say what it is for"
@@ -58,6 +59,6 @@ def test_the_doctests_of_a_module(name: str) -> None:
 
 def test_there_are_doctests() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    own = [name for name in MODULES if not name.startswith("decayprune.integrations.")]
+    own = [name for name in MODULES if not name.startswith(OF_FRAMEWORKS)]
     examples = [t for n in own for t in finder.find(importlib.import_module(n)) if t.examples]
     assert len(examples) >= 3
