@@ -187,19 +187,6 @@ def collect() -> None:
     PAGE.write_text(page(rows, machine), encoding="utf-8")
 
 
-LEFT = (
-    "What stays whole, by name, although its budget was reached without it:",
-    "",
-    "- **Swin of version 2** (`swin_v2_t/s/b`): heads. A part of the qkv bias is zeroed in each",
-    "  call, which makes it a computed weight. Residual widths and feed-forward layers are cut; of",
-    "  version 1 the heads, too.",
-    "- **MaxViT** (`maxvit_t`): heads, and the widths that pass through attention. It is written",
-    "  with `einsum`, which has no rule, and shapes its output like its input. Convolutions,",
-    "  squeeze-excitation and feed-forward layers are cut.",
-)
-"""Read out of the refusals: what no rule covers yet."""
-
-
 def page(rows: dict[str, dict[str, Any]], machine: dict[str, Any]) -> str:
     """The table as Markdown."""
     good = [r for r in rows.values() if "error" in r]
@@ -216,8 +203,6 @@ def page(rows: dict[str, dict[str, Any]], machine: dict[str, Any]) -> str:
         f"**{len(rows)} models: {len(met)} pruned to their budget, {len(exact)} with an error",
         f"of at most {TOLERANCE:g}.** Made by `python benchmarks/zoo.py --collect` "
         f"({', '.join(f'{k} {v}' for k, v in machine.items())}).",
-        "",
-        *LEFT,
         "",
         "| model | parameters | left | MACs left | error | build | cut | left alone, but outputs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import decayprune as dp
 from decayprune.app.run import methods, subject, summary
@@ -189,7 +190,9 @@ class Run:
 
     def _cut(self, pruner: methods.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
-        examples = 1 if self.settings.latency_budget is None else _examples(self.timed)
+        examples = (
+            1 if self.settings.latency_budget is None else tree_leaves(self.timed)[0].shape[0]
+        )
         cut = summary.compacted(pruner.host.compact(), examples)
         self.figures |= cut | {"cut_at": self.step}
         self.pruner, self.phase = None, "finetune"
@@ -353,16 +356,6 @@ class Run:
             self.distill.teacher.load_state_dict(state["teacher"])
 
 
-def _parts(batch: Any) -> list[torch.Tensor]:
-    if isinstance(batch, dict):
-        return list(batch.values())
-    return list(batch) if isinstance(batch, tuple) else [batch]
-
-
-def _examples(batch: Any) -> int:
-    return int(_parts(batch)[0].shape[0])
-
-
 def _on_one_thread(dense: nn.Module, model: nn.Module, example: Any) -> Latency:
     """Time two models by what the processor does for them, whoever else is at work there."""
     threads = torch.get_num_threads()
@@ -375,5 +368,5 @@ def _on_one_thread(dense: nn.Module, model: nn.Module, example: Any) -> Latency:
 
 def _latency_batch(one: Any) -> int:
     """Examples of a forward pass that is timed."""
-    values = sum(int(part.numel()) for part in _parts(one))
+    values = sum(int(part.numel()) for part in tree_leaves(one))
     return max(1, min(_LATENCY_BATCH, _LATENCY_VALUES // max(1, values)))
