@@ -141,8 +141,8 @@ def counting_response_norm(call: Call) -> Any:
     tape.attribute(layer, "normalized_shape", labels)
     for value in affine:
         tape.label_dim(value, _longest(value), "affine", labels)
-    scaled = frozenset(s for s in found.sources if tape.has_scale(frozenset([s])))
-    tape.put(out, along(labels, dim, out.shape), scaled | tape.unscaled(labels), found.zero)
+    sources = _scaling(tape, found) | tape.unscaled(labels)
+    tape.put(out, along(labels, dim, out.shape), sources, found.zero)
     return out
 
 
@@ -170,14 +170,20 @@ def _mixing(
     _counts_zeros(tape, found, labels, layer)
     keys = [tape.label_dim(value, _longest(value), "affine", labels) for value in affine]
     tape.attribute(layer, attribute, labels)
-    before = frozenset[int]() if found is None else found.sources
-    scaled = frozenset(source for source in before if tape.has_scale(frozenset([source])))
     has_affine = any(key is not None for key in keys)
-    sources = scaled | (tape.scaled_by(*keys) if has_affine else tape.unscaled(labels))
+    sources = _scaling(tape, found) | (
+        tape.scaled_by(*keys) if has_affine else tape.unscaled(labels)
+    )
     if shifts:
         tape.unpinned.append(labels)
     zero = has_affine or (not shifts and found is not None and found.zero)
     tape.put(out, along(labels, dim, out.shape), sources, zero)
+
+
+def _scaling(tape: Tape, found: Mark | None) -> frozenset[int]:
+    """Of what is known to reach a normaliser, the parameters that scale it."""
+    before = frozenset[int]() if found is None else found.sources
+    return frozenset(source for source in before if tape.has_scale(frozenset([source])))
 
 
 def _counts_zeros(tape: Tape, found: Mark | None, labels: Tensor, layer: str) -> None:
