@@ -276,6 +276,7 @@ def simulated() -> Iterator[None]:
         return empty(*args, **kwargs)
 
     device = mock.Mock()  # copies arrive at once, and its events say so
+    device.is_current_stream_capturing.return_value = False
     with (
         _Factories(),
         mock.patch.object(torch, "tensor", made),

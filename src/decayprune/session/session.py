@@ -27,6 +27,7 @@ from decayprune.method.rectify import Rectify, Verdict
 from decayprune.method.selector import Selector
 from decayprune.session import arguments, resume
 from decayprune.session.agreement import Agreement
+from decayprune.session.capture import refuse_capture
 from decayprune.session.follower import Follower
 from decayprune.session.integrity import Anatomy, check_free, claim, give_up
 from decayprune.session.ledger import Ledger
@@ -98,8 +99,7 @@ class Session:
         arguments.check_one_device(self.parameters)
         self.cost = CostModel(structures, {n: p.shape for n, p in named.items()})
         self.report: CompactionReport | None = None
-        self._ledger = Ledger()
-        self.attached = False
+        self._ledger, self.attached = Ledger(), False
         self._watch: StepWatch | None = None
 
     def held(self) -> StructureMap:
@@ -180,8 +180,7 @@ class Session:
             structures: Those left.
         """
         _ = self.ledger  # the decayer that knows of the last step is about to go
-        state = self.lifecycle
-        self.structures = structures
+        state, self.structures = self.lifecycle, structures
         self._settle()
         self.decayer.load(state)
 
@@ -212,9 +211,8 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether the target is met and nothing decays any more."""
-        return self.selector.done(self.lifecycle, self.steps) and not bool(
-            self.lifecycle.decaying.numel()
-        )
+        done = self.selector.done(self.lifecycle, self.steps)
+        return done and not self.lifecycle.decaying.numel()
 
     def kept(self) -> torch.Tensor:
         """Structures left in each group, commitments counted, shape ``(G,)``."""
@@ -255,6 +253,7 @@ class Session:
             optimizer: Who is about to step; None for all.
             first: None of them has stepped yet.
         """
+        refuse_capture(self.decayer.weights.device, self.name)
         scale = 1.0 if optimizer is None else grad_scale(optimizer)
         try:
             self.decayer.remember(optimizer, first=first, grad_scale=scale)
@@ -275,8 +274,9 @@ class Session:
             What happened; None if the step does not count, because something was not finite.
 
         Raises:
-            RuntimeError: The model was changed by others, or gradients are gone.
+            RuntimeError: The model was changed by others, gradients are gone, or a graph captures.
         """
+        refuse_capture(self.decayer.weights.device, self.name)
         self.anatomy.check()
         self.vigil.check_gradients(needed=self._needs_gradients, over=lambda: self.finished)
         undo = Undo()  # the decayer puts its own state back
