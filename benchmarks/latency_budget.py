@@ -1,15 +1,13 @@
 """Does ``Budget(latency=...)`` keep its word? Models are cut to a latency and then timed.
 
-``python benchmarks/latency_budget.py --write`` stores ``results/latency_budget.json``. With one
-thread the time of the processor counts, but others on the machine are still in its caches: the load
-is written down. BERT needs the package transformers.
+``python benchmarks/latency_budget.py --write`` adds a repeat to ``results/latency_budget.json``.
+With one thread the time of the processor counts, but others on the machine are still in its caches:
+the load is written down. BERT needs the package transformers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from pathlib import Path
 from statistics import median
@@ -17,6 +15,7 @@ from typing import Any
 
 import torch
 import torchvision
+from repeats import add, load
 from torch import nn
 
 import decayprune as dp
@@ -78,7 +77,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     rows = []
-    load = [os.getloadavg()[0]]
+    loads = [load()]
     for name in chosen.models:
         for target in chosen.targets:
             try:
@@ -86,7 +85,7 @@ def main() -> None:
             except ValueError as error:  # out of reach
                 rows.append({"model": name, "target": target, "refused": str(error)})
             print(rows[-1], flush=True)
-    load.append(os.getloadavg()[0])
+    loads.append(load())
     errors = [abs(row["error"]) for row in rows if "error" in row]
     print(f"off by {median(errors):.1%} in the median, {max(errors):.1%} at most")
     if chosen.write:
@@ -97,10 +96,8 @@ def main() -> None:
             "torchvision": torchvision.__version__,
             "size": chosen.size,
             "clock": "processor time" if chosen.threads == 1 else "wall clock",
-            "load": " to ".join(f"{value:.1f}" for value in load),
         }
-        result = {"machine": machine, "worst": max(errors), "rows": rows}
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        add(RESULTS, machine, {"load": loads, "rows": rows})
 
 
 if __name__ == "__main__":

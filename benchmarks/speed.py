@@ -2,16 +2,16 @@
 
 ``python benchmarks/speed.py --write`` cuts each model to half of its multiply-accumulates without
 an argument but the budget, and times it beside the dense one, each in its faster memory format,
-with one thread and with two. Figures, and the goals that they are held to, go into
-``results/speed.json``. Run it on an idle machine: rows that did not settle say so. Where others use
-the machine, ``--processor-time`` counts the time of the processor instead of the clock's, which
-means something with one thread only. Nothing is trained: times do not depend on values.
+with one thread and with two. Figures, and the goals that they are held to, are added to the
+repeats in ``results/speed.json``. Run it on an idle machine: rows that did not settle say so. Where
+others use the machine, ``--processor-time`` counts the time of the processor instead of the
+clock's, which means something with one thread only. Nothing is trained: times do not depend on
+values.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
+from repeats import add, load
 from torch import Tensor, nn
 
 import decayprune as dp
@@ -80,7 +81,7 @@ def measure(name: str, runs: int, threads: list[int]) -> list[dict[str, Any]]:
     """A row for each number of threads."""
     case = CASES[name]
     images = torch.randn(case.batch, case.channels, case.size, case.size)
-    ways = {"auto": halved(name, images[:1]), "none": halved(name, images[:1], round_to=None)}
+    ways = {str(way).lower(): halved(name, images[:1], round_to=way) for way in ("auto", None)}
     rows = []
     for number in threads:
         torch.set_num_threads(number)
@@ -102,11 +103,15 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.processor_time:
         race.clock_of = lambda device: time.process_time
-    load = [os.getloadavg()[0]]
+    loads = [load()]
     rows = [row for name in chosen.models for row in measure(name, chosen.runs, chosen.threads)]
-    load.append(os.getloadavg()[0])
-    missed = [r for r in rows if r["round_to"] == "auto" and r["speedup"] < r["goal"]]
-    print("missed: " + (", ".join(f"{r['model']} ({r['threads']})" for r in missed) or "none"))
+    loads.append(load())
+    missed = [
+        f"{row['model']} (widths: {row['round_to']}, threads: {row['threads']})"
+        for row in rows
+        if row["speedup"] < row["goal"]
+    ]
+    print("missed: " + (", ".join(missed) or "none"))
     if chosen.write:
         machine = {
             "processor": cpu_name(),
@@ -115,9 +120,8 @@ def main() -> None:
             if chosen.processor_time or chosen.threads == [1]
             else "wall clock",
             "torch": torch.__version__,
-            "load": " to ".join(f"{value:.1f}" for value in load),
         }
-        RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        add(RESULTS, machine, {"load": loads, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -175,22 +176,34 @@ def pretrained(found: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{facts}"
 
 
+def repeated(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The rows of all repeats, row by row."""
+    return list(map(list, zip(*(repeat["rows"] for repeat in found["repeats"]), strict=True)))
+
+
+def measured_on(found: dict[str, Any]) -> str:
+    """The machine of all repeats, and what load each began and ended with."""
+    loads = ", ".join("{} to {}".format(*repeat["load"]) for repeat in found["repeats"])
+    return f"{machine(found['machine'])}. Load in each repeat: {loads}.\n"
+
+
 def speed(found: dict[str, Any]) -> str:
-    """Speed-ups at half of the MACs, each model in its faster format."""
-    rows = [
-        [
+    """Speed-ups at half of the MACs, each model in its faster format: medians over repeats."""
+
+    def line(repeats: list[dict[str, Any]]) -> list[str]:
+        one, ups = repeats[0], sorted(repeat["speedup"] for repeat in repeats)
+        return [
             f"{one['model']}, batch of {one['batch_size']}, threads: {one['threads']}",
             "any" if one["round_to"] == "none" else f'`"{one["round_to"]}"`',
             one["memory_format"].replace("_", " "),
-            f"{one['ideal']:.2f}x",
-            f"{one['speedup']:.2f}x",
-            "settled" if one["settled"] else "{:.2f}x to {:.2f}x".format(*one["interval"]),
+            f"{median(ups):.2f}x",
+            f"{ups[0]:.2f} to {ups[-1]:.2f}",
             f"{one['goal']:.2f}x",
+            "reached" if median(ups) >= one["goal"] else "missed",
         ]
-        for one in found["rows"]
-    ]
-    head = ["half the MACs of", "widths", "format", "ideal", "faster", "interval", "goal"]
-    return f"{table(head, rows)}\n{machine(found['machine'])}.\n"
+
+    head = ["half the MACs of", "widths", "format", "faster", "repeats", "goal", ""]
+    return f"{table(head, list(map(line, repeated(found))))}\n{measured_on(found)}"
 
 
 def faults(found: dict[str, Any]) -> str:
@@ -241,25 +254,25 @@ def faults(found: dict[str, Any]) -> str:
 def latency_budget(found: dict[str, Any]) -> str:
     """Models cut to a latency, and what was measured then."""
 
-    def cells(one: dict[str, Any]) -> list[str]:
-        if "refused" in one:
-            return ["out of reach", "", "", ""]
-        low, high = one["interval"]
+    def line(repeats: list[dict[str, Any]]) -> list[str]:
+        head = [repeats[0]["model"], f"{repeats[0]['target']:g}"]
+        if "refused" in repeats[0]:
+            return [*head, "out of reach", "", ""]
         return [
-            f"{one['measured']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{one['macs']:.2f}",
-            f"{one['build_s']:.0f} s",
+            *head,
+            ", ".join(f"{one['measured']:.3f}" for one in repeats),
+            f"{median(one['macs'] for one in repeats):.2f}",
+            f"{median(one['build_s'] for one in repeats):.0f} s",
         ]
 
-    rows = [[one["model"], f"{one['target']:g}", *cells(one)] for one in found["rows"]]
-    errors = sorted(abs(one["error"]) for one in found["rows"] if "error" in one)
-    facts = (
-        f"Off by {errors[len(errors) // 2]:.0%} in the median, {errors[-1]:.0%} at most. "
-        f"{machine(found['machine'])}.\n"
-    )
-    head = ["", "budget", "measured", "interval", "MACs left", "building the pruner"]
-    return f"{table(head, rows)}\n{facts}"
+    def errors(rows: list[dict[str, Any]]) -> str:
+        off = [abs(one["error"]) for one in rows if "error" in one]
+        return f"{median(off):.1%} in the median, {max(off):.1%} at most"
+
+    off = "; ".join(errors(repeat["rows"]) for repeat in found["repeats"])
+    head = ["", "budget", "measured, in each repeat", "MACs left", "building the pruner"]
+    lines = table(head, list(map(line, repeated(found))))
+    return f"{lines}\nOff by, repeat by repeat: {off}. {measured_on(found)}"
 
 
 def rounding(found: dict[str, Any]) -> str:
