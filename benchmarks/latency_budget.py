@@ -2,13 +2,15 @@
 
 ``python benchmarks/latency_budget.py --write`` adds a repeat to ``results/latency_budget.json``.
 With one thread the time of the processor counts, but others on the machine are still in its caches:
-the load is written down. BERT needs the package transformers.
+the load is written down. BERT needs the package transformers, ``--where onnxruntime`` (a budget of
+the time there) onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +21,9 @@ from repeats import add, load
 from torch import nn
 
 import decayprune as dp
+from decayprune.deploy.export import in_onnxruntime
 from decayprune.latency.benchmark import cpu_name
+from decayprune.latency.race import Race, interval, paired
 
 MODELS = ("resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_16", "bert")
 TARGETS = (0.5,)
@@ -37,7 +41,17 @@ def built(name: str, size: int) -> tuple[nn.Module, Any]:
     return torchvision.models.get_model(name), torch.randn(1, 3, side, side)
 
 
-def measure(name: str, target: float, size: int) -> dict[str, Any]:
+def timed(dense: nn.Module, model: nn.Module, inputs: Any, where: str) -> tuple[float, Any]:
+    """How many times as fast a model is, and the interval of that."""
+    if where == "torch":
+        found = dp.benchmark(dense, model, inputs, runs=15)
+        return found.speedup, found.interval
+    calls = [in_onnxruntime(each.eval(), inputs) for each in (dense, model)]
+    ratios = paired(*Race.on(torch.device("cpu"), 15).times(calls, 1))
+    return median(ratios), interval(ratios)
+
+
+def measure(name: str, target: float, size: int, where: str) -> dict[str, Any]:
     (dense, inputs), (model, _) = built(name, size), built(name, size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     began = time.perf_counter()
@@ -48,21 +62,23 @@ def measure(name: str, target: float, size: int) -> dict[str, Any]:
         budget=dp.Budget(latency=target),
         schedule=dp.Schedule(stop=0, decay_steps=1),
         rectify=None,
+        target=None if where == "torch" else where,
     )
     seconds = time.perf_counter() - began
     optimizer.step()  # nothing moves: only the pruner does anything
     pruner.step()
     expected = pruner.remaining()["latency"]
     report = pruner.compact()
-    found = dp.benchmark(dense, model, inputs, runs=15)
+    speedup, ends = timed(dense, model, inputs, where)
     return {
         "model": name,
+        "where": where,
         "target": target,
         "estimate": round(expected, 4),
-        "measured": round(1 / found.speedup, 4),
-        "interval": found.interval and [round(1 / end, 4) for end in reversed(found.interval)],
+        "measured": round(1 / speedup, 4),
+        "interval": ends and [round(1 / end, 4) for end in reversed(ends)],
         "macs": round(report.macs_after / report.macs_before, 4),
-        "error": round(1 / found.speedup / target - 1, 4),
+        "error": round(1 / speedup / target - 1, 4),
         "build_s": round(seconds, 2),
     }
 
@@ -74,17 +90,17 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", type=float, default=TARGETS)
     parser.add_argument("--size", type=int, default=224, help="Side of the images.")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--where", nargs="*", default=["torch"], choices=["torch", "onnxruntime"])
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     rows = []
     loads = [load()]
-    for name in chosen.models:
-        for target in chosen.targets:
-            try:
-                rows.append(measure(name, target, chosen.size))
-            except ValueError as error:  # out of reach
-                rows.append({"model": name, "target": target, "refused": str(error)})
-            print(rows[-1], flush=True)
+    for where, name, target in product(chosen.where, chosen.models, chosen.targets):
+        try:
+            rows.append(measure(name, target, chosen.size, where))
+        except ValueError as error:  # out of reach
+            rows.append({"model": name, "target": target, "where": where, "refused": str(error)})
+        print(rows[-1], flush=True)
     loads.append(load())
     errors = [abs(row["error"]) for row in rows if "error" in row]
     print(f"off by {median(errors):.1%} in the median, {max(errors):.1%} at most")
