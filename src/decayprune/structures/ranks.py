@@ -20,9 +20,25 @@ def shared(measure: Callable[[], _T]) -> _T:
 
     Args:
         measure: Called in the first process alone.
+
+    Raises:
+        Exception: What ``measure`` raises.
+        RuntimeError: It has raised that in the first process: nobody waits for what never comes.
     """
     if not several():
         return measure()
-    box = [measure() if torch.distributed.get_rank() == 0 else None]
+    box: list[object] = [None, None]  # what was found, or why nothing was
+    failure: Exception | None = None
+    if torch.distributed.get_rank() == 0:
+        try:
+            box[0] = measure()
+        except Exception as error:
+            failure, box[1] = error, f"{type(error).__name__}: {error}"
     torch.distributed.broadcast_object_list(box, src=0)
+    if failure is not None:
+        raise failure
+    if box[1] is not None:
+        raise RuntimeError(
+            f"The first process of this data-parallel run failed, so the others stop: {box[1]}"
+        )
     return cast("_T", box[0])

@@ -39,3 +39,24 @@ def test_the_first_of_several_measures_for_all(rank: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
     assert shared(lambda: measured.append(1)) == "of the first"
     assert len(measured) == (rank == 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_if_the_first_of_several_fails_all_do(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = [None, "ValueError: no operator for that"]
+
+    def broadcast(box: list[Any], src: int) -> None:
+        assert box == (sent if rank == 0 else [None] * 2)
+        box[:] = sent
+
+    def fails() -> None:
+        raise ValueError("no operator for that")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    kind, text = (
+        (ValueError, "^no operator") if rank == 0 else (RuntimeError, "first process.*no op")
+    )
+    with pytest.raises(kind, match=text):
+        shared(fails)

@@ -68,7 +68,7 @@ def remembered(
             chosen = _chosen(name, meant)
             if chosen is None or Origin(module, name) in tape.readings.calculated:
                 may = torch.cat([c.structures for c in meant if chosen is None or c is chosen])
-                doubtful.append((module, name, may.unique()))
+                doubtful.append((module, name, torch.unique(may)))
             elif bool((chosen.structures >= 0).any()):
                 followed.append((module, name, chosen.structures, 1))
     return followed, doubtful
