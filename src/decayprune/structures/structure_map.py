@@ -180,10 +180,13 @@ class StructureMap:
     def __post_init__(self) -> None:
         # Of a width is said again and again which index is whose: equal vectors are held once.
         held: dict[tuple[torch.Size, torch.dtype, bytes], Tensor] = {}
+        met: dict[int, Tensor] = {}
 
         def once(vector: Tensor) -> Tensor:
-            key = vector.shape, vector.dtype, vector.contiguous().numpy().tobytes()
-            return held.setdefault(key, vector)
+            if id(vector) not in met:
+                key = vector.shape, vector.dtype, vector.contiguous().numpy().tobytes()
+                met[id(vector)] = held.setdefault(key, vector)
+            return met[id(vector)]
 
         shared: dict[str, object] = {
             "slices": tuple(

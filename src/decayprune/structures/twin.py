@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "hooks" in name)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
+# What torch itself leaves out is not copied anyway.
+_PLAIN_STATES = [getattr(kind, "__getstate__", None) for kind in (object, nn.Module)]
 _NUMBERS = frozenset((type(None), bool, int, float, str))
 _CALLS = (types.FunctionType, types.MethodType, partial)
 # Whole worlds, of which a model knows one now and then: they are shared, not copied.
@@ -129,7 +131,9 @@ class _Copier:
         """Copy what a module holds, but for what is called."""
         space, shared = vars(self._new[id(module)]), _left_out(module)
         for name, value in vars(module).items():
-            if name in _HOOKS:
+            if type(value) in _NUMBERS:
+                space[name] = value
+            elif name in _HOOKS:
                 space[name] = type(value)()
             elif name == "_compiled_call_impl":  # would run the original
                 space[name] = None
@@ -142,8 +146,10 @@ class _Copier:
         """Rebind forward hooks and patched methods, now that all they may be bound to is there."""
         space = vars(self._new[id(module)])
         for name, value in vars(module).items():
-            if name in _HOOKS and "forward" in name:
-                space[name].update((k, self._or_shared(self._hook, v)) for k, v in value.items())
+            if name in _HOOKS:
+                if value and "forward" in name:
+                    hooks = ((k, self._or_shared(self._hook, v)) for k, v in value.items())
+                    space[name].update(hooks)
             elif isinstance(value, _CALLS):
                 space[name] = self._or_shared(self._follow, value)
 
@@ -166,6 +172,8 @@ class _Copier:
 
     def _copy(self, value: Any) -> Any:
         """A copy of what belongs to the model."""
+        if type(value) in _NUMBERS:
+            return value
         if id(value) in self._new:
             return self._new[id(value)]
         return value if isinstance(value, _PLAIN) else self._or_shared(self._copy_new, value)
@@ -175,13 +183,13 @@ class _Copier:
             return self._follow(value)
         if isinstance(value, Tensor):
             return self._note(value, self._tensor(value))
+        if isinstance(value, (dict, list, deque, tuple, set, frozenset)):
+            return self._container(value, self._copy)
+        if isinstance(value, nn.Module):
+            return value if _is_world(value) else self._shell(value)
         if isinstance(value, torch.Generator):
             state = torch.Generator(device=value.device).set_state(value.get_state())
             return self._note(value, state)
-        if isinstance(value, nn.Module):
-            return value if _is_world(value) else self._shell(value)
-        if isinstance(value, (dict, list, deque, tuple, set, frozenset)):
-            return self._container(value, self._copy)
         return value if _is_world(value) else self._object(value)
 
     def _tensor(self, old: Tensor) -> Tensor:
@@ -340,7 +348,7 @@ def _is_world(value: Any) -> bool:
 def _left_out(module: nn.Module) -> set[str]:
     """What a module itself leaves out of its copies: a Lightning module its trainer."""
     own = getattr(type(module), "__getstate__", None)
-    if own is None or own is getattr(object, "__getstate__", None):
+    if own is None or own in _PLAIN_STATES:
         return set()
     try:
         state = own(module)

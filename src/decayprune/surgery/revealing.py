@@ -6,10 +6,10 @@ with such weights a wrong cut changes no output, and the comparison would prove 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-
-from decayprune.structures.twin import own_storage
 
 _FAINT = 1e-3  # root mean square below which a tensor hides what it multiplies
 _ENOUGH = 256  # values of a tensor that tell it
@@ -24,31 +24,33 @@ def reveal_(copy: nn.Module, seed: int = 0) -> None:
         seed: Of the draws; the global random state is not touched.
     """
     generator = torch.Generator().manual_seed(seed)
-    for module in copy.modules():
-        norm = isinstance(module, nn.modules.batchnorm._NormBase)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.numel() > 1 and _hides(parameter, norm):
-                own_storage([parameter])
-                parameter.copy_(_draw(parameter, name, generator))
-        if not norm:
-            continue
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and buffer.numel() > 1 and _constant(buffer):
-                buffer.copy_(_draw(buffer, name, generator))
+    kind = nn.modules.batchnorm._NormBase
+    norms = {name for name, module in copy.named_modules() if isinstance(module, kind)}
+    parameters = [(n, p) for n, p in copy.named_parameters() if _has_values(p)]
+    buffers = [(n, b) for n, b in copy.named_buffers() if _has_values(b)]
+    faint = _faint([parameter for _, parameter in parameters]) + [False] * len(buffers)
+    for (name, tensor), hides in zip([*parameters, *buffers], faint, strict=True):
+        home, _, leaf = name.rpartition(".")
+        if hides or (home in norms and _constant(tensor)):
+            tensor.data = _draw(tensor, leaf, generator).to(tensor)
 
 
-def _hides(parameter: Tensor, norm: bool) -> bool:
-    if not parameter.is_floating_point() or parameter.device.type == "meta":
-        return False
-    # A few of its values tell, and what is drawn anew without need hides nothing either.
-    values = parameter.detach().reshape(-1)
-    values = values[:: values.numel() // _ENOUGH + 1]
-    faint = float(torch.linalg.vector_norm(values)) < _FAINT * values.numel() ** 0.5
-    return faint or (norm and _constant(parameter))
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 1 and not tensor.is_meta
+
+
+def _faint(tensors: Sequence[Tensor]) -> list[bool]:
+    """Which tensors hide what they multiply."""
+    # A few of their values tell, and what is drawn anew without need hides nothing either.
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    some = [values[:: values.numel() // _ENOUGH + 1] for values in flat]
+    norms = torch._foreach_norm(some) if some else ()
+    return [float(n) < _FAINT * v.numel() ** 0.5 for n, v in zip(norms, some, strict=True)]
 
 
 def _constant(tensor: Tensor) -> bool:
-    return bool((tensor == tensor.flatten()[0]).all())
+    low, high = tensor.aminmax()
+    return bool(low == high)
 
 
 def _draw(like: Tensor, name: str, generator: torch.Generator) -> Tensor:

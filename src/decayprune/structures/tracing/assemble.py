@@ -47,18 +47,17 @@ def assemble(tape: Tape, ignored: set[str], batch: int) -> StructureMap:
 def _slices(solution: Solution) -> tuple[Slice, ...]:
     found = []
     for item in solution.incidence.dims:
-        labels = item.labels.numpy()
-        structure = solution.of_label[labels]
+        structure = solution.structures(item.labels)
         prunable = structure >= 0
-        if not prunable.any():
+        if not bool(prunable.any()):
             continue
         carried = solution.carried.get((item.name, item.dim))
         if carried is None:
-            carrier = np.zeros_like(prunable)
+            carrier = torch.zeros_like(prunable)
         else:
-            carrier = carried[solution.component[labels]] & prunable
-        tensors = torch.from_numpy(structure), torch.from_numpy(carrier)
-        found.append(Slice(item.name, item.dim, item.role, *tensors))
+            own = carried[solution.component[item.labels.numpy()]]
+            carrier = torch.from_numpy(own).logical_and_(prunable)
+        found.append(Slice(item.name, item.dim, item.role, structure, carrier))
     return tuple(found)
 
 
@@ -98,14 +97,14 @@ def _unpinned(tape: Tape, solution: Solution) -> Tensor:
 def _groups(tape: Tape, solution: Solution) -> tuple[Group, ...]:
     count = int(solution.group.max(initial=-1)) + 1
     incidence = solution.incidence
-    number = solution.number[incidence.component]
-    on = number >= 0
-    pairs = np.unique(solution.group[number[on]] * len(incidence.dims) + incidence.on[on])
-    members: list[list[LabelledDim]] = [[] for _ in range(count)]
-    for pair in pairs.tolist():
-        members[pair // len(incidence.dims)].append(incidence.dims[pair % len(incidence.dims)])
     starts = np.searchsorted(solution.group, np.arange(count)).tolist()
     stops = np.searchsorted(solution.group, np.arange(count), side="right").tolist()
+    members: list[list[LabelledDim]] = [[] for _ in range(count)]
+    first = np.full(len(solution.group) + 1, FIXED)  # as all others of its group it lies; of -1 too
+    first[starts] = np.arange(count)
+    group = first[solution.number[incidence.component]]
+    for one, on in zip(group[group >= 0].tolist(), incidence.on[group >= 0].tolist(), strict=True):
+        members[one].append(incidence.dims[on])
     kinds = {id(item): _kind(tape, item) for item in incidence.dims}
     channels = _channels(tape, solution)
     groups = []

@@ -6,7 +6,7 @@ All of it is arithmetic on vectors: nothing loops over structures in Python.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from decayprune.structures.tracing.reparametrised import layer_of
 from decayprune.structures.tracing.tape import Tape
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_Memory = tuple[int, torch.Size]
 
 _FREE = -1  # value of ``why`` where nothing fixed a component
 _LAST = np.iinfo(np.int64).max
@@ -77,6 +78,7 @@ class Solution:
     group: Array
     index: Array
     width: Array
+    _told: dict[_Memory, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def of_label(self) -> Array:
@@ -84,8 +86,13 @@ class Solution:
         return np.asarray(self.number[self.component])
 
     def structures(self, labels: Tensor) -> Tensor:
-        """Structure of each label, :data:`FIXED` where it stays."""
-        return torch.from_numpy(self.of_label[labels.numpy()])
+        """Structure of each label, :data:`FIXED` where it stays; of equal memory told once."""
+        if not labels.is_contiguous():
+            return torch.from_numpy(self.of_label[labels.numpy()])
+        if _memory(labels) not in self._told:
+            found = torch.from_numpy(self.of_label[labels.numpy()])
+            self._told[_memory(labels)] = labels, found  # kept alive, so that it stays its memory
+        return self._told[_memory(labels)][1]
 
 
 def solve(tape: Tape, ignored: set[str]) -> Solution:
@@ -124,8 +131,11 @@ def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
     for item in tape.labelled_dims.values():
         if item.role == "row" and layer_of(item.name) in ignored:
             tape.partition.fix(item.labels, "ignored", first=True)
-    component, parameters = tape.partition.components(), tape.parameters
+    parameters = tape.parameters
     items = [item for item in tape.labelled_dims.values() if item.name in parameters]
+    if all(parameters[item.name].requires_grad for item in items):
+        return
+    component = tape.partition.components()
     rows = [i.labels for i in items if i.role == "row" and parameters[i.name].requires_grad]
     trained = np.unique(
         component[torch.cat([*rows, torch.zeros(0, dtype=torch.int64, device="cpu")]).numpy()]
@@ -194,14 +204,29 @@ def _straighten(tape: Tape, matrix: Tensor, component: Array, heads: Array) -> b
 
 def _incidence(tape: Tape, component: Array) -> Incidence:
     dims = list(tape.labelled_dims.values())
-    sizes = [item.labels.numel() for item in dims]
-    along = [component[item.labels.numpy()] for item in dims] or [np.zeros(0, np.int64)]
-    owner = np.repeat(np.arange(len(dims)), sizes)
-    # One integer per (dimension, component), so that unique() sorts by the former, then the latter.
-    pairs = owner * (int(component.max()) + 1) + np.concatenate(along)
+    # A width is told of again and again: rows, four vectors of a normaliser, the columns behind.
+    vectors = {_memory(item.labels): item.labels.numpy() for item in dims}
+    place = {key: number for number, key in enumerate(vectors)}
+    own = [component[labels] for labels in vectors.values()] or [np.zeros(0, np.int64)]
+    ends = np.cumsum([0, *(len(components) for components in own)])
+    owner = np.repeat(np.arange(len(own)), np.diff(ends))
+    every = np.concatenate(own)
+    # One integer per (vector, component), so that unique() sorts by the former, then the latter.
+    pairs = owner * (int(component.max()) + 1) + every
     _, first, count = np.unique(pairs, return_index=True, return_counts=True)
-    starts = np.cumsum([0, *sizes])[:-1]
-    return Incidence(dims, np.concatenate(along)[first], owner[first], count, first, starts)
+    owner, every = owner[first], every[first]
+    where = np.searchsorted(owner, np.arange(len(own) + 1))
+    used = np.array([place[_memory(item.labels)] for item in dims], np.int64)
+    on = np.repeat(np.arange(len(dims)), np.diff(where)[used])
+    pair = np.concatenate([np.arange(where[v], where[v + 1]) for v in used] or [first[:0]])
+    starts = np.cumsum([0, *(item.labels.numel() for item in dims)])[:-1]
+    first = (first - ends[owner])[pair] + starts[on]
+    return Incidence(dims, every[pair], on, count[pair], first, starts)
+
+
+def _memory(labels: Tensor) -> _Memory:
+    """Where contiguous labels lie: they are never written to."""
+    return labels.data_ptr(), labels.shape
 
 
 def _alone(incidence: Incidence, count: int) -> Array:

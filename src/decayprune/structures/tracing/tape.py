@@ -160,7 +160,7 @@ class Tape:
         parts = [d for d in varying(labels) if d != dim]
         for d in parts:
             labels = self.partition.collapse(labels, d, reason)
-        vector = core(labels, [dim]).reshape(-1)[: value.shape[dim]].clone()
+        vector = core(labels, [dim]).reshape(-1)[: value.shape[dim]].contiguous()
         if parts and dim in varying(labels):  # a layer's outputs made a feature map: maps leave
             self.heads.append(vector)
         return vector
