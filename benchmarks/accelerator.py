@@ -13,6 +13,16 @@ from the host, and synchronisations, at which the host waits for everything that
     print(found.syncs, found.copies, found.launches, found.where)
 
 Counted is what the library does, in its hooks too, and not what the optimizer does.
+
+A step can be recorded, as a CUDA graph does, and repeated without Python:
+
+    graph = Graph()
+    with recording(graph):
+        optimizer.step()
+        pruner.step()
+    graph.replay()
+
+While it is recorded nothing is written, and to wait for the device or to copy to it is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +42,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 import decayprune
 from decayprune.method import flag
+from decayprune.session import capture
 
 DEVICE = torch.device("lazy", 0)  # torch knows the name, needs no driver, and leaves it alone
 
@@ -83,6 +94,8 @@ _counts: list[Count] = []
 
 
 def _note(what: str, number: int = 1) -> None:
+    if _graphs and what != "launches":
+        raise RuntimeError("operation not permitted when stream is capturing")
     for count in _counts:
         count.note(what, number)
 
@@ -96,6 +109,50 @@ def counting() -> Iterator[Count]:
         yield count
     finally:
         _counts.remove(count)
+
+
+class Graph:
+    """What was asked of the device, with the very tensors that it was asked with."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, Any, dict[str, Any], Any]] = []
+
+    def replay(self) -> None:
+        """Do it again; what came out goes to where it came out before."""
+        for func, args, kwargs, found in self.asked:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_flatten(found)[0], tree_flatten(again)[0], strict=True):
+                if isinstance(old, Tensor) and not _writes(func):
+                    old.copy_(new)
+
+    def do(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Note what is asked for. What would be written is not, and what would be new is made."""
+        if _writes(func):
+            self.asked.append((func, args, kwargs, None))
+            return None
+        found = func(*args, **kwargs)
+        if func._schema.name.partition("::")[2] not in _VIEWS.split():
+            self.asked.append((func, args, kwargs, found))
+        return found
+
+
+_graphs: list[Graph] = []
+
+
+@contextmanager
+def recording(graph: Graph) -> Iterator[None]:
+    """Have what is asked of the device in the block recorded, and nothing of it done."""
+    _graphs.append(graph)
+    try:
+        yield
+    finally:
+        _graphs.remove(graph)
+
+
+def _writes(func: Any) -> bool:
+    """Whether an operator writes to what it is given."""
+    arguments = func._schema.arguments
+    return any(a.alias_info is not None and a.alias_info.is_write for a in arguments)
 
 
 class Simulated(Tensor):
@@ -175,7 +232,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = tree_map(_inner, args)
     if name in ("index_add", "index_add_"):
         there = _as_threads_arrive(*there)
-    found = func(*there, **tree_map(_inner, plain))
+    plain = tree_map(_inner, plain)
+    found = _graphs[-1].do(func, there, plain) if _graphs else func(*there, **plain)
     if name == "copy_" or (name.endswith("_") and not name.startswith("_foreach")):
         return args[0]
     return tree_map(_outer, found) if stays else found
@@ -276,13 +334,15 @@ def simulated() -> Iterator[None]:
         return empty(*args, **kwargs)
 
     device = mock.Mock()  # copies arrive at once, and its events say so
-    device.is_current_stream_capturing.return_value = False
+    device.device_count.return_value = 0  # none that has random numbers of its own
+    device.is_current_stream_capturing = lambda: bool(_graphs)
     with (
         _Factories(),
         mock.patch.object(torch, "tensor", made),
         mock.patch.object(torch, "empty", pageable),
         mock.patch.object(torch, "get_device_module", return_value=device),
         mock.patch.object(flag, "ASYNCHRONOUS", {DEVICE.type}),
+        mock.patch.object(capture, "_RECORD", {DEVICE.type}),
     ):
         yield
 

@@ -29,6 +29,7 @@ from decayprune.selection.importance import Importance
 from decayprune.selection.schedule import Schedule
 from decayprune.session import arguments, resume
 from decayprune.session.host import BesideOptimizer
+from decayprune.session.recording import Graph, Recording
 from decayprune.session.session import Session
 from decayprune.structures.example import ExampleInputs
 from decayprune.structures.ranks import shared
@@ -149,7 +150,7 @@ class DecayPruner(BesideOptimizer):
             worth=self._valued(read),
         )
         self._compensated = self._compensating()
-        self._options = _plain(
+        self._options = resume.plain(
             {"calibrated": calibrate is not None or None, "residual_width": residual_width},
             importance=self._importance,
             round_to=round_to,
@@ -159,6 +160,7 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
         )
         self._begin(curve, slices, pin=pin)
+        self._recording = Recording(self._session, self._selector.pauses)
         self.on_event = on_event
 
     # ---------------------------------------------------------------- parts of the constructor
@@ -257,9 +259,47 @@ class DecayPruner(BesideOptimizer):
             )
         return self._calibration.importance
 
+    # ---------------------------------------------------------------- steps that a device repeats
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the next step can be captured, or repeated from a graph (``torch.cuda.graph``).
+
+        It is False at steps at which structures are selected, judged or pruned, and at the first
+        one after each of those; asking makes no device wait after a step from a graph.
+        """
+        return self._recording.ready
+
+    def replay(self, graph: Graph) -> None:
+        """Repeat a captured step, with this pruner's part in it, and count it.
+
+        Args:
+            graph: The last one captured, with ``optimizer.step()`` and :meth:`step` inside.
+
+        Raises:
+            RuntimeError: :attr:`replayable` is False, or a step was taken without the graph since
+                it was captured. Nothing was repeated.
+        """
+        self._recording.replay(graph)
+
+    def observe(self) -> None:
+        """Read gradients now, before clipping or a sparsity term changes them.
+
+        Optional, as for every host; in a captured step it is captured along.
+
+        Raises:
+            RuntimeError: There are no gradients.
+        """
+        self._recording.observe()
+
     # ---------------------------------------------------------------- what the session asks
 
+    def _before_step(self, optimizer: torch.optim.Optimizer, first: bool) -> None:
+        self._recording.remember(optimizer, first=first)
+
     def _follow(self) -> None:
+        if self._recording.follow():
+            return
         self._settle()  # what an interrupt has left
         self._session.follow()
         self._settle()
@@ -358,14 +398,3 @@ def _deepened(
             + "Bound the MACs instead."
         )
     return offered
-
-
-def _plain(given: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """Options as they are saved: of a function only that it is one.
-
-    Args:
-        given: Saved unless None: older states do not have them.
-        options: Saved in any case.
-    """
-    options |= {name: value for name, value in given.items() if value is not None}
-    return {name: "a function" if callable(value) else value for name, value in options.items()}

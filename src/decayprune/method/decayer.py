@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -28,30 +28,14 @@ from decayprune.method.live_weights import LiveWeights
 from decayprune.method.members import Members
 from decayprune.method.moves import Moves
 from decayprune.method.pinning import Pinning
+from decayprune.method.reading import Reading
 from decayprune.method.rectify import Rectify, Verdict
+from decayprune.method.replays import Replays
 from decayprune.method.selector import Selector
-from decayprune.method.weight_decay import WeightDecay
+from decayprune.method.waiting import Waiting
 from decayprune.structures.structure_map import StructureMap
 
 logger = logging.getLogger("decayprune")
-
-
-@dataclass
-class _Step:
-    """What is known of the step that is being taken, of one membership of the decaying set."""
-
-    along: dict[int, Tensor] = field(default_factory=dict)
-    """Inner products of weights and gradients, of the parameters of each optimizer."""
-    observed: bool = False
-    """Gradients were read on request; what they are when an optimizer steps is of no interest."""
-    shrunk: Tensor | float = 0.0
-    """Length that weight decay alone takes."""
-    moving: Tensor | None = None
-    """Who decays if everything is finite, nobody if not."""
-    length: Tensor | None = None
-    """Norms of the carriers, if they were read since the optimizer's step."""
-    factors: Tensor | None = None
-    """What they are scaled by."""
 
 
 class Decayer:
@@ -101,24 +85,31 @@ class Decayer:
         self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
         self._way, self._all = motion.Way(curve, hold), slices == "all"
-        self._optimizers, self._waiting = list(optimizers), False
+        self.waiting, self.replays = Waiting(), Replays()
         self.weights = LiveWeights(structures, parameters, optimizers)
         self.weights.unpinned |= pin
-        self._weight_decay = WeightDecay(self._optimizers, self.weights.parameters)
+        self.reading = Reading(self.weights, optimizers)
         self._pinning = Pinning(structures, self.weights, carriers=pin_carriers)
         self.load(LifecycleState.fresh(structures.num_structures, self.weights.device))
 
     def load(self, state: LifecycleState) -> None:
         """Continue from a saved state."""
         self.state = state
-        self._unread: tuple[flag.Flag, int] | None = None
+        self.waiting.forget()
+        self.replays = Replays()
         self._forget()
 
     def _forget(self) -> None:
         """Drop everything that belongs to one membership of the decaying set."""
         self._current: Members | None = None
         self._pinning.forget()
-        self._step = _Step()
+        self._end()
+
+    def _end(self) -> None:
+        """Drop everything that belongs to one step."""
+        self.reading.forget()
+        # Who moves, norms of the carriers, and what they are scaled by, if that is known already.
+        self._motion: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     # ------------------------------------------------------------ around the optimizer step
 
@@ -141,12 +132,7 @@ class Decayer:
         members = self._members()
         if self.rectify is None or not members.ids.numel():
             return
-        if first:
-            length = self.state.length
-            self._step.shrunk = self._weight_decay.shrinkage(members.carriers, length)
-        if not self._step.observed:
-            # Of an optimizer that stepped alone before this one was complete it is read again.
-            self._read(self._optimizers if optimizer is None else [optimizer], grad_scale)
+        self.reading.remember(members, self.state, optimizer, first=first, grad_scale=grad_scale)
 
     @torch.no_grad()
     def observe(
@@ -162,16 +148,7 @@ class Decayer:
         """
         if not self._members().ids.numel():
             return
-        waiting = [o for o in self._optimizers if o not in stepped or id(o) not in self._step.along]
-        self._read(waiting, grad_scale)
-        self._step.observed = True
-
-    def _read(
-        self, optimizers: Sequence[torch.optim.Optimizer], grad_scale: Tensor | float
-    ) -> None:
-        for optimizer in optimizers:
-            own = self.weights.held_by(optimizer, self._members().carriers)
-            self._step.along[id(optimizer)] = self.weights.along(own) / grad_scale
+        self.reading.observe(self._members(), grad_scale, stepped)
 
     @torch.no_grad()
     def step(self, step: int, selector: Selector) -> list[Moves] | None:
@@ -185,7 +162,7 @@ class Decayer:
             What happened; None if the decay waits because a gradient or a weight of a decaying
             structure is not finite. Where that is known only later, :meth:`late` tells.
         """
-        if self.rectify is not None and not self._step.along:
+        if self.rectify is not None and not self.reading:
             self.observe()
         earlier, moves = self.state, None
         try:
@@ -198,46 +175,91 @@ class Decayer:
             # Scaling and zeroing can be repeated; a step that was taken by half could not.
             self.load(earlier)
             raise
-        self._step = _Step()
+        if moves == [] and self._current is not None:
+            self._current.settled = True
+        self._end()
         return moves
 
-    def late(self) -> bool:
-        """Whether the step before did not count after all. It is told once."""
-        if self._unread is None:
-            return False
-        (unread, step), self._unread = self._unread, None
-        counted = self._tell(step, unread.read())
-        if not counted and self._current is not None:
-            self._current.ages[0] -= 1
-        return not counted
+    def late(self) -> int:
+        """How many of the steps before did not count after all. It is told once."""
+        missed = int(not self.waiting.counted())
+        if self._current is not None:
+            missed += self.replays.missed(self.state, self._current)
+            self._current.ages[0] -= missed
+        return missed
+
+    # ------------------------------------------------------------ a step that a device repeats
+
+    def steady(self, step: int) -> bool:
+        """Whether there is nothing to find out before a step, and nothing to decide at it."""
+        return self._current is not None and self._current.settled and not self._due(step)
+
+    @torch.no_grad()
+    def record(self) -> None:
+        """What a steady step does to tensors, written into the very ones that it reads."""
+        members = self._members()
+        if members.ids.numel():
+            length, resistance, finite = self._measured()
+            moving, shrunk = members.mask & finite, self.reading.shrunk
+            state, factors = motion.account(
+                self.state, moving, length, resistance, shrunk, self._way
+            )
+            lifecycle.write_(self.state, self._scaled(state, moving, length, factors))
+        self._pinning.zero_()
+        self._end()
+        self.replays.keep(self.state, members, self._pinning.zeroed)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether what was recorded last goes on from here: no other step was taken since."""
+        return self.replays.fits(self.state, self._current, self._pinning.zeroed)
+
+    def repeated(self, step: int) -> None:
+        """What was recorded was repeated, as a step of this number."""
+        members, zeroed = self._members(), self._pinning.zeroed
+        self.replays.add(members)
+        if self._pinning.looks(step):
+            self._pinning.after(step, lambda: members.pruned)
+            members.settled = self._pinning.zeroed is zeroed
 
     # ------------------------------------------------------------ the parts of a step, in order
 
     def _account(self, step: int) -> bool:
         """Statistics of the step just taken. False if something is not finite."""
-        members = self._members()
-        if not members.ids.numel():
+        if not self._members().ids.numel():
             return True
-        length, resistance = self.weights.length(members.carriers), self._resistance()
-        finite = motion.all_finite(members.mask, length, resistance)
-        moving = members.mask
+        length, resistance, finite = self._measured()
+        moving = self._members().mask
         if self.weights.device.type in flag.ASYNCHRONOUS and not self._due(step):
-            self._unread = flag.Flag(finite), step
+            self.waiting.tell_later(step, finite)
             moving = moving & finite
-        elif not self._tell(step, bool(finite)):
+        elif not self.waiting.tell(step, bool(finite)):
             return False
         self.state, factors = motion.account(
-            self.state, moving, length, resistance, self._step.shrunk, self._way
+            self.state, moving, length, resistance, self.reading.shrunk, self._way
         )
-        self._step.moving, self._step.length, self._step.factors = moving, length, factors
+        self._motion = moving, length, factors
         return True
 
-    def _resistance(self) -> Tensor | None:
-        """``-<g, w> / ||w||``, shape ``(S,)``, if gradients were read."""
-        if not self._step.along:
-            return None
-        first, *others = self._step.along.values()
-        return motion.resistance(self.state, sum(others, start=first))
+    def _measured(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Norms of the carriers and how they resisted, shape ``(S,)``, and if all are finite."""
+        members, resistance = self._members(), self.reading.resistance(self.state)
+        length = self.weights.length(members.carriers)
+        return length, resistance, motion.all_finite(members.mask, length, resistance)
+
+    def _scaled(
+        self, state: LifecycleState, moving: Tensor, length: Tensor, factors: Tensor
+    ) -> LifecycleState:
+        members = self._members()
+        return motion.shrink_(
+            state,
+            moving,
+            length,
+            factors,
+            members.shrinking,
+            self.weights.parameters,
+            members.carriers if members.read else None,
+        )
 
     def _due(self, step: int) -> bool:
         """Whether something may be released or finished at this step, by what the host knows."""
@@ -252,29 +274,14 @@ class Decayer:
         now, last, final = age / span, (age - 1) / span, step == self.last_release - 1
         return bool(self._verdict.judges(now, last, final=final).any())
 
-    def _tell(self, step: int, finite: bool) -> bool:
-        """Whether all is finite; if not, the decay waits, and says so once for a stretch."""
-        if not finite and not self._waiting:
-            logger.warning(
-                "step %d: a gradient or weight of a decaying structure is not finite; the decay "
-                "waits until all are",
-                step,
-            )
-        elif self._waiting and finite:
-            logger.warning("step %d: gradients and weights are finite; the decay goes on", step)
-        self._waiting = not finite
-        return finite
-
     def _decide(self, step: int, selector: Selector) -> list[Moves] | None:
         """Releases, and who starts. None if the step turns out not to count."""
         moves = self._release(step, selector)
         chosen = selector.select(self.state, step, self.weights.parameters, released=bool(moves))
         if chosen is None:
             return moves
-        if self._unread is not None:
-            (unread, _), self._unread = self._unread, None
-            if not self._tell(step, unread.read()):
-                return None
+        if not self.waiting.counted():
+            return None
         if chosen.scores is not None:
             score = chosen.scores.to(self.state.score, non_blocking=True)
             self.state = replace(self.state, score=score)
@@ -323,27 +330,19 @@ class Decayer:
         )
         self._forget()
         self._current = Members.of(self.state, self.weights, whole=self._all, carriers=carriers)
-        self._step.length = length
+        self._motion = self._current.mask, length, None
         return self._moves("decay", step, ids)
 
     def _shrink(self, step: int) -> list[Moves]:
         members = self._members()
         if not members.ids.numel():
             return []
-        moving, length, factors = self._step.moving, self._step.length, self._step.factors
-        if moving is None or length is None or factors is None:  # the membership has changed
-            moving = members.mask
-            length = self.weights.length(members.carriers) if length is None else length
+        if self._motion is None:  # the membership has changed
+            self._motion = members.mask, self.weights.length(members.carriers), None
+        moving, length, factors = self._motion
+        if factors is None:
             factors = self._way.factors(self.state, moving, length)
-        self.state = motion.shrink_(
-            self.state,
-            moving,
-            length,
-            factors,
-            members.shrinking,
-            self.weights.parameters,
-            members.carriers if members.read else None,
-        )
+        self.state = self._scaled(self.state, moving, length, factors)
         members.ages[0] += 1
         age, span = members.ages
         gone = members.ids[(age >= span) | members.short]

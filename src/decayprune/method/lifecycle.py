@@ -49,6 +49,9 @@ class Event:
 class LifecycleState:
     """Where each of ``S`` structures stands; every tensor has shape ``(S,)``.
 
+    A step that a device repeats by itself writes into the tensors (:func:`write_`); else they stay
+    as they are, and what moves makes another state.
+
     Attributes:
         phase: ``ACTIVE``, ``DECAYING`` or ``PRUNED``, int8.
         age: Optimizer steps since the decay began, int32.
@@ -110,9 +113,9 @@ class LifecycleState:
         return (self.phase == ACTIVE) & (self.cool_until >= step)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors, by name."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
-        return flat | {f"statistics.{n}": v for n, v in self.statistics._asdict().items()}
+        """Plain tensors, by name, which nobody writes to."""
+        # What takes the room of one number for all is never written to.
+        return {n: v if v.stride() == (0,) else v.clone() for n, v in _flat(self).items()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor], like: LifecycleState) -> LifecycleState:
@@ -121,7 +124,7 @@ class LifecycleState:
         Raises:
             ValueError: A tensor is missing, or has another shape than in ``like``.
         """
-        expected = like.state_dict()
+        expected = _flat(like)
         if set(state) != set(expected):
             odd = sorted(set(state) ^ set(expected))
             raise ValueError(
@@ -141,6 +144,23 @@ class LifecycleState:
         sums = {n[len(prefix) :]: v for n, v in loaded.items() if n.startswith(prefix)}
         plain = {n: v for n, v in loaded.items() if not n.startswith(prefix)}
         return cls(**plain, statistics=Statistics(**sums))
+
+
+def _flat(state: LifecycleState) -> dict[str, Tensor]:
+    plain = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "statistics"}
+    return plain | {f"statistics.{n}": v for n, v in state.statistics._asdict().items()}
+
+
+def write_(state: LifecycleState, after: LifecycleState) -> None:
+    """Write what is different later into the tensors of a state, for who reads them by address.
+
+    Args:
+        state: Its tensors are written to.
+        after: The state after it.
+    """
+    pairs = zip(_flat(state).values(), _flat(after).values(), strict=True)
+    changed = [(old, new) for old, new in pairs if old is not new]
+    torch._foreach_copy_([old for old, _ in changed], [new for _, new in changed])
 
 
 def _check_values(loaded: Mapping[str, Tensor]) -> None:

@@ -33,6 +33,8 @@ class Members:
     """Age and span of each, on the host, which counts along, shape ``(2, n)``."""
     short: Tensor
     """Who began too short for its dtype and has nothing to lose, on the host, shape ``(n,)``."""
+    settled: bool = False
+    """They have taken a step that changed nothing about them, and so located all that it reads."""
 
     @classmethod
     def of(

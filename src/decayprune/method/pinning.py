@@ -23,6 +23,9 @@ class Pinning:
         structures: The structures.
         weights: Theirs; which of them training revives is noted there.
         carriers: Zero the carriers of every pruned structure, and nothing else is looked for.
+
+    Attributes:
+        zeroed: What is zeroed after each step; None: not known yet.
     """
 
     def __init__(self, structures: StructureMap, weights: LiveWeights, *, carriers: bool) -> None:
@@ -32,11 +35,15 @@ class Pinning:
 
     def forget(self) -> None:
         """What is pruned may have changed."""
-        self._zeroed: edits.Pick | None = None  # what is zeroed after each step
+        self.zeroed: edits.Pick | None = None
 
     def look(self, step: int) -> None:
         """Look at the pruned structures after a step, and now and then from there on."""
         self._look_again = step
+
+    def looks(self, step: int) -> bool:
+        """Whether it is looked after this step."""
+        return step == self._look_again
 
     def after(self, step: int, pruned: Callable[[], Tensor]) -> None:
         """What follows a step.
@@ -46,15 +53,20 @@ class Pinning:
             pruned: Who is pruned, bool, shape ``(S,)``, on the CPU; it is asked only if that may
                 have changed.
         """
-        if step == self._look_again:
+        if self.looks(step):
             self._note_revived(step, pruned())
-        if self._zeroed is None:
+        if self.zeroed is None:
             gone = pruned()
-            self._zeroed = self._weights.every(gone & self._weights.unpinned)
-            self._pinned = self._weights.carriers(gone) if self._carriers else self._zeroed
-        edits.zero_(self._zeroed, self._weights.parameters)
-        if self._carriers:
-            edits.zero_(self._pinned, self._weights.parameters)
+            self.zeroed = self._weights.every(gone & self._weights.unpinned)
+            self._pinned = self._weights.carriers(gone) if self._carriers else self.zeroed
+        self.zero_()
+
+    def zero_(self) -> None:
+        """Zero once more what was zeroed last."""
+        if self.zeroed is not None:
+            edits.zero_(self.zeroed, self._weights.parameters)
+            if self._carriers:
+                edits.zero_(self._pinned, self._weights.parameters)
 
     def _note_revived(self, step: int, pruned: Tensor) -> None:
         """Find pruned structures that are zero no longer, and zero them from now on."""
@@ -66,7 +78,7 @@ class Pinning:
         revived = alive.cpu().nonzero().flatten()
         if revived.numel():
             self._weights.unpinned[revived] = True
-            self._zeroed = None
+            self.zeroed = None
             logger.warning(
                 "step %d: %d pruned structures are zero no longer (the first: channel %d of %s). "
                 "Something writes to them after they were zeroed: noise on the weights, an "

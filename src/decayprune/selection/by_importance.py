@@ -176,6 +176,10 @@ class ImportanceSelector:
         begun = self._schedule.rounds_begun(step)
         return self._budget.after(begun / self._schedule.rounds) if begun else None
 
+    def pauses(self, step: int) -> bool:
+        """Whether no round begins at a step: nothing is selected unless something is released."""
+        return self._schedule.rounds_begun(step) == self._schedule.rounds_begun(step - 1)
+
     def done(self, state: LifecycleState, step: int) -> bool:
         """Whether the last round has selected and the budget holds with all commitments."""
         if self._schedule.rounds_begun(step) < self._schedule.rounds:
@@ -200,8 +204,7 @@ class ImportanceSelector:
         released: bool,
     ) -> Selection | None:
         """The part of the ranking that leaves for the budget of the current round."""
-        new_round = self._schedule.rounds_begun(step) > self._schedule.rounds_begun(step - 1)
-        budget = self._budget_at(step)
+        new_round, budget = not self.pauses(step), self._budget_at(step)
         if budget is None or not (new_round or released):
             return None
         target = self._target.within(budget)

@@ -1,7 +1,7 @@
-"""A step that a device records, to repeat it without Python (``torch.cuda.graph``).
+"""Whether a device records what it is asked for, to repeat it without Python (a CUDA graph).
 
-While it is recorded nothing runs and nothing can be asked, so that a host that decides there would
-decide on what was before, once and for all.
+While it does, nothing runs and nothing can be asked, so that a host that decides there would decide
+on what was before, once and for all.
 """
 
 from __future__ import annotations

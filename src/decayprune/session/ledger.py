@@ -46,9 +46,9 @@ class Ledger:
         """A step that does not count."""
         self.waited += 1
 
-    def take_back(self) -> None:
-        """The last step did not count after all."""
-        self.steps, self.waited = self.steps - 1, self.waited + 1
+    def take_back(self, number: int) -> None:
+        """So many of the last steps did not count after all."""
+        self.steps, self.waited = self.steps - number, self.waited + number
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, and events as lists of their fields."""

@@ -27,6 +27,17 @@ def flat(**parts: object) -> dict[str, Any]:
     }
 
 
+def plain(given: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Options as they are saved: of a function only that it is one.
+
+    Args:
+        given: Saved unless None: older states do not have them.
+        options: Saved in any case.
+    """
+    options |= {name: value for name, value in given.items() if value is not None}
+    return {name: "a function" if callable(value) else value for name, value in options.items()}
+
+
 def header(owner: str, structures: StructureMap, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`check` asks of a state before anybody goes on with it.
 

@@ -199,8 +199,7 @@ class Session:
     @property
     def ledger(self) -> Ledger:
         """What was counted and what happened; a step that turns out late not to count is out."""
-        if self.decayer.late():
-            self._ledger.take_back()
+        self._ledger.take_back(self.decayer.late())
         return self._ledger
 
     @property

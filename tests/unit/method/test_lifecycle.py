@@ -124,3 +124,15 @@ def test_before_anybody_moves_a_state_takes_no_room() -> None:
     begun = lifecycle.begin(fresh, torch.tensor([3]), length=torch.ones(1), decay_steps=5)
     assert begun.committed.sum() == 1
     assert not fresh.committed.any()
+
+
+def test_what_a_later_state_says_is_written_into_the_tensors_of_one() -> None:
+    state = apply(LifecycleState.fresh(SIZE), "begin", ids(0, 4))
+    places = [value.data_ptr() for value in (state.age, state.phase, state.statistics.work)]
+    saved, later = state.state_dict(), lifecycle.tick(state)
+    wanted = later.state_dict()
+    lifecycle.write_(state, later)
+    found = state.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert places == [v.data_ptr() for v in (state.age, state.phase, state.statistics.work)]
+    assert saved["age"].tolist() == [0] * SIZE  # what was saved is nobody's to write to

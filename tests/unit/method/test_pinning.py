@@ -75,3 +75,19 @@ def test_carriers_alone() -> None:
     Pinning(structures, weights, carriers=True).after(1, pruned(2))
     assert (model[0].weight == 0).all(1).tolist() == [False, False, True, False, False]
     assert torch.equal(model[2].weight, before)
+
+
+@torch.no_grad()
+def test_what_was_zeroed_last_is_zeroed_once_more() -> None:
+    model, weights, pinning = two_layers()
+    pinning.zero_()  # nothing is known yet
+    assert not any(column_is_zero(model))
+    weights.unpinned |= only(1)
+    pinning.after(1, pruned(1))
+    held = pinning.zeroed
+    model[2].weight += 1
+    pinning.zero_()
+    assert column_is_zero(model) == [False, True, False, False, False]
+    assert pinning.zeroed is held
+    pinning.look(4)
+    assert [pinning.looks(step) for step in (3, 4, 5)] == [False, True, False]

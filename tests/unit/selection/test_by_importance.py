@@ -220,6 +220,7 @@ def test_rounds_add_up_and_never_take_back() -> None:
     state, rounds = LifecycleState.fresh(MAP.num_structures), []
     for step in range(1, 50):
         chosen = chooser.select(state, step, {}, released=False)
+        assert chooser.pauses(step) == (chosen is None)
         if chosen is not None:
             state = begin(state, chosen.ids)
             rounds.append(step)

@@ -1,4 +1,4 @@
-"""A step while a graph is captured is refused with a word, and changes nothing."""
+"""A host that decides at every step refuses one in a captured graph, and changes nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import decayprune as dp
+from decayprune.hosts import HESSO, GateDecorator, TickTock
 from decayprune.session import capture
 from loops import INPUTS, backward, batches, net
 
@@ -38,29 +39,31 @@ def test_a_cpu_is_not_asked() -> None:
     assert not capture.capturing(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("where", ["optimizer", "pruner", "both, attached"])
-def test_a_captured_step_is_refused_and_changes_nothing(device: mock.Mock, where: str) -> None:
+@pytest.mark.parametrize("name", ["hesso", "gate decorator", "gate decorator, its step alone"])
+def test_a_captured_step_is_refused_and_changes_nothing(device: mock.Mock, name: str) -> None:
     model = net()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    schedule = dp.Schedule(stop=10, decay_steps=10)
-    pruner = dp.DecayPruner(
-        model, optimizer, INPUTS, budget=dp.Budget(structures=0.7), schedule=schedule
-    )
-    if "attached" in where:
-        pruner.attach()
+    host: HESSO | GateDecorator
+    if name == "hesso":
+        host = HESSO(model, INPUTS, 0.05, pruning_steps=20)
+        steps = [host.step]
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        ticks = TickTock(tick_steps=2, tock_steps=2, ticks=3, share=0.1)
+        host = GateDecorator(
+            model, optimizer, INPUTS, budget=dp.Budget(macs=0.8), schedule=ticks, decay_steps=2
+        )
+        steps = [optimizer.step, host.step]
     for batch in batches(2):
         backward(model, batch)
-        optimizer.step()
-        if "attached" not in where:
-            pruner.step()
-    before = pruner.state_dict()
-    if where == "pruner":
-        optimizer.step()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+        for step in steps:
+            step()
+    before, counted = host.lifecycle.state_dict(), (host.steps, host.events)
+    if "alone" in name:
+        steps[0]()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
     device.is_current_stream_capturing.return_value = True
     with pytest.raises(RuntimeError, match=r"while a cpu graph is captured.* follow each replay"):
-        optimizer.step() if where != "pruner" else pruner.step()
-    after = pruner.state_dict()
-    torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
-    assert (after["steps"], after["events"]) == (before["steps"], before["events"])
-    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
+        steps[-1 if "alone" in name else 0]()
+    torch.testing.assert_close(host.lifecycle.state_dict(), before, rtol=0, atol=0)
+    assert (host.steps, host.events) == counted
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)

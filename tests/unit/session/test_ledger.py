@@ -40,7 +40,7 @@ def test_steps_that_count_and_steps_that_do_not() -> None:
     ledger = noted(Move(), Move())
     ledger.wait()
     assert (ledger.steps, ledger.waited) == (2, 1)
-    ledger.take_back()
+    ledger.take_back(1)
     assert (ledger.steps, ledger.waited) == (1, 2)
 
 
