@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12)
+_EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10, 1e-12, 0.0)
 """What code uses that holds its epsilon in no attribute."""
 
 
@@ -123,7 +123,8 @@ def _by_computation(module: nn.Module) -> Normaliser | None:
             continue
         ways = _candidates(width, first, own)
         found = [n for n in ways if close(y, _rest(copy, n(1e3 * x, own)))]
-        for like, eps in itertools.product(found[:1], _epsilons(module)):
+        smallest = [None] if isinstance(module, nn.RMSNorm) and module.eps is None else []
+        for like, eps in itertools.product(found[:1], [*smallest, *epsilons(module)]):
             exact = Normaliser(width, like.centred, first, eps, like.weight, like.bias, like.offset)
             small = x * (eps or torch.finfo(x.dtype).eps) ** 0.5  # so small that it is
             y = run_on(copy, small)
@@ -160,11 +161,10 @@ def _candidates(width: int, first: bool, own: dict[str, Tensor]) -> Iterator[Nor
         yield Normaliser(width, True, first, 0.0, weight, bias)
 
 
-def _epsilons(module: nn.Module) -> list[float | None]:
-    """Numbers that a module may add to a variance, its own ones first."""
+def epsilons(module: nn.Module) -> list[float]:
+    """Numbers that a module may add to what it divides by, its own ones first."""
     own = [v for v in vars(module).values() if isinstance(v, float) and 0 < v < 1]
-    none = [None] if isinstance(module, nn.RMSNorm) and module.eps is None else []
-    return [*none, *dict.fromkeys([*own, *_EPSILONS, 0.0])]
+    return list(dict.fromkeys([*own, *_EPSILONS]))
 
 
 def randomised(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -8,18 +8,21 @@ that there were. As other normalisers it is known by what it computes, whoever w
 Annotations here are no strings, so that the layer can be scripted.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from decayprune.structures.exact.normalisers import close, noise, randomised, run_on, width_of
+from decayprune.structures.exact.normalisers import (
+    close,
+    epsilons,
+    noise,
+    randomised,
+    run_on,
+    width_of,
+)
 from decayprune.structures.exact.norms import called
-
-_EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12)
-"""What code uses that holds its epsilon in no attribute."""
 
 
 def counting_response_norm(
@@ -147,8 +150,7 @@ def _with_epsilon(
     """
     without = own | {like.affine[1]: torch.zeros_like(own[like.affine[1]])}
     vars(copy)["_parameters"] = {n: nn.Parameter(p, False) for n, p in without.items()}
-    held = [v for v in vars(copy).values() if isinstance(v, float) and 0 < v < 1]
-    for eps in dict.fromkeys(itertools.chain(held, _EPSILONS, [0.0])):
+    for eps in epsilons(copy):
         scale, found = eps or 1e-10, replace(like, eps=eps)
         small = run_on(copy, scale * x)
         if small is not None and close(small / scale, found(scale * x, without) / scale):

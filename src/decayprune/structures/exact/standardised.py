@@ -26,10 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from decayprune.structures.exact.normalisers import epsilons
 from decayprune.structures.exact.norms import called
-
-_EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)
-"""What code uses that holds its epsilon in no attribute."""
 
 
 def standardised(
@@ -223,15 +221,16 @@ def _with_epsilon(
     small: Any, x: Tensor, like: Standardisation, module: Any
 ) -> Standardisation | None:
     """The way of the layer itself, once its epsilon is found."""
-    held = _floats(module)
-    for eps, beside in itertools.product([*held, *_EPSILONS, 0.0], (False, True)):
+    for eps, beside in itertools.product(epsilons(module), (False, True)):
         scale = (eps if beside else eps**0.5) or 1e-8  # so small that it is felt
         found = replace(like, eps=eps, beside=beside)
         y = _run(small, x, scale)
         if y is None or not _close(y, _run(small, x, scale, found)):
             continue
         smaller = module.weight[0].numel() / small.weight[0].numel()
-        factor = like.factor if like.factor in (1.0, *held) else like.factor * smaller**-0.5
+        factor = (
+            like.factor if like.factor in (1.0, *_floats(module)) else like.factor * smaller**-0.5
+        )
         return replace(found, counted=module.weight.shape[1], factor=factor)
     return None
 

@@ -6,14 +6,21 @@ object, its parameters, hooks and every reference to it stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from decayprune.structures.exact.attention import HeadwiseAttention
-from decayprune.structures.exact.normalisers import followed, is_group_norm, normaliser
+from decayprune.structures.exact.likeness import likeness
+from decayprune.structures.exact.normalisers import (
+    Normaliser,
+    followed,
+    is_group_norm,
+    normaliser,
+)
 from decayprune.structures.exact.norms import CountingGroupNorm, CountingLayerNorm, CountingRMSNorm
 from decayprune.structures.exact.response_norm import CountingResponseNorm, response_norm
 from decayprune.structures.exact.standardised import COUNTING, standardisation
@@ -32,6 +39,15 @@ _SHOWN = (CountingLayerNorm, CountingRMSNorm, CountingGroupNorm, CountingRespons
 _WINDOWS = {
     f"torchvision.models.swin_transformer.ShiftedWindowAttention{version}" for version in ("", "V2")
 }
+_WAYS: WeakKeyDictionary[type[nn.Module], dict[Hashable, _Way | None]] = WeakKeyDictionary()
+"""What modules become, by class and likeness: to find out, they are run dozens of times."""
+
+
+class _Way(NamedTuple):
+    """What a module becomes: its class, and what that has to know."""
+
+    kind: type[nn.Module]
+    attributes: dict[str, Any]
 
 
 def stand_in(module: nn.Module) -> type[nn.Module] | None:
@@ -42,32 +58,19 @@ def stand_in(module: nn.Module) -> type[nn.Module] | None:
     """
     if isinstance(module, STAND_INS):
         return type(module)
-    if isinstance(module, nn.GroupNorm):
-        mixes = module.num_groups != module.num_channels
-        return CountingGroupNorm if mixes and is_group_norm(module) else None
-    if isinstance(module, nn.MultiheadAttention):
-        plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
-        own = type(module).forward is not nn.MultiheadAttention.forward
-        return HeadwiseAttention if plain and not own else None
-    if is_window_attention(module):
-        return HeadwiseWindowAttention
-    if standardisation(module) is not None:
-        weight: Any = module.weight
-        return COUNTING[weight.dim() - 3]
-    if (found := normaliser(module)) is not None:
-        return CountingLayerNorm if found.centred else CountingRMSNorm
-    return CountingResponseNorm if response_norm(module) is not None else None
+    way = _way(module)
+    return None if way is None else way.kind
 
 
 def become(module: nn.Module) -> Callable[[], None]:
     """Turn a module into its stand-in, before any of its channels leave; returns the way back."""
-    new = stand_in(module)
-    old, held = type(module), dict(vars(module))
-    if new is None or new is old:
+    way = None if isinstance(module, STAND_INS) else _way(module)
+    if way is None:
         return lambda: None
-    added = {"replaced": old.__qualname__, **_attributes(module, new)}
+    old, held = type(module), dict(vars(module))
+    added = {"replaced": old.__qualname__, **way.attributes}
     vars(module).update(added)
-    module.__class__ = new
+    module.__class__ = way.kind
 
     def back() -> None:
         module.__class__ = old
@@ -80,26 +83,59 @@ def become(module: nn.Module) -> Callable[[], None]:
     return back
 
 
-def _attributes(module: nn.Module, new: type[nn.Module]) -> dict[str, Any]:
-    """What the stand-in of a module has to know."""
-    added: dict[str, Any] = {}
-    if new in (CountingLayerNorm, CountingGroupNorm, CountingRMSNorm):
-        added["followed"] = followed(module)
-    if (counted := counted_width(module)) is not None:
-        added["counted"] = counted
+def _way(module: nn.Module) -> _Way | None:
+    """What a module becomes; of modules that are alike, the first is looked into."""
+    known = None if _is_of_torch(module) else likeness(module)
+    if known is None:
+        return _sought(module)
+    ways = _WAYS.setdefault(type(module), {})
+    if known not in ways:
+        ways[known] = _sought(module)
+    return ways[known]
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.")
+
+
+def _sought(module: nn.Module) -> _Way | None:
+    if isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels or not is_group_norm(module):
+            return None
+        added = {"counted": module.num_channels, "followed": followed(module)}
+        return _Way(CountingGroupNorm, added)
+    if isinstance(module, nn.MultiheadAttention):
+        plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+        own = type(module).forward is not nn.MultiheadAttention.forward
+        return _Way(HeadwiseAttention, {}) if plain and not own else None
     if is_window_attention(module):
-        heads: Any = module.num_heads
-        added |= {"dim": counted, "head_dim": (counted or 0) // heads}
-    elif (way := standardisation(module)) is not None:
-        added |= vars(way)
-    elif (found := normaliser(module)) is not None:
-        added |= {"normalized_shape": (found.width,), "eps": found.eps}
-        added |= {"channels_first": found.channels_first, "affine": (found.weight, found.bias)}
-        added |= {"elementwise_affine": found.weight is not None}
-        added |= {} if found.centred else {"offset": found.offset}
-    elif (responses := response_norm(module)) is not None:
-        added |= vars(responses) | {"normalized_shape": (responses.counted,)}
-    return added
+        qkv, heads = cast(nn.Linear, module.qkv), cast(int, module.num_heads)
+        dim = qkv.in_features
+        added = {"counted": dim, "dim": dim, "head_dim": dim // heads}
+        return _Way(HeadwiseWindowAttention, added)
+    if (way := standardisation(module)) is not None:
+        return _Way(COUNTING[cast(Tensor, module.weight).dim() - 3], dict(vars(way)))
+    if (found := normaliser(module)) is not None:
+        return _of_normaliser(module, found)
+    if (responses := response_norm(module)) is not None:
+        shape = {"normalized_shape": (responses.counted,)}
+        return _Way(CountingResponseNorm, vars(responses) | shape)
+    return None
+
+
+def _of_normaliser(module: nn.Module, found: Normaliser) -> _Way:
+    added = {
+        "counted": found.width,
+        "followed": followed(module),
+        "normalized_shape": (found.width,),
+        "eps": found.eps,
+        "channels_first": found.channels_first,
+        "affine": (found.weight, found.bias),
+        "elementwise_affine": found.weight is not None,
+    }
+    if found.centred:
+        return _Way(CountingLayerNorm, added)
+    return _Way(CountingRMSNorm, added | {"offset": found.offset})
 
 
 def become_all(model: nn.Module, modules: Iterable[nn.Module]) -> Callable[[], None]:
@@ -132,17 +168,8 @@ def counted_width(module: nn.Module) -> int | None:
     """Channels there were before any left, where a stand-in has to know; None elsewhere."""
     if isinstance(module, STAND_INS) and not isinstance(module, HeadwiseAttention):
         return int(module.counted)
-    if is_window_attention(module):
-        qkv: Any = module.qkv
-        return int(qkv.in_features)
-    if isinstance(module, nn.GroupNorm):
-        return module.num_channels if stand_in(module) else None
-    if (way := standardisation(module)) is not None:
-        return way.counted
-    if (found := normaliser(module)) is not None:
-        return found.width
-    responses = response_norm(module)
-    return None if responses is None else responses.counted
+    way = _way(module)
+    return None if way is None else way.attributes.get("counted")
 
 
 @contextmanager
@@ -153,7 +180,7 @@ def normalisers_shown(model: nn.Module) -> Iterator[None]:
         undo += [
             become(module)
             for module in model.modules()
-            if not type(module).__module__.startswith("torch.") and stand_in(module) in _SHOWN
+            if not _is_of_torch(module) and stand_in(module) in _SHOWN
         ]
         yield
     finally:

@@ -42,6 +42,28 @@ def test_an_rms_norm_is_believed_only_if_it_computes_one() -> None:
     assert stand_in(TwoInputsRMSNorm(4)) is None
 
 
+def test_modules_that_are_alike_are_looked_into_once() -> None:
+    runs = []
+
+    class Counted(PlainRMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(x.shape)
+            return super().forward(x)
+
+    one, alike, wider = Counted(4), Counted(4), Counted(5)
+    become(one)
+    once = len(runs)
+    assert once > 0
+    assert stand_in(alike) is CountingRMSNorm
+    assert counted_width(alike) == 4
+    become(alike)
+    assert len(runs) == once
+    assert vars(alike)["affine"] == vars(one)["affine"]
+    assert stand_in(wider) is CountingRMSNorm
+    assert counted_width(wider) == 5
+    assert len(runs) > once
+
+
 @pytest.mark.parametrize(
     "make",
     [
