@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -64,6 +65,10 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, also inside lists and tuples."""
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> list[Tensor]:
         return list(tensors_in((self.args, self.kwargs)))
 
 
@@ -78,6 +83,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+@lru_cache(maxsize=1024)
 def canonical(func: Callable[..., Any]) -> str:
     """The name of an operator, the same for function, method, operator sign and in-place form.
 

@@ -148,12 +148,11 @@ class Readings:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            space = vars(module)
+            space, of_torch = vars(module), _is_of_torch(module)
             for attribute, value in list(space.items()):
-                origin = Origin(name, attribute)
                 if type(value) is int and value > 1:
-                    space[attribute] = Size(value, self, origin)
-                elif _is_list_of_sizes(value) and not _is_of_torch(module):
+                    space[attribute] = Size(value, self, Origin(name, attribute))
+                elif not of_torch and _is_list_of_sizes(value):
                     places = (Origin(name, f"{attribute}.{i}") for i in range(len(value)))
                     noted = [Size(n, self, at) for n, at in zip(value, places, strict=True)]
                     space[attribute] = type(value)(noted)

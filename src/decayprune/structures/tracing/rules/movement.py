@@ -159,14 +159,25 @@ def join(call: Call) -> Any:
     if stacked:
         labels = [value.unsqueeze(dim) for value in labels]
     labels = [value for value in labels if value.shape[dim : dim + 1] and value.numel()]
-    dims = sorted({d for value in labels for d in varying(value)} | {dim})
-    joined = compress(torch.cat([core(value, dims).contiguous() for value in labels], dim))
+    joined = _joined(labels, dim)
     if len(varying(joined)) > 1:
         joined = _tie_parts(tape, joined, dim, f"meets channels that stay in {call.name}")
     sources = frozenset[int]().union(*(mark.sources for mark in known))
     zero = all(mark.zero for mark in known)
-    tape.put(out, joined.expand(out.shape), sources, zero)
+    tape.put(out, core(joined).expand(out.shape), sources, zero)
     return out
+
+
+def _joined(labels: list[Tensor], dim: int) -> Tensor:
+    """Labels one behind the other; of parts in which nothing varies along it, one index each."""
+    dims = sorted({d for value in labels for d in varying(value)} | {dim})
+    tokens = [d for d in dims if d != dim]
+    if tokens and not any(dim in varying(value) for value in labels):
+        # Ten thousand tokens beside a class token: each of them says the same.
+        joined = compress(torch.cat([core(value, tokens) for value in labels], dim))
+        if varying(joined) != [dim]:
+            return joined
+    return compress(torch.cat([core(value, dims).contiguous() for value in labels], dim))
 
 
 def _tie_parts(tape: Tape, labels: Tensor, dim: int, reason: str) -> Tensor:

@@ -13,6 +13,7 @@ from cases import Lambda
 from decayprune.structures import StructureMap, trace
 from decayprune.structures.tracing import labels
 from decayprune.structures.tracing.labels import connected
+from decayprune.structures.tracing.rules.movement import _joined
 from reference.cut import cut, error, run, zeroed
 from ruled import groups, reason
 
@@ -163,10 +164,8 @@ def test_a_width_that_is_told_that_of_another_leaves_with_it() -> None:
     assert error(run(zeroed(model, structures, gone), x), run(small, x)) < 1e-12
 
 
-def test_what_is_written_by_an_index_costs_no_more_for_more_places(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """torchvision's detectors write the features of each level among those of a thousand boxes."""
+def counted_links(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the number of links of every partition that is solved."""
     links = []
 
     def counted(size: int, left: Any, right: Any) -> Any:
@@ -174,6 +173,14 @@ def test_what_is_written_by_an_index_costs_no_more_for_more_places(
         return connected(size, left, right)
 
     monkeypatch.setattr(labels, "connected", counted)
+    return links
+
+
+def test_what_is_written_by_an_index_costs_no_more_for_more_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchvision's detectors write the features of each level among those of a thousand boxes."""
+    links = counted_links(monkeypatch)
 
     def written(m: Lambda, x: Tensor) -> Tensor:
         y, out = m.a(x), torch.zeros_like(m.s(x))
@@ -188,3 +195,31 @@ def test_what_is_written_by_an_index_costs_no_more_for_more_places(
     few, many = links[: len(links) // 2], links[len(links) // 2 :]
     assert few == many
     assert max(few) > 0
+
+
+def test_tokens_beside_tokens_cost_no_more_for_more_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A video transformer has 25 thousand beside its class token."""
+    links = counted_links(monkeypatch)
+
+    def beside(m: Lambda, x: Tensor) -> Tensor:
+        one = m.token(x.mean(1, keepdim=True))
+        return m.b(torch.cat([one, m.a(x)], 1)[:, 1:])
+
+    for tokens in (8, 512):
+        model = Lambda(beside, a=nn.Linear(4, 6), token=nn.Linear(4, 6), b=nn.Linear(6, 2))
+        structures = trace(model, torch.randn(2, tokens, 4))
+        (group,) = structures.groups
+        assert (sorted(group.layers), group.size) == (["a", "b", "token"], 6)
+    few, many = links[: len(links) // 2], links[len(links) // 2 :]
+    assert few == many
+    assert max(few) > 0
+
+
+def test_parts_that_are_one_channel_each_stay_as_wide_as_they_are() -> None:
+    """Nothing varies inside a part, and the parts differ: the places are those of the result."""
+    one, two = (torch.full((2, 1), n).expand(2, 3) for n in (5, 7))
+    joined = _joined([one, two], 1)
+    assert joined.shape == (2, 6)
+    assert joined[0].tolist() == [5, 5, 5, 7, 7, 7]
