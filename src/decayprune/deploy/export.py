@@ -18,7 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from decayprune.checkpoint.atomic import check_regular, write_atomically
 from decayprune.deploy.formats import FORMATS, Format, Runner, installed
 from decayprune.latency.race import Call, Race
-from decayprune.structures.example import ExampleInputs, arguments, outputs, quiet
+from decayprune.structures.example import (
+    ExampleInputs,
+    arguments,
+    batch_size,
+    outputs,
+    quiet,
+)
 from decayprune.surgery.compare import difference, first_line, tolerance_for
 
 _LARGEST_BATCH = 1 << 20  # torch 2.6 finds that a batch without a bound could be 2^63 - 1
@@ -121,7 +127,9 @@ def export(
     kind = _format(target)
     kind.check_writer()
     any_batch = dynamic_batch and kind.any_batch
-    batch = _batch(example_inputs)
+    if not any(isinstance(v, Tensor) and v.dim() for v in tree_leaves(arguments(example_inputs))):
+        raise TypeError("export() needs example_inputs with a tensor that has a batch; found none.")
+    batch = batch_size(example_inputs)
     runtime = installed(kind.runtime)
     error = relative = times = None
     files = kind.files(target)
@@ -179,14 +187,6 @@ def _format(path: Path) -> Format:
     return found
 
 
-def _batch(example: ExampleInputs) -> int:
-    """Size of the first dimension of the first tensor."""
-    for leaf in tree_leaves(arguments(example)):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf.shape[0]
-    raise TypeError("export() needs example_inputs with a tensor that has a batch; found none.")
-
-
 def _resized(example: ExampleInputs, batch: int, size: int) -> ExampleInputs:
     """The same example with another size of its batch: what is missing is repeated."""
 
@@ -235,7 +235,7 @@ def _exports(model: nn.Module, example: ExampleInputs) -> bool:
 def _program(model: nn.Module, example: ExampleInputs, any_batch: bool) -> ExportedProgram:
     shapes = None
     if any_batch:
-        batch = _batch(example)
+        batch = batch_size(example)
         size = max(batch, 2)  # a size of one would be taken for a constant
         example = _resized(example, batch, size)
         shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
@@ -253,7 +253,7 @@ def _check(
     """Largest absolute and relative difference of the outputs of a file."""
     error = relative = 0.0
     for example in examples:
-        where = f"on a batch of {_batch(example)}"
+        where = f"on a batch of {batch_size(example)}"
         try:
             expected = [value.cpu() for value in outputs(model, example)]
         except Exception as raised:  # its first dimension may be none, or have one size

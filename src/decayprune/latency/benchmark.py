@@ -29,7 +29,7 @@ from decayprune.latency import hardware
 from decayprune.latency.memory_format import converted, formats, in_format
 from decayprune.latency.race import Call, Race, fastest, interval, known, paired
 from decayprune.latency.widths import Layer, busiest, widths
-from decayprune.structures.example import arguments
+from decayprune.structures.example import arguments, batch_size
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def benchmark(
         after_ms=statistics.median(after),
         macs_before=macs[0],
         macs_after=macs[1],
-        batch_size=example.shape[0] if example.dim() else 1,
+        batch_size=batch_size(example_inputs),
         runs=len(before),
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(example.device) if example.is_cuda else cpu_name(),

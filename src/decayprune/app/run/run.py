@@ -28,6 +28,7 @@ from decayprune.app.run.plan import plan
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
 from decayprune.latency.benchmark import Latency
+from decayprune.structures.example import batch_size
 
 _LOG_LINES = 2000
 # A batch large enough that the work outweighs the calls, small enough to be timed in seconds.
@@ -190,9 +191,7 @@ class Run:
 
     def _cut(self, pruner: methods.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
-        examples = (
-            1 if self.settings.latency_budget is None else tree_leaves(self.timed)[0].shape[0]
-        )
+        examples = 1 if self.settings.latency_budget is None else batch_size(self.timed)
         cut = summary.compacted(pruner.host.compact(), examples)
         self.figures |= cut | {"cut_at": self.step}
         self.pruner, self.phase = None, "finetune"
