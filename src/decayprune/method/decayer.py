@@ -85,7 +85,7 @@ class Decayer:
         self._verdict = verdict or (None if rectify is None else rectify.verdict)
         self.decay_steps, self.last_release = decay_steps, last_release
         self._way, self._all = motion.Way(curve, hold), slices == "all"
-        self.waiting, self.replays = Waiting(), Replays()
+        self.waiting = Waiting()
         self.weights = LiveWeights(structures, parameters, optimizers)
         self.weights.unpinned |= pin
         self.reading = Reading(self.weights, optimizers)

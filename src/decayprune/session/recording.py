@@ -120,15 +120,16 @@ class Recording:
                 "it together, or none of them."
             )
         if within:
-            self._check_ready()
+            self._check_ready(asks=False)
         return within
 
-    def _check_ready(self) -> None:
-        if not self.ready:
-            session = self._session
+    def _check_ready(self, *, asks: bool = True) -> None:
+        """Raise unless the next step is :attr:`ready`; a device that records cannot be asked."""
+        session = self._session
+        if (session.decayer.waiting.unread and not asks) or not self.ready:
             raise RuntimeError(
                 f"At step {session._ledger.steps + 1} the {session.name} has something to decide "
-                f"on the host, and a captured graph would repeat what it was before. While "
-                f"{session.name}.replayable is False take steps without a graph, and capture anew "
-                "afterwards."
+                f"on the host, and a captured graph would repeat what it was before. Ask for "
+                f"{session.name}.replayable before each step: while it is False take steps without "
+                "a graph, and capture anew afterwards."
             )

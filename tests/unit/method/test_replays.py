@@ -29,6 +29,18 @@ def test_those_that_did_not_count_are_told_by_the_ages(caplog: pytest.LogCapture
         assert replays.missed(state, members) == 0  # told once
 
 
+def test_those_that_nobody_counted_are_an_error_once() -> None:
+    state, weights = begun()
+    members, replays = Members.of(state, weights, whole=False), Replays()
+    replays.keep(state, members)
+    ages = members.ages.clone()
+    state = lifecycle.tick(lifecycle.tick(state))
+    with pytest.raises(RuntimeError, match=r"2 steps were repeated with graph\.replay\(\)"):
+        replays.missed(state, members)
+    assert torch.equal(members.ages[0], ages[0] + 2)
+    assert replays.missed(state, members) == 0
+
+
 def test_where_nobody_decays_all_count() -> None:
     state, weights = begun()
     state = replace(state, phase=torch.zeros_like(state.phase))

@@ -14,7 +14,7 @@ from benchmarks import accelerator
 from decayprune.app.run import models
 from loops import INPUTS, moves, net, pruner_for, train
 
-BEGIN, STEPS = 3, 32
+BEGIN, STEPS = 3, 24
 SCHEDULE = dp.Schedule(start=BEGIN, stop=18, decay_steps=8, rounds=2)
 
 
@@ -145,7 +145,7 @@ def test_repeated_steps_are_the_same_to_the_bit(name: str, way: str) -> None:
     compared(plain, graphed)
     assert {move[1] for move in moves(plain.pruner)} == {"decay", "release", "prune"}
     # Selected at 3 and 10, judged at 7 and 14, pruned at 10 and 17, looked at a step later.
-    assert graphed.kinds == ".(r..(rr..(r..(rr..(r..(" + "r" * 14
+    assert graphed.kinds == ".(r..(rr..(r..(rr..(r..(" + "r" * 6
 
 
 @pytest.mark.parametrize("broken", [(6,), (13, 14), (20,)])
@@ -201,11 +201,12 @@ def ready(way: str = "plain") -> Run:
 
 
 def untouched(run: Run, action: Callable[[], Any], match: str) -> None:
-    before, counted = run.tensors(), (run.pruner._session._ledger.steps, run.pruner.events)
+    ledger = run.pruner._session._ledger  # what is known without asking the device
+    before, counted = run.tensors(), (ledger.steps, ledger.events)
     with pytest.raises(RuntimeError, match=match):
         action()
     torch.testing.assert_close(run.tensors(), before, rtol=0, atol=0)
-    assert (run.pruner._session._ledger.steps, run.pruner.events) == counted
+    assert (ledger.steps, ledger.events) == counted
 
 
 def captured(run: Run, action: Callable[[], Any]) -> accelerator.Graph:
@@ -263,6 +264,20 @@ def test_parts_of_a_step_are_captured_together(part: str) -> None:
         untouched(run, pruner.step, match)
     run.go(1, graphed=False)  # the next is a new one
     assert pruner.steps == BEGIN + 2
+
+
+def test_a_device_that_records_is_not_asked_whether_the_last_step_counted() -> None:
+    run = Run()
+    run.go(BEGIN + 1, graphed=False)
+    assert run.pruner._session.decayer.waiting.unread
+    untouched(run, lambda: captured(run, run.step), "Ask for pruner.replayable before each step")
+
+
+def test_a_graph_that_is_repeated_behind_the_back_is_found() -> None:
+    run = ready()
+    captured(run, run.step).replay()
+    with pytest.raises(RuntimeError, match=r"1 steps were repeated with graph\.replay\(\)"):
+        run.go(1, graphed=False)
 
 
 def test_a_scaler_that_skips_steps_is_refused() -> None:
