@@ -221,6 +221,8 @@ def held(pruner: dp.DecayPruner) -> int:
 def asked(name: str) -> dict[str, tuple[int, int, int]]:
     """Syncs, copies and launches of one step on a simulated accelerator, hooks included.
 
+    Of a step that is repeated from a graph what is asked for beside it.
+
     Args:
         name: As for :func:`built`.
     """
@@ -241,6 +243,14 @@ def asked(name: str) -> dict[str, tuple[int, int, int]]:
                 optimizer.step()
                 pruner.step()
             found[phase] = count.all
+        graph = accelerator.Graph()
+        assert pruner.replayable
+        with accelerator.recording(graph):
+            optimizer.step()
+            pruner.step()
+        with accelerator.counting() as count:
+            pruner.replay(graph)
+        found["from a graph"] = count.all
     return found
 
 

@@ -79,17 +79,18 @@ def overhead(found: dict[str, Any]) -> str:
 def _models(found: dict[str, Any]) -> str:
     """Other networks, a line each: time and memory, and what is asked of an accelerator."""
     phases = ("idle", "decay, 10 %", "decay, 50 %", "selection")
+    asks = ("decaying", "from a graph", "selection")
     rows = [
         [
             name,
             *(f"{one[phase]:.2g}" for phase in phases),
             *(f"{one[f'held, {phase}']:.1%}" for phase in phases[:3]),
-            *(" / ".join(map(str, one["asks"][phase])) for phase in ("decaying", "selection")),
+            *(" / ".join(map(str, one["asks"][phase])) for phase in asks),
         ]
         for name, one in found.items()
     ]
     held = [f"held, {phase}" for phase in phases[:3]]
-    return table(["network", *phases, *held, "asks, decaying", "asks, selection"], rows)
+    return table(["network", *phases, *held, *(f"asks, {phase}" for phase in asks)], rows)
 
 
 def hosts(found: dict[str, Any]) -> str:
