@@ -185,7 +185,8 @@ class Decayer:
         missed = int(not self.waiting.counted())
         if self._current is not None:
             missed += self.replays.missed(self.state, self._current)
-            self._current.ages[0] -= missed
+            if missed:
+                self._current.ages[0] -= missed
         return missed
 
     # ------------------------------------------------------------ a step that a device repeats
