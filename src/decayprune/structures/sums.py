@@ -91,8 +91,9 @@ def labelled(
         structure = item.structure
         if carriers and not bool(item.carrier.all()):
             structure = torch.where(item.carrier, structure, -1)
-        if bool((structure >= 0).any()):
-            chosen.append(Labelled(item.name, item.dim, structure))
+            if not bool((structure >= 0).any()):
+                continue
+        chosen.append(Labelled(item.name, item.dim, structure))
     return tuple(chosen)
 
 

@@ -256,8 +256,9 @@ def guilty(
         tolerance: Largest relative difference; None for what rounding explains.
     """
     copy, found = twin(model), []
-    for number, group in enumerate(structures.groups):
-        some = gone & (structures.group_of == number)
+    for group in structures.groups:
+        some = torch.zeros_like(gone)
+        some[group.start : group.stop] = gone[group.start : group.stop]
         if bool(some.any()):
             result = attempt(copy, structures, some, example_inputs, [before], tolerance)
             if not result.same:

@@ -18,9 +18,12 @@ def likeness(module: nn.Module) -> Hashable | None:
         module: Any; its hooks are not looked at.
 
     Returns:
-        None where too little can be said: it holds a buffer, or what is no plain value.
+        None where too little can be said: it holds a buffer, what is no plain value, or layers
+            with parameters of their own.
     """
     if isinstance(module, torch.jit.ScriptModule) or module._buffers:
+        return None
+    if any(part._parameters for part in module._modules.values() if part is not None):
         return None
     own = {n: _plain(value) for n, value in vars(module).items() if n not in _OF_EVERY}
     parts = {n: likeness(part) for n, part in module._modules.items() if part is not None}

@@ -7,7 +7,7 @@ follows a cut where they leave no doubt. Where several widths fit it is left as 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -54,15 +54,15 @@ def remembered(
         Attributes that follow; (module, attribute, structures it may count) of those that do not.
     """
     known = list(known)
-    inside = _candidates(tape, solution, known)
     seen = {(module, name) for module, name, *_ in (*known, *tape.attributes)}
     seen |= {(r.origin.module, r.origin.attribute) for r in tape.readings.found}
+    asked = {module: own for module in tape.modules if (own := _sizes(tape, module, seen))}
+    inside = _candidates(tape, solution, known, asked)
     followed: list[Attribute] = []
     doubtful: list[tuple[str, str, Tensor]] = []
     for module, candidates in inside.items():
-        for name, value in _sizes(tape, module):
-            fits = [c for c in candidates if c.structures.numel() == value]
-            meant = [] if (module, name) in seen else _meant(name, fits)
+        for name, value in asked[module]:
+            meant = _meant(name, [c for c in candidates if c.structures.numel() == value])
             if not any(bool((c.structures >= 0).any()) for c in meant):
                 continue
             chosen = _chosen(name, meant)
@@ -75,17 +75,19 @@ def remembered(
 
 
 def _candidates(
-    tape: Tape, solution: Solution, known: list[Attribute]
+    tape: Tape, solution: Solution, known: list[Attribute], asked: Collection[str]
 ) -> dict[str, list[Candidate]]:
-    """By module: the widths of everything inside it, in the order of the forward pass."""
+    """By module asked for: the widths of all inside it, in the order of the forward pass."""
     inside: dict[str, list[Candidate]] = {}
     told = [(m, name, solution.structures(v)) for m, name, v, n in tape.attributes if n == 1]
     told += [(m, name, v) for m, name, v, n in known if n == 1]
     for module, name, structures in told:
         for outer in _outwards(module):
-            inside.setdefault(outer, []).append(Candidate(name, structures))
+            if outer in asked:
+                inside.setdefault(outer, []).append(Candidate(name, structures))
     for module, labels in tape.passing:
-        inside.setdefault(module, []).append(Candidate("", solution.structures(labels)))
+        if module in asked:
+            inside.setdefault(module, []).append(Candidate("", solution.structures(labels)))
     return inside
 
 
@@ -97,13 +99,14 @@ def _outwards(module: str) -> Iterator[str]:
         yield module
 
 
-def _sizes(tape: Tape, module: str) -> list[tuple[str, int]]:
-    """Integers of a module of which the name says that they count channels or heads."""
-    found = []
-    for name, value in vars(tape.modules[module]).items():
-        if isinstance(value, int) and _SIZE.search(name) and not _NO_WIDTH.search(name):
-            found.append((name, int(value)))  # plain: to compare a size is to calculate with it
-    return [(name, value) for name, value in found if value > 1]
+def _sizes(tape: Tape, module: str, seen: Collection[tuple[str, str]]) -> list[tuple[str, int]]:
+    """Integers of a module of which only the name says that they count channels or heads."""
+    return [
+        (name, int(value))  # plain: to compare a size is to calculate with it
+        for name, value in vars(tape.modules[module]).items()
+        if isinstance(value, int) and int(value) > 1 and (module, name) not in seen
+        if _SIZE.search(name) and not _NO_WIDTH.search(name)
+    ]
 
 
 def _meant(name: str, fits: list[Candidate]) -> list[Candidate]:

@@ -45,9 +45,21 @@ def shape_of_result(
     if name in _NORMALISERS:
         vectors = [v for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
         return _like(x, x.shape) if _NORMALISERS[name](x, args, vectors) else None
+    if name == "linear":
+        return _linear(x, *args[1:], **kwargs)
     if name == "scaled_dot_product_attention":
         return _attention(x, args, kwargs)
     return None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """A linear layer whose input, weight and bias fit."""
+    vectors = [] if bias is None else [bias]
+    fits = x.dim() > 0 and weight.dim() == 2 and x.shape[-1] == weight.shape[1]
+    fits = fits and all(vector.shape == weight.shape[:1] for vector in vectors)
+    if not fits or not all(_has_no_values(t) and t.dtype == x.dtype for t in (weight, *vectors)):
+        return None
+    return torch.empty(x.shape[:-1] + weight.shape[:1], dtype=x.dtype, device="meta")
 
 
 def _has_no_values(value: Any) -> bool:

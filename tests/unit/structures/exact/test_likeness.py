@@ -87,7 +87,8 @@ def test_nothing_is_said_of_what_is_no_plain_value() -> None:
     within = Norm(act=nn.BatchNorm1d(4))
     called = Norm()
     called.act = torch.relu
-    for module in (held, buffered, within, called):
+    around = nn.Sequential(Norm())
+    for module in (held, buffered, within, called, around):
         assert likeness(module) is None
 
 

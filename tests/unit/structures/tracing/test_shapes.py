@@ -25,6 +25,8 @@ CALLS: dict[str, tuple[Callable[..., Any], list[Any], dict[str, Any]]] = {
     "batch norm": (F.batch_norm, [(2, 6, 5), (6,), (6,), (6,), (6,)], {}),
     "layer norm": (F.layer_norm, [(2, 6, 5), [6, 5], (6, 5), (6, 5)], {}),
     "group norm": (F.group_norm, [(2, 6, 5), 3, (6,), (6,)], {}),
+    "linear": (F.linear, [(2, 6, 5), (4, 5), (4,)], {}),
+    "linear without a bias": (F.linear, [(5,), (4, 5)], {"bias": None}),
     "attention": (F.scaled_dot_product_attention, [(2, 3, 7, 4), (2, 3, 9, 4), (2, 3, 9, 5)], {}),
 }
 
@@ -61,6 +63,9 @@ def test_in_place_it_is_the_same_tensor() -> None:
         (F.batch_norm, [(2, 6, 5), (5,), (5,)], {}),
         (F.group_norm, [(2, 6, 5), 4], {}),
         (F.scaled_dot_product_attention, [(2, 3, 7, 4), (2, 3, 9, 5), (2, 3, 9, 5)], {}),
+        (F.linear, [(2, 6), (4, 5)], {}),
+        (F.linear, [(2, 5), (4, 5), (5,)], {}),
+        (F.linear, [(2, 5), (5,)], {}),
         (torch.add, [(2, 3), (3,)], {"alpha": 2}),
         (F.softmax, [(2, 3)], {"dim": 1, "dtype": torch.float64}),
     ],
