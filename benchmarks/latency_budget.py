@@ -3,7 +3,7 @@
 ``python benchmarks/latency_budget.py --write`` adds a repeat to ``results/latency_budget.json``.
 With one thread the time of the processor counts, but others on the machine are still in its caches:
 the load is written down. BERT needs the package transformers, ``--where onnxruntime`` (a budget of
-the time there) onnx, onnxscript and onnxruntime.
+the time there, with a file of its own) onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ def measure(name: str, target: float, size: int, where: str) -> dict[str, Any]:
     speedup, ends = timed(dense, model, inputs, where)
     return {
         "model": name,
-        "where": where,
         "target": target,
         "estimate": round(expected, 4),
         "measured": round(1 / speedup, 4),
@@ -90,16 +89,16 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", type=float, default=TARGETS)
     parser.add_argument("--size", type=int, default=224, help="Side of the images.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--where", nargs="*", default=["torch"], choices=["torch", "onnxruntime"])
+    parser.add_argument("--where", default="torch", choices=["torch", "onnxruntime"])
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     rows = []
     loads = [load()]
-    for where, name, target in product(chosen.where, chosen.models, chosen.targets):
+    for name, target in product(chosen.models, chosen.targets):
         try:
-            rows.append(measure(name, target, chosen.size, where))
+            rows.append(measure(name, target, chosen.size, chosen.where))
         except ValueError as error:  # out of reach
-            rows.append({"model": name, "target": target, "where": where, "refused": str(error)})
+            rows.append({"model": name, "target": target, "refused": str(error)})
         print(rows[-1], flush=True)
     loads.append(load())
     errors = [abs(row["error"]) for row in rows if "error" in row]
@@ -113,7 +112,10 @@ def main() -> None:
             "size": chosen.size,
             "clock": "processor time" if chosen.threads == 1 else "wall clock",
         }
-        add(RESULTS, machine, {"load": loads, "rows": rows})
+        file = (
+            RESULTS if chosen.where == "torch" else RESULTS.with_stem(f"{RESULTS.stem}_onnxruntime")
+        )
+        add(file, machine, {"load": loads, "rows": rows})
 
 
 if __name__ == "__main__":
