@@ -102,7 +102,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     loads.append(load())
     errors = [abs(row["error"]) for row in rows if "error" in row]
-    print(f"off by {median(errors):.1%} in the median, {max(errors):.1%} at most")
+    if errors:
+        print(f"off by {median(errors):.1%} in the median, {max(errors):.1%} at most")
     if chosen.write:
         machine = {
             "processor": cpu_name(),
