@@ -62,6 +62,7 @@ class Decayer:
     Attributes:
         state: Where every structure stands.
         weights: The slices that it shrinks.
+        pinning: What it zeroes after every step.
         last_release: As above; may be set while training goes on.
     """
 
@@ -89,7 +90,7 @@ class Decayer:
         self.weights = LiveWeights(structures, parameters, optimizers)
         self.weights.unpinned |= pin
         self.reading = Reading(self.weights, optimizers)
-        self._pinning = Pinning(structures, self.weights, carriers=pin_carriers)
+        self.pinning = Pinning(structures, self.weights, carriers=pin_carriers)
         self.load(LifecycleState.fresh(structures.num_structures, self.weights.device))
 
     def load(self, state: LifecycleState) -> None:
@@ -102,7 +103,7 @@ class Decayer:
     def _forget(self) -> None:
         """Drop everything that belongs to one membership of the decaying set."""
         self._current: Members | None = None
-        self._pinning.forget()
+        self.pinning.forget()
         self._end()
 
     def _end(self) -> None:
@@ -170,7 +171,7 @@ class Decayer:
                 moves = self._decide(step, selector)
                 if moves is not None:
                     moves += self._shrink(step)
-                    self._pinning.after(step, lambda: self._members().pruned)
+                    self.pinning.after(step, lambda: self._members().pruned)
         except BaseException:
             # Scaling and zeroing can be repeated; a step that was taken by half could not.
             self.load(earlier)
@@ -206,22 +207,22 @@ class Decayer:
                 self.state, moving, length, resistance, shrunk, self._way
             )
             lifecycle.write_(self.state, self._scaled(state, moving, length, factors))
-        self._pinning.zero_()
+        self.pinning.zero_()
         self._end()
-        self.replays.keep(self.state, members, self._pinning.zeroed)
+        self.replays.keep(self.state, members, self.pinning.zeroed)
 
     @property
     def repeatable(self) -> bool:
         """Whether what was recorded last goes on from here: no other step was taken since."""
-        return self.replays.fits(self.state, self._current, self._pinning.zeroed)
+        return self.replays.fits(self.state, self._current, self.pinning.zeroed)
 
     def repeated(self, step: int) -> None:
         """What was recorded was repeated, as a step of this number."""
-        members, zeroed = self._members(), self._pinning.zeroed
+        members, zeroed = self._members(), self.pinning.zeroed
         self.replays.add(members)
-        if self._pinning.looks(step):
-            self._pinning.after(step, lambda: members.pruned)
-            members.settled = self._pinning.zeroed is zeroed
+        if self.pinning.looks(step):
+            self.pinning.after(step, lambda: members.pruned)
+            members.settled = self.pinning.zeroed is zeroed
 
     # ------------------------------------------------------------ the parts of a step, in order
 
@@ -356,7 +357,7 @@ class Decayer:
         self.state = replace(self.state, length=torch.where(moving, length, self.state.length))
         self.state = lifecycle.finish(self.state, there)
         self._forget()
-        self._pinning.look(step + 1)
+        self.pinning.look(step + 1)
         return moves
 
     # ------------------------------------------------------------ helpers

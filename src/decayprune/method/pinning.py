@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from decayprune.method.live_weights import LiveWeights
@@ -32,6 +34,32 @@ class Pinning:
         self._structures, self._weights, self._carriers = structures, weights, carriers
         self._look_again = 0
         self.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Who is zeroed again once pruned, and when it is looked next, under ``pinning``."""
+        return {"pinning": {"unpinned": self._weights.unpinned.clone(), "look": self._look_again}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave, among other things.
+
+        Args:
+            state: Older ones say nothing of this: it is looked after the next of their ``steps``.
+
+        Raises:
+            ValueError: It says who is zeroed by something else than yes or no.
+        """
+        self.forget()
+        if "pinning" not in state:
+            self.look(int(state["steps"]) + 1)
+            return
+        unpinned = state["pinning"]["unpinned"]
+        if unpinned.dtype != torch.bool:
+            raise ValueError(
+                f"This pruner state is damaged: pinning.unpinned is of {unpinned.dtype}, expected "
+                "torch.bool. Load one that state_dict() returned; nothing was changed."
+            )
+        self._weights.unpinned = unpinned.to("cpu", copy=True)
+        self.look(int(state["pinning"]["look"]))
 
     def forget(self) -> None:
         """What is pruned may have changed."""

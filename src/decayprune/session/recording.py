@@ -43,8 +43,8 @@ class Recording:
         if session.report is not None:
             return True
         if session.decayer.waiting.unread:
-            _ = session.ledger  # whether the last step counted; of a graph's it is asked later
-        step = session._ledger.steps + 1
+            session.ledger.settle()  # of a graph's steps it is asked later
+        step = session.ledger.last + 1
         return session.decayer.steady(step) and self._pauses(step)
 
     def replay(self, graph: Graph) -> None:
@@ -69,10 +69,8 @@ class Recording:
                 "step without the graph."
             )
         graph.replay()
-        ledger = session._ledger
-        session.decayer.repeated(ledger.steps + 1)
-        ledger.note([])
-        session._agreement.note(ledger.steps, [])
+        session.decayer.repeated(session.ledger.last + 1)
+        session.ledger.note([])
 
     # ---------------------------------------------------------------- the parts of a step
 
@@ -128,7 +126,7 @@ class Recording:
         session = self._session
         if (session.decayer.waiting.unread and not asks) or not self.ready:
             raise RuntimeError(
-                f"At step {session._ledger.steps + 1} the {session.name} has something to decide "
+                f"At step {session.ledger.last + 1} the {session.name} has something to decide "
                 f"on the host, and a captured graph would repeat what it was before. Ask for "
                 f"{session.name}.replayable before each step: while it is False take steps without "
                 "a graph, and capture anew afterwards."

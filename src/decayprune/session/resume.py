@@ -90,6 +90,8 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
             f"{_FORMAT}, found {found!r}."
         )
     now = {name: value for name, value in now.items() if name != "frozen"}  # kept at times
+    if "pinning" not in state:  # as older versions saved it
+        now.pop("pinning", None)
     if missing := sorted(set(now) - set(state)):
         raise _damaged(f"{', '.join(missing)} is missing")
     _check_kinds(state, {"fingerprint": "", "slices": [], "settings": {}}, "")

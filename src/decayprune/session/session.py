@@ -63,6 +63,7 @@ class Session:
         structures: Those that are in the model now (a method may cut some of them early).
         parameters: The parameters that the method moves, by name.
         cost: What remains costs, as a function of the widths that stay.
+        ledger: What was counted and what happened.
         report: What :meth:`compact` removed; None before.
 
     Raises:
@@ -99,7 +100,7 @@ class Session:
         arguments.check_one_device(self.parameters)
         self.cost = CostModel(structures, {n: p.shape for n, p in named.items()})
         self.report: CompactionReport | None = None
-        self._ledger, self.attached = Ledger(), False
+        self.attached = False
         self._watch: StepWatch | None = None
 
     def held(self) -> StructureMap:
@@ -163,7 +164,7 @@ class Session:
         self._settle()
         self._tried = False
         self.vigil = Vigil(self.name, self.model, self.parameters, self.optimizers, called=watch)
-        self._agreement = Agreement(self.model, self.name)
+        self.ledger = Ledger(Agreement(self.model, self.name), lambda: self.decayer.late())
         if watch:
             self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
         claim(self.model, self)
@@ -179,10 +180,12 @@ class Session:
         Args:
             structures: Those left.
         """
-        _ = self.ledger  # the decayer that knows of the last step is about to go
+        self.ledger.settle()  # the decayer that knows of the last step is about to go
         state, self.structures = self.lifecycle, structures
+        pinned = self.decayer.pinning.state_dict()
         self._settle()
         self.decayer.load(state)
+        self.decayer.pinning.load_state_dict(pinned)
 
     # ---------------------------------------------------------------- where things stand
 
@@ -195,12 +198,6 @@ class Session:
     def events(self) -> list[Event]:
         """What happened, in order."""
         return self.ledger.events
-
-    @property
-    def ledger(self) -> Ledger:
-        """What was counted and what happened; a step that turns out late not to count is out."""
-        self._ledger.take_back(self.decayer.late())
-        return self._ledger
 
     @property
     def lifecycle(self) -> LifecycleState:
@@ -287,15 +284,14 @@ class Session:
             raise
         self.vigil.followed()
         if moves is None:
-            self._ledger.wait()
+            self.ledger.wait()
             return None
-        self._ledger.note(moves)
-        self._agreement.note(self._ledger.steps, moves)
-        if self._ledger.steps == 1:  # before it, optimizers have no state
+        self.ledger.note(moves)
+        if self.ledger.last == 1:  # before it, optimizers have no state
             check_state(self.model, self.structures, self.optimizers)
         if moves and not self._tried and self.selector.done(self.lifecycle, self.steps):
             self._try_cut()
-        self._ledger.tell(moves)
+        self.ledger.tell(moves)
         return moves
 
     def _try_cut(self) -> None:
@@ -376,6 +372,7 @@ class Session:
             **resume.header(owner, self.dense, settings),
             **self.ledger.state_dict(),
             "state": self.lifecycle.state_dict(),
+            **self.decayer.pinning.state_dict(),
             **({} if self.report is None else {"report": resume.told(self.report)}),
         }
 
@@ -390,7 +387,8 @@ class Session:
         """
         self.decayer.load(LifecycleState.from_state_dict(state["state"], like=self.lifecycle))
         self.decayer.weights.frozen.load_state_dict(state)
-        self._ledger.load_state_dict(state)
+        self.decayer.pinning.load_state_dict(state)
+        self.ledger.load_state_dict(state)
         if self._watch is not None:
             self._watch.forget()
         self.vigil.followed()

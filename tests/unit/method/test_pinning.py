@@ -68,6 +68,28 @@ def test_what_comes_back_is_noticed_at_a_look_and_zeroed_from_then_on(
 
 
 @torch.no_grad()
+def test_what_came_back_is_still_zeroed_after_a_resume() -> None:
+    _, _, pinning = two_layers()
+    pinning.look(1)
+    pinning.after(1, pruned(3))  # it is alive: noticed, and zeroed from now on
+    saved = pinning.state_dict() | {"steps": 1}
+    other, weights, resumed = two_layers()
+    resumed.load_state_dict(saved)
+    resumed.after(2, pruned(1, 3))
+    assert column_is_zero(other) == [False, False, False, True, False]
+    assert [resumed.looks(step) for step in (2, 65)] == [False, True]
+    weights.unpinned |= True
+    assert saved["pinning"]["unpinned"].tolist() == [False, False, False, True, False]
+
+    resumed.load_state_dict({"steps": 7})  # of an older version: it is looked at once
+    assert resumed.looks(8)
+    saved["pinning"]["unpinned"] = saved["pinning"]["unpinned"].float()
+    with pytest.raises(ValueError, match=r"pinning.unpinned is of torch.float32"):
+        resumed.load_state_dict(saved)
+    assert weights.unpinned.all()
+
+
+@torch.no_grad()
 def test_carriers_alone() -> None:
     model, weights, _ = two_layers()
     structures = trace(model, torch.randn(2, 3))

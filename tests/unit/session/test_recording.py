@@ -201,12 +201,12 @@ def ready(way: str = "plain") -> Run:
 
 
 def untouched(run: Run, action: Callable[[], Any], match: str) -> None:
-    ledger = run.pruner._session._ledger  # what is known without asking the device
-    before, counted = run.tensors(), (ledger.steps, ledger.events)
+    ledger = run.pruner._session.ledger
+    before, counted = run.tensors(), (ledger.last, ledger.events)
     with pytest.raises(RuntimeError, match=match):
         action()
     torch.testing.assert_close(run.tensors(), before, rtol=0, atol=0)
-    assert (ledger.steps, ledger.events) == counted
+    assert (ledger.last, ledger.events) == counted
 
 
 def captured(run: Run, action: Callable[[], Any]) -> accelerator.Graph:

@@ -195,7 +195,7 @@ class TestForeignStates:
             self.load(self.state(), **change)
 
     def test_missing_and_damaged_fields(self) -> None:
-        for field in self.state():
+        for field in set(self.state()) - {"pinning"}:  # older ones have none
             broken = self.state()
             del broken[field]
             with pytest.raises(ValueError, match="pruner state"):
