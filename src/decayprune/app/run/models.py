@@ -264,8 +264,8 @@ def resnet8(in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> 
 
 
 def resnet8_wide(in_channels: int = 3, num_classes: int = 10) -> ResNet:
-    """The same four times as wide: large enough for its layers to take most of the time."""
-    return resnet8(in_channels, num_classes, width=4.0)
+    """The same six times as wide: large enough for its layers to take most of the time."""
+    return resnet8(in_channels, num_classes, width=6.0)
 
 
 def resnet20(in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> ResNet:

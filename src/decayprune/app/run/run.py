@@ -32,7 +32,8 @@ from decayprune.structures.example import batch_size
 
 _LOG_LINES = 2000
 # A batch large enough that the work outweighs the calls, small enough to be timed in seconds.
-_LATENCY_BATCH, _LATENCY_VALUES = 256, 100_000
+_LATENCY_BATCH, _LATENCY_VALUES = 128, 100_000
+_LATENCY_RUNS = 15  # and up to four times as many while they do not agree
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -360,7 +361,7 @@ def _on_one_thread(dense: nn.Module, model: nn.Module, example: Any) -> Latency:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return dp.benchmark(dense, model, example)
+        return dp.benchmark(dense, model, example, runs=_LATENCY_RUNS)
     finally:
         torch.set_num_threads(threads)
 

@@ -51,12 +51,15 @@ class _Defaults(NamedTuple):
     finetune_epochs: int
     batch_size: int | None
     bf16: bool  # where the processor has units for it
+    threads: int | None = None  # None: torch's own choice
 
 
+# One thread where layers are so small that several would wait for each other longer than they
+# work, for ever so long on a busy machine.
 # Few epochs where a laptop should finish over a cup of coffee; the usual 200 and 90 in all on
 # CIFAR and ImageNet, which want a GPU.
 _BY_DATASET = {
-    "digits": _Defaults("resnet8_wide", 8, 8, 4, 64, False),
+    "digits": _Defaults("resnet8_wide", 4, 4, 2, 64, False, threads=1),
     "fashion-mnist": _Defaults("resnet20", 3, 2, 2, 128, True),
     "cifar10": _Defaults("resnet56", 100, 60, 40, 128, True),
     "cifar100": _Defaults("vgg19", 100, 60, 40, 128, True),
@@ -218,7 +221,9 @@ class Settings:
         None, "Names of layers to leave alone, by commas, such as 'stem.*,head'.", HOW, "NAMES"
     )
     seed: int = _option(0, "What everything random follows from.")
-    threads: int | None = _option(None, "Threads of torch. Default: torch's own choice.", WHERE)
+    threads: int | None = _option(
+        None, "Threads of torch. Default: 1 for digits, else torch's own choice.", WHERE
+    )
     device: str | None = _option(
         None, "cpu or cuda. Default: cuda where there is one.", WHERE, "NAME"
     )
@@ -265,7 +270,7 @@ class Settings:
         if self.data:
             defaults = _OWN_IMAGES if self.folder else _OWN_LOADERS
         usual = defaults._asdict() | {
-            "threads": torch.get_num_threads(),
+            "threads": defaults.threads or torch.get_num_threads(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         }
         usual |= {"epochs": 0} if self.trained else {}

@@ -76,7 +76,7 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     assert Settings(weights=str(weights), host="hesso").resolved().calibrate is None
     plain = Settings(optimizer="adamw").resolved()
     assert plain.calibrate is None
-    assert (plain.trained, plain.epochs, plain.lr) == (False, 8, 1e-3)
+    assert (plain.trained, plain.epochs, plain.lr) == (False, 4, 1e-3)
 
 
 def test_the_line_to_type_gives_the_same_settings() -> None:
