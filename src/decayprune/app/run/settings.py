@@ -52,6 +52,7 @@ class _Defaults(NamedTuple):
     batch_size: int | None
     bf16: bool  # where the processor has units for it
     threads: int | None = None  # None: torch's own choice
+    round_to: str | None = None  # of the model that is named here, at the usual budget
 
 
 # One thread where layers are so small that several would wait for each other longer than they
@@ -59,7 +60,7 @@ class _Defaults(NamedTuple):
 # Few epochs where a laptop should finish over a cup of coffee; the usual 200 and 90 in all on
 # CIFAR and ImageNet, which want a GPU.
 _BY_DATASET = {
-    "digits": _Defaults("resnet8_wide", 4, 4, 2, 64, False, threads=1),
+    "digits": _Defaults("resnet8_wide", 4, 4, 2, 64, False, threads=1, round_to="32"),
     "fashion-mnist": _Defaults("resnet20", 3, 2, 2, 128, True),
     "cifar10": _Defaults("resnet56", 100, 60, 40, 128, True),
     "cifar100": _Defaults("vgg19", 100, 60, 40, 128, True),
@@ -198,7 +199,7 @@ class Settings:
     round_to: str | None = _option(
         None,
         "Every pruned width becomes a multiple of it; auto: what --target is fast at; none: any "
-        "width, the default.",
+        "width, the default but for digits as they are, 32.",
         HOW,
         "NUMBER",
     )
@@ -269,7 +270,9 @@ class Settings:
         defaults = _BY_DATASET.get(self.dataset, _OWN_LOADERS)
         if self.data:
             defaults = _OWN_IMAGES if self.folder else _OWN_LOADERS
+        asked = self.model or self.budgets or self.target or self.host != "default"
         usual = defaults._asdict() | {
+            "round_to": None if asked else defaults.round_to,
             "threads": defaults.threads or torch.get_num_threads(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         }

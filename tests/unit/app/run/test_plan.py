@@ -17,7 +17,7 @@ EPOCH = 40
 
 
 def planned(host: str, variant: str = "sp_sr", **changes: Any) -> Plan:
-    usual = {"prune_epochs": 3, "finetune_epochs": 1}
+    usual = {"model": "resnet8", "prune_epochs": 3, "finetune_epochs": 1}
     settings = Settings(host=host, variant=variant, **usual | changes).resolved()
     model = models.resnet8(in_channels=1)
     return plan(settings, settings.schedule(EPOCH), 4 * EPOCH, model, EXAMPLE)

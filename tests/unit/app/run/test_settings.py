@@ -79,6 +79,21 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     assert (plain.trained, plain.epochs, plain.lr) == (False, 4, 1e-3)
 
 
+def test_the_digits_as_they_are_take_widths_and_threads_that_show_something() -> None:
+    found = Settings().resolved()
+    assert (found.model, found.threads, found.round_to) == ("resnet8_wide", 1, "32")
+    others: list[dict[str, Any]] = [
+        {"model": "resnet8"},
+        {"budget": 0.1},  # multiples of 32 do not reach it
+        {"latency_budget": 0.5, "target": "onnxruntime"},
+        {"host": "hesso"},
+        {"dataset": "fashion-mnist"},
+    ]
+    assert [Settings(**words).resolved().round_to for words in others] == [None] * len(others)
+    chosen = Settings(threads=2, round_to="none").resolved()
+    assert (chosen.threads, chosen.round_to) == (2, "none")
+
+
 def test_the_line_to_type_gives_the_same_settings() -> None:
     found = Settings(host="hesso", ignored_layers="stem.*,head", bf16=False, seed=3).resolved()
     line = found.command()
