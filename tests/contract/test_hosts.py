@@ -218,6 +218,8 @@ def test_a_damaged_state_changes_nothing(name: str) -> None:
             was = _at(inner, path)
             if (was is None and value is ...) or type(was) is type(value) is list:
                 continue  # nothing is lost; a list of other things
+            if path == ("pinning",) and value is ...:
+                continue  # older versions did not save it
             state = good | {"pruning": bad} if "pruning" in good else bad
             with pytest.raises(ValueError, match=r"."):
                 again.host.load_state_dict(state)
