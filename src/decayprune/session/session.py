@@ -164,7 +164,9 @@ class Session:
         self._settle()
         self._tried = False
         self.vigil = Vigil(self.name, self.model, self.parameters, self.optimizers, called=watch)
-        self.ledger = Ledger(Agreement(self.model, self.name), lambda: self.decayer.late())
+        me = weakref.ref(self)  # what a user forgets goes at once: no cycles
+        late = lambda: 0 if (it := me()) is None else it.decayer.late()  # noqa: E731
+        self.ledger = Ledger(Agreement(self.model, self.name), late)
         if watch:
             self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
         claim(self.model, self)
