@@ -15,10 +15,11 @@ class Ledger:
 
     Args:
         agreement: Compares what happened with what did on other ranks; None: there are none.
-        late: How many of the steps before did not count after all, told once. It is asked where
-            somebody reads a number, for a device may have to be waited for.
+        late: See below.
 
     Attributes:
+        late: How many of the steps before did not count after all, told once. It is asked where
+            somebody reads a number, for a device may have to be waited for.
         last: Number of the last step, by what is known without asking.
         on_event: Told of every event, after the step that made it.
     """
@@ -26,7 +27,7 @@ class Ledger:
     def __init__(
         self, agreement: Agreement | None = None, late: Callable[[], int] = lambda: 0
     ) -> None:
-        self._agreement, self._late = agreement, late
+        self._agreement, self.late = agreement, late
         self.last = self._waited = 0
         self.on_event: Callable[[Event], object] | None = None
         self._events: list[Event] = []
@@ -34,7 +35,7 @@ class Ledger:
 
     def settle(self) -> None:
         """Ask whether the steps before have counted; those that have not are taken back."""
-        missed = self._late()
+        missed = self.late()
         self.last, self._waited = self.last - missed, self._waited + missed
 
     @property
@@ -51,8 +52,7 @@ class Ledger:
 
     @property
     def events(self) -> list[Event]:
-        """What happened, in order."""
-        self.settle()
+        """What happened, in order; nothing did at a step that turns out late not to count."""
         moves, self._unread = self._unread, []
         self._events += _events(moves)
         return self._events

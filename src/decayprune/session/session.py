@@ -161,12 +161,10 @@ class Session:
             pin_carriers=pin_carriers,
         )
         self._host = weakref.ref(host)
+        self.ledger = Ledger(Agreement(self.model, self.name))
         self._settle()
         self._tried = False
         self.vigil = Vigil(self.name, self.model, self.parameters, self.optimizers, called=watch)
-        me = weakref.ref(self)  # what a user forgets goes at once: no cycles
-        late = lambda: 0 if (it := me()) is None else it.decayer.late()  # noqa: E731
-        self.ledger = Ledger(Agreement(self.model, self.name), late)
         if watch:
             self._watch = StepWatch(self.optimizers, self._before_step, self._after_step)
         claim(self.model, self)
@@ -174,6 +172,7 @@ class Session:
     def _settle(self) -> None:
         """A decayer for the structures that there are now."""
         self.decayer = self._new_decayer(self.held(), self.parameters)
+        self.ledger.late = self.decayer.late
         self.anatomy = Anatomy(self.model, self.parameters)
 
     def narrow(self, structures: StructureMap) -> None:
