@@ -2,8 +2,9 @@
 
 ``python benchmarks/latency_budget.py --write`` adds a repeat to ``results/latency_budget.json``.
 With one thread the time of the processor counts, but others on the machine are still in its caches:
-the load is written down. BERT needs the package transformers, ``--where onnxruntime`` (a budget of
-the time there, with a file of its own) onnx, onnxscript and onnxruntime.
+the load is written down. ``--where onnxruntime`` and ``--where compiled`` are budgets of the time
+there, each with a file of its own. BERT needs the package transformers, onnxruntime also onnx and
+onnxscript, compiling a C++ compiler and minutes for each model.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from repeats import add, load
 from torch import nn
 
 import decayprune as dp
-from decayprune.deploy.export import in_onnxruntime
+from decayprune.deploy.target import form_of
 from decayprune.latency.benchmark import cpu_name
-from decayprune.latency.race import Race, interval, paired
+from decayprune.latency.race import Race, fastest, interval, paired
 
 MODELS = ("resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_16", "bert")
 TARGETS = (0.5,)
@@ -46,8 +47,11 @@ def timed(dense: nn.Module, model: nn.Module, inputs: Any, where: str) -> tuple[
     if where == "torch":
         found = dp.benchmark(dense, model, inputs, runs=15)
         return found.speedup, found.interval
-    calls = [in_onnxruntime(each.eval(), inputs) for each in (dense, model)]
-    ratios = paired(*Race.on(torch.device("cpu"), 15).times(calls, 1))
+    form = form_of(where, torch.device("cpu"))
+    calls = [form.variants(each.eval(), inputs) for each in (dense, model)]
+    with torch.inference_mode():
+        times = Race.on(form.device, 15).times([*calls[0], *calls[1]], len(calls[0]))
+    ratios = paired(fastest(times[: len(calls[0])]), fastest(times[len(calls[0]) :]))
     return median(ratios), interval(ratios)
 
 
@@ -89,7 +93,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", type=float, default=TARGETS)
     parser.add_argument("--size", type=int, default=224, help="Side of the images.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--where", default="torch", choices=["torch", "onnxruntime"])
+    parser.add_argument("--where", default="torch", choices=["torch", "compiled", "onnxruntime"])
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     rows = []
@@ -113,9 +117,8 @@ def main() -> None:
             "size": chosen.size,
             "clock": "processor time" if chosen.threads == 1 else "wall clock",
         }
-        file = (
-            RESULTS if chosen.where == "torch" else RESULTS.with_stem(f"{RESULTS.stem}_onnxruntime")
-        )
+        form = "" if chosen.where == "torch" else f"_{chosen.where}"
+        file = RESULTS.with_stem(f"{RESULTS.stem}{form}")
         add(file, machine, {"load": loads, "rows": rows})
 
 

@@ -32,6 +32,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "latency_before_ms": 3.4,
         "latency_after_ms": 2.0,
         "batch_size_latency": 32,
+        "latency_form": "eager",
         "decayed": 3,
         "released": 1,
         "removed": 2,

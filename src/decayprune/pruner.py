@@ -18,7 +18,7 @@ from decayprune.compensation import calibration
 from decayprune.compensation.calibration import MOST_BATCHES
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
-from decayprune.deploy.export import in_onnxruntime
+from decayprune.deploy.target import form_of
 from decayprune.latency.estimate import LatencyModel
 from decayprune.latency.hardware import Hardware, checked_units, known, units
 from decayprune.method.decay import Curve
@@ -73,8 +73,8 @@ class DecayPruner(BesideOptimizer):
             for a tenth or two of a point of accuracy on narrow networks
             (``benchmarks/rounding.py``). A number: every pruned width is a multiple of it.
         target: Where the model will run, for ``round_to="auto"``: ``"cpu"``, ``"cuda"``,
-            ``"onnxruntime"``, or a ``dp.Hardware``. None: where its parameters are now. A budget
-            of ``latency`` is measured in onnxruntime, if that is where.
+            ``"onnxruntime"``, ``"compiled"``, or a ``dp.Hardware``. None: where its parameters are
+            now. A budget of ``latency`` is measured in onnxruntime or compiled, if that is how.
         scope: What stays of a group falls with its width (``"width"``); or structures are compared
             over the model (``"global"``), within their group (``"local"``), or within groups of
             the same kind (``"isomorphic"``).
@@ -175,7 +175,7 @@ class DecayPruner(BesideOptimizer):
             self.structures,
             session.example_inputs,
             self.cost,
-            deployed=in_onnxruntime if target == "onnxruntime" else None,
+            form=form_of(target, self._device()),
         )
         session.cost = self.cost.timed_by(latency)
         return latency
@@ -223,7 +223,7 @@ class DecayPruner(BesideOptimizer):
 
     def _fast_units(self, target: str | Hardware | None) -> tuple[int, ...]:
         """Multiples that the target is fast at: in a data-parallel run those of one process."""
-        if target is None:
+        if target in (None, "compiled"):
             target = "cpu" if self._device().type == "cpu" else "cuda"
         hardware = known(target) if isinstance(target, str) else target
         return shared(lambda: units(hardware, self.structures))

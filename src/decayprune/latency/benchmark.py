@@ -15,19 +15,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from decayprune import notebook
 from decayprune.latency import hardware
-from decayprune.latency.memory_format import converted, formats, in_format
-from decayprune.latency.race import Call, Race, fastest, interval, known, paired
+from decayprune.latency.form import compiled_call
+from decayprune.latency.memory_format import formats, in_format
+from decayprune.latency.race import Race, fastest, interval, known, paired
 from decayprune.latency.widths import Layer, busiest, widths
 from decayprune.structures.example import arguments, batch_size
 
@@ -256,7 +255,8 @@ def benchmark(
         compiled_times = None
         if compiled:
             with torch.no_grad():  # the compiler does not take inference tensors
-                quick = [_compiled(m, example_inputs, best) for m in models]
+                quick = [compiled_call(m, example_inputs, best) for m in models]
+                [call() for call in quick]
                 compiled_times = race.medians(quick)
     finally:
         for module, mode in modes:
@@ -306,11 +306,3 @@ def _suitable(layer: Layer) -> int:
 def flushes_denormals() -> bool:
     """Whether this thread counts numbers below the normal range as zero."""
     return float(torch.tensor([1e-39], device="cpu") * torch.tensor([0.5], device="cpu")) == 0
-
-
-def _compiled(model: nn.Module, inputs: Any, memory_format: torch.memory_format) -> Call:
-    model, _ = in_format(model, inputs, memory_format)
-    inputs = tree_map(partial(converted, memory_format=memory_format), inputs)
-    call = _caller(cast("nn.Module", torch.compile(model)), inputs)
-    call()
-    return call

@@ -4,8 +4,8 @@ What layers compute and hand on gives an estimate (:class:`.Hardware`), and it i
 measured: copies of the model are cut and timed, as a whole and beside the dense one, at narrow
 widths and where a budget leads to (:meth:`LatencyModel.refine`). So the estimate holds where it
 decides, whatever the machine makes of overheads, caches and odd widths; layers that are timed one
-by one know nothing of those. Each model counts in the memory format it is faster in, as in
-:func:`decayprune.benchmark`; or as a call of another runtime, where it will be deployed.
+by one know nothing of those. Each model counts as it will be deployed, in the memory format it is
+faster in, as in :func:`decayprune.benchmark`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.cost import CostModel
-from decayprune.latency import hardware
 from decayprune.latency.bend import Bend
-from decayprune.latency.memory_format import formats, in_format
+from decayprune.latency.form import Form, eager
 from decayprune.latency.race import Call, Race, fastest
 from decayprune.structures.example import ExampleInputs, random_state_kept
 from decayprune.structures.ranks import shared
@@ -33,13 +32,9 @@ from decayprune.surgery.undo import Undo
 Timer = Callable[[Sequence[Call], Sequence[Call], torch.device], float]
 """Variants of a model after and before it was cut, and where they run -> ratio of their times."""
 
-Deployed = Callable[[nn.Module, ExampleInputs], Call]
-"""What runs a model on inputs where it will be deployed, on this machine's processor."""
-
 _NARROW = 8  # the first copy keeps one in so many
 _REFINED = 5  # times the widths that a budget leads to are measured, at most
 _EXACT = 0.02  # error of an estimate that holds
-_PROCESSOR = torch.device("cpu")
 
 
 def raced(after: Sequence[Call], before: Sequence[Call], device: torch.device) -> float:
@@ -70,10 +65,10 @@ class LatencyModel:
         example_inputs: The batch to time.
         cost: Of the dense model.
         timer: Compares two models.
-        deployed: How onnxruntime runs a model; None: torch does, on the device it is on.
+        form: How it will be run; None: as torch runs it on the device it is on.
 
     Raises:
-        Exception: What ``deployed`` raises.
+        Exception: What the form raises, if it cannot run the model.
     """
 
     def __init__(
@@ -84,15 +79,13 @@ class LatencyModel:
         cost: CostModel,
         timer: Timer = raced,
         *,
-        deployed: Deployed | None = None,
+        form: Form | None = None,
     ) -> None:
         self._model, self._structures, self._inputs = model, structures, example_inputs
-        self._cost, self._timer, self._deployed = cost, timer, deployed
-        self._device = next(model.parameters()).device if deployed is None else _PROCESSOR
-        kind = "cpu" if self._device.type == "cpu" else "cuda"
-        kind = kind if deployed is None else "onnxruntime"
+        self._cost, self._timer = cost, timer
+        self._form = form or eager(next(model.parameters()).device)
         self._dense: list[Call] = []  # while there is something to measure
-        self.macs_per_value = hardware.known(kind).macs_per_value
+        self.macs_per_value = self._form.hardware.macs_per_value
         narrow = -(-cost.sizes // _NARROW)
         share = shared(partial(self._timed, narrow))
         self.bend = Bend().through(self._unbent(narrow), share)
@@ -125,17 +118,11 @@ class LatencyModel:
     def _timed(self, kept: Tensor) -> float:
         narrow = twin(self._model)  # thrown away, so nothing has to be undone
         cut(Undo(), narrow, self._structures, self._gone(kept))
-        self._dense = self._dense or self._variants(self._model)
-        after = self._variants(narrow)
+        self._dense = self._dense or self._form.variants(self._model, self._inputs)
+        after = self._form.variants(narrow, self._inputs)
         torch.clear_autocast_cache()  # of weights as wide as they were
         with torch.inference_mode(), random_state_kept(self._model):
-            return self._timer(after, self._dense, self._device)
-
-    def _variants(self, model: nn.Module) -> list[Call]:
-        if self._deployed is not None:
-            return [self._deployed(model, self._inputs)]
-        found = [in_format(model, self._inputs, f) for f in formats(self._inputs)]
-        return [call for other, call in found if other.eval()]
+            return self._timer(after, self._dense, self._form.device)
 
     def _gone(self, kept: Tensor) -> Tensor:
         """Some structures to leave, so that as many stay in each group; bool, shape ``(S,)``."""

@@ -72,8 +72,8 @@ def known(target: str) -> Hardware:
     if target == "cpu":
         return Hardware(block=_lanes(), macs_per_value=100)
     raise ValueError(
-        "target is 'cpu', 'cuda', 'onnxruntime', or a dp.Hardware(block=..., macs_per_value=...); "
-        f"found {target!r}."
+        "target is 'cpu', 'cuda', 'onnxruntime', 'compiled', or a dp.Hardware(block=..., "
+        f"macs_per_value=...); found {target!r}."
     )
 
 

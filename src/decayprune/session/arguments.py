@@ -168,7 +168,7 @@ def check_round_to(round_to: object, target: object, *, timed: bool = False) -> 
     Args:
         round_to: As the pruner takes it.
         target: As the pruner takes it.
-        timed: Whether there is a budget of latency, which onnxruntime can be the target of.
+        timed: Whether there is a budget of latency, which can be measured in another form.
 
     Raises:
         ValueError: They are not.
@@ -179,11 +179,11 @@ def check_round_to(round_to: object, target: object, *, timed: bool = False) -> 
             "round_to is a whole number of channels from 1, 'auto' for what suits the machine, or "
             f"None; found {round_to!r}."
         )
-    in_onnxruntime = timed and target == "onnxruntime"
-    if target is not None and round_to != "auto" and not in_onnxruntime:
+    elsewhere = timed and target in ("onnxruntime", "compiled")
+    if target is not None and round_to != "auto" and not elsewhere:
         raise ValueError(
-            "target says which widths round_to='auto' prefers, or with 'onnxruntime' where a "
-            f"Budget(latency=...) is measured; round_to is {round_to!r} and "
+            "target says which widths round_to='auto' prefers, or with 'onnxruntime' or 'compiled' "
+            f"how a Budget(latency=...) is measured; round_to is {round_to!r} and "
             f"{'the target another' if timed else 'no latency is bounded'}: leave target out."
         )
 

@@ -211,7 +211,7 @@ class TestBudget:
             runs.append(module.in_onnxruntime(model, inputs))
             return runs[-1]
 
-        monkeypatch.setattr("decayprune.pruner.in_onnxruntime", here)
+        monkeypatch.setattr("decayprune.deploy.target.in_onnxruntime", here)
         pruner = self.pruner(Net(64), dp.Budget(latency=0.9), "onnxruntime")
         assert len(runs) >= 3  # the dense model, a narrow one, and what the budget led to
         assert 0 < pruner.remaining()["latency"] <= 1
@@ -232,5 +232,5 @@ class TestBudget:
         [(dp.Budget(macs=0.5), "onnxruntime"), (dp.Budget(latency=0.5), "cuda")],
     )
     def test_another_target_needs_widths_that_suit_it(self, budget: dp.Budget, target: str) -> None:
-        with pytest.raises(ValueError, match=r"where a Budget\(latency=...\) is measured"):
+        with pytest.raises(ValueError, match=r"how a Budget\(latency=...\) is measured"):
             self.pruner(Net(), budget, target)

@@ -1,3 +1,4 @@
+import inspect
 import json
 import time
 from typing import Any
@@ -84,14 +85,23 @@ def test_images_are_timed_in_channels_last_and_left_as_they_were() -> None:
 
 
 def test_compiled_models_are_timed_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    compiled: list[Any] = []
     models = images(16), images(4)
+
+    def compile_(forward: Any, *, dynamic: bool) -> Any:
+        assert not dynamic
+        compiled.append(forward)
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
     found = benchmark(*models, torch.zeros(2, 3, 8, 8), runs=1, min_run_ms=0.1, compiled=True)
     assert found.compiled is not None
     assert "\ncompiled: " in str(found)
     assert len(compiled) == 2
-    assert all(one not in models for one in compiled)
+    assert len({id(forward.__code__) for forward in compiled}) == 2
+    twins = [inspect.getclosurevars(forward).nonlocals["other"] for forward in compiled]
+    assert [twin[0].weight.shape[0] for twin in twins] == [16, 4]
+    assert all(twin not in models for twin in twins)
 
 
 def latency(**figures: Any) -> Latency:

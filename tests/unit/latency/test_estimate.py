@@ -15,6 +15,7 @@ import decayprune as dp
 from decayprune.cost import CostModel
 from decayprune.latency import hardware
 from decayprune.latency.estimate import LatencyModel, Timer, raced
+from decayprune.latency.form import Form
 from decayprune.structures.tracing.trace import trace
 from decayprune.surgery.cut import cut
 from decayprune.surgery.undo import Undo
@@ -137,10 +138,10 @@ def test_where_a_model_is_deployed_it_is_timed_and_the_dense_one_goes_there_once
     model = net().train()
     sent: list[int] = []
 
-    def deployed(other: Any, inputs: Any) -> Callable[[], object]:
+    def variants(other: Any, inputs: Any) -> list[Callable[[], object]]:
         assert inputs is INPUTS
         sent.append(other.stem[0].weight.shape[0])
-        return lambda: other.eval()(inputs)
+        return [lambda: other.eval()(inputs)]
 
     def compare(after: Sequence[Any], before: Sequence[Any], device: torch.device) -> float:
         assert (len(after), len(before), device) == (1, 1, CPU)
@@ -148,7 +149,8 @@ def test_where_a_model_is_deployed_it_is_timed_and_the_dense_one_goes_there_once
 
     structures = trace(model, INPUTS)
     cost = CostModel(structures, {n: p.shape for n, p in model.named_parameters()})
-    latency = LatencyModel(model, structures, INPUTS, cost, compare, deployed=deployed)
+    there = Form(variants=variants, device=CPU, hardware=hardware.known("onnxruntime"))
+    latency = LatencyModel(model, structures, INPUTS, cost, compare, form=there)
     assert latency.macs_per_value == hardware.known("onnxruntime").macs_per_value
     half = (cost.sizes + 1) // 2
     latency.refine(lambda: half)

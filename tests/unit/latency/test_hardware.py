@@ -61,7 +61,7 @@ def test_the_targets_have_names() -> None:
     assert known("cuda").block == 8
     assert known("cpu").block in (4, 8, 16)
     assert known("onnxruntime").block == known("cpu").block
-    with pytest.raises(ValueError, match=r"'onnxruntime', or a dp\.Hardware.*found 'tpu'"):
+    with pytest.raises(ValueError, match=r"'compiled', or a dp\.Hardware.*found 'tpu'"):
         known("tpu")
     with pytest.raises(ValueError, match="block from 1"):
         Hardware(block=0, macs_per_value=1)

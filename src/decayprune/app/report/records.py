@@ -163,7 +163,8 @@ class Summary:
 
     ``accuracy_before`` and ``accuracy_after`` hold what ``metric`` names, measured on
     ``judged_on``; an accuracy is a fraction. Latencies are milliseconds for a batch of
-    ``batch_size_latency``; ``repeat`` is the line that repeats the run from its settings alone;
+    ``batch_size_latency`` as ``latency_form`` says: ``"eager"``, or ``"compiled"`` for
+    ``torch.compile``. ``repeat`` is the line that repeats the run from its settings alone;
     ``budget`` maps a cost (``macs``, ``params``) to the fraction that was to remain.
     """
 
@@ -198,6 +199,7 @@ class Summary:
     metric: Annotated[str, TEXT] = "accuracy"
     judged_on: Annotated[str, TEXT] = "the test split"
     repeat: Annotated[str, TEXT] = ""
+    latency_form: Annotated[str, TEXT] = "eager"
 
 
 @dataclass(frozen=True)

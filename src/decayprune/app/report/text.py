@@ -176,6 +176,7 @@ def rows(summary: Summary) -> list[Row]:
     macs = summary.macs_after / summary.macs_before
     params = summary.params_after / summary.params_before
     ratio = summary.latency_before_ms / summary.latency_after_ms
+    form = ", compiled" if summary.latency_form == "compiled" else ""
     return [
         Row(
             summary.metric,
@@ -193,7 +194,7 @@ def rows(summary: Summary) -> list[Row]:
             f"{percent(params)} left",
         ),
         Row(
-            f"latency (batch {summary.batch_size_latency})",
+            f"latency (batch {summary.batch_size_latency}{form})",
             f"{figure(summary.latency_before_ms)} ms",
             f"{figure(summary.latency_after_ms)} ms",
             f"{times(ratio)} as fast",

@@ -38,7 +38,8 @@ _OF_THE_DEFAULT_HOST = {
     "latency_budget": None,
     "depth": None,
 }
-_TARGETS = ("cpu", "cuda", "onnxruntime")
+_ELSEWHERE = ("onnxruntime", "compiled")
+_TARGETS = ("cpu", "cuda", *_ELSEWHERE)
 _IMPORTANCES = ("variance", *IMPORTANCES, "random")
 _SCOPES = ("width", "local", "isomorphic", "global")
 
@@ -126,11 +127,11 @@ def _check_widths(settings: Settings) -> None:
         raise ValueError(
             f"--target expects one of {', '.join(_TARGETS)}; found {settings.target!r}."
         )
-    timed = settings.latency_budget is not None and settings.target == "onnxruntime"
+    timed = settings.latency_budget is not None and settings.target in _ELSEWHERE
     if settings.target and multiple != "auto" and not timed:
         raise ValueError(
             "--target is for --round-to auto, which asks what is fast there; --target onnxruntime "
-            "also for --latency-budget, which is then measured there."
+            "or compiled also for --latency-budget, which is then measured so."
         )
 
 

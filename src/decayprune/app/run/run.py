@@ -205,7 +205,8 @@ class Run:
         accuracy = self._evaluate("accuracy after")
         self.watch.phase("measure and check", 2, 0)
         dense = subject.fresh_model(self.settings, self.data)
-        latency = _on_one_thread(dense, self.model, self.timed)
+        compiled = self.settings.target == "compiled"
+        latency = _on_one_thread(dense, self.model, self.timed, compiled)
         self.watch.tick()
         dp.save(self.folder.path, self.model)
         summary.check_saved(self.folder.path, dense, self.model, self.timed)
@@ -356,12 +357,12 @@ class Run:
             self.distill.teacher.load_state_dict(state["teacher"])
 
 
-def _on_one_thread(dense: nn.Module, model: nn.Module, example: Any) -> Latency:
+def _on_one_thread(dense: nn.Module, model: nn.Module, example: Any, compiled: bool) -> Latency:
     """Time two models by what the processor does for them, whoever else is at work there."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return dp.benchmark(dense, model, example, runs=_LATENCY_RUNS)
+        return dp.benchmark(dense, model, example, runs=_LATENCY_RUNS, compiled=compiled)
     finally:
         torch.set_num_threads(threads)
 

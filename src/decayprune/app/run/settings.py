@@ -205,8 +205,9 @@ class Settings:
     )
     target: str | None = _option(
         None,
-        "Where the model will run, for --round-to auto: cpu, cuda or onnxruntime; "
-        "--latency-budget is measured in onnxruntime, if that is it. Default: where it is trained.",
+        "Where the model will run, for --round-to auto: cpu, cuda, onnxruntime or compiled; "
+        "--latency-budget is measured in onnxruntime or compiled, if that is it. Default: as it is "
+        "trained.",
         HOW,
         "NAME",
     )

@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,14 @@ def test_the_report_names_budgets_that_were_set_and_the_host_of_another() -> Non
     assert (theirs["host"], theirs["budget"]) == ("hesso", {"params": 0.4})
     assert (ours["latency_before_ms"], ours["latencies"]["speedup"]) == (4.0, 2.0)
     assert ours["machine"]["threads"] == LATENCY.threads
+
+
+def test_a_model_that_is_compiled_where_it_runs_counts_as_it_is_there() -> None:
+    plain = summary.report(Settings(), {}, LATENCY)
+    assert plain["latency_form"] == "eager"
+    found = summary.report(Settings(), {}, dataclasses.replace(LATENCY, compiled=(3.0, 1.0)))
+    assert (found["latency_before_ms"], found["latency_after_ms"]) == (3.0, 1.0)
+    assert found["latency_form"] == "compiled"
 
 
 def test_the_home_folder_does_not_say_who_lives_there() -> None:
