@@ -305,6 +305,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "hosts_fashion": hosts,
     "hosts_overhead": hosts_overhead,
     "latency_budget": latency_budget,
+    "latency_budget_compiled": latency_budget,
+    "latency_budget_onnxruntime": latency_budget,
     "overhead": overhead,
     "pretrained": pretrained,
     "pretrained_images": pretrained,

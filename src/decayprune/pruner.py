@@ -69,10 +69,10 @@ class DecayPruner(BesideOptimizer):
             (:mod:`decayprune.compensation`); residual branches are ranked by how much the outputs
             change without them. For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
-        round_to: None: any width. ``"auto"``: pruned widths are those that ``target`` is fast at,
+        round_to: None: any width, unless ``target`` is named. ``"auto"``: widths it is fast at,
             for a tenth or two of a point of accuracy on narrow networks
             (``benchmarks/rounding.py``). A number: every pruned width is a multiple of it.
-        target: Where the model will run, for ``round_to="auto"``: ``"cpu"``, ``"cuda"``,
+        target: Where the model will run, for widths that are fast there: ``"cpu"``, ``"cuda"``,
             ``"onnxruntime"``, ``"compiled"``, or a ``dp.Hardware``. None: where its parameters are
             now. A budget of ``latency`` is measured in onnxruntime or compiled, if that is how.
         scope: What stays of a group falls with its width (``"width"``); or structures are compared
@@ -120,7 +120,7 @@ class DecayPruner(BesideOptimizer):
     ) -> None:
         _check(budget, schedule, rectify)
         arguments.check_slices(slices)
-        arguments.check_round_to(round_to, target, timed=budget.latency is not None)
+        round_to = arguments.as_round_to(round_to, target, timed=budget.latency is not None)
         curve = arguments.as_curve(decay)
         if not isinstance(ignored_layers, (str, nn.Module)):
             ignored_layers = tuple(ignored_layers)  # read twice

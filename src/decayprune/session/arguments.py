@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -162,8 +162,10 @@ def shared_seed(importance: str | Importance) -> int:
     return shared(lambda: seed) if importance == "random" else seed
 
 
-def check_round_to(round_to: object, target: object, *, timed: bool = False) -> None:
-    """Raise unless these are multiples, and a target that has a say in them.
+def as_round_to(
+    round_to: object, target: object, *, timed: bool = False
+) -> int | Literal["auto"] | None:
+    """Multiples that widths are to be; where a target is named, unless told those it is fast at.
 
     Args:
         round_to: As the pruner takes it.
@@ -171,21 +173,24 @@ def check_round_to(round_to: object, target: object, *, timed: bool = False) -> 
         timed: Whether there is a budget of latency, which can be measured in another form.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They make no sense, or the target has no say in anything.
     """
-    whole = isinstance(round_to, int) and not isinstance(round_to, bool) and round_to >= 1
-    if not (whole or round_to is None or round_to == "auto"):
+    if round_to is None:
+        return None if target is None else "auto"
+    if round_to == "auto":
+        return "auto"
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise ValueError(
             "round_to is a whole number of channels from 1, 'auto' for what suits the machine, or "
             f"None; found {round_to!r}."
         )
-    elsewhere = timed and target in ("onnxruntime", "compiled")
-    if target is not None and round_to != "auto" and not elsewhere:
-        raise ValueError(
-            "target says which widths round_to='auto' prefers, or with 'onnxruntime' or 'compiled' "
-            f"how a Budget(latency=...) is measured; round_to is {round_to!r} and "
-            f"{'the target another' if timed else 'no latency is bounded'}: leave target out."
-        )
+    if target is None or (timed and target in ("onnxruntime", "compiled")):
+        return round_to
+    raise ValueError(
+        "target says which widths suit where the model will run, or with 'onnxruntime' or "
+        f"'compiled' how a Budget(latency=...) is measured; round_to is {round_to!r} and "
+        f"{'the target another' if timed else 'no latency is bounded'}: leave one of them out."
+    )
 
 
 def check_slices(slices: str) -> None:

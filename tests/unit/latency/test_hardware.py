@@ -105,6 +105,7 @@ class TestPruner:
             assert pruner._settings()["round_to"] == "auto"
         first, second = self.pruned(round_to="auto", target=SIMD)._session.kept().tolist()
         assert (first % 2, second % 4) == (0, 0)
+        assert self.pruned(target=SIMD)._session.kept().tolist() == [first, second]
         assert self.pruned()._settings()["round_to"] is None
 
     def test_multiples_give_way_to_the_budget(self) -> None:
@@ -151,7 +152,7 @@ class TestPruner:
             ({"round_to": True}, "found True"),
             (
                 {"round_to": 8, "target": "cuda"},
-                "round_to is 8 and no latency is bounded: leave target out",
+                "round_to is 8 and no latency is bounded: leave one of them out",
             ),
             ({"round_to": "auto", "target": "tpu"}, "found 'tpu'"),
         ],

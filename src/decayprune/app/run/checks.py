@@ -128,10 +128,11 @@ def _check_widths(settings: Settings) -> None:
             f"--target expects one of {', '.join(_TARGETS)}; found {settings.target!r}."
         )
     timed = settings.latency_budget is not None and settings.target in _ELSEWHERE
-    if settings.target and multiple != "auto" and not timed:
+    if settings.target and multiple not in (None, "auto") and not timed:
         raise ValueError(
-            "--target is for --round-to auto, which asks what is fast there; --target onnxruntime "
-            "or compiled also for --latency-budget, which is then measured so."
+            f"--target asks for the widths that are fast there, and --round-to {multiple} for "
+            "others: leave one of them out. With --latency-budget, which is then measured there, "
+            "--target onnxruntime and compiled take both."
         )
 
 

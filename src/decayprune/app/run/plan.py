@@ -83,7 +83,7 @@ def _default(settings: Settings, batches: Iterable[Any]) -> dict[str, Any]:
         "residual_width": settings.residual_width,
         "scope": settings.scope,
         "target": settings.target,
-        "round_to": _multiple(settings.round_to),
+        "round_to": _multiple(settings.round_to, settings.target),
         **floor,
     }
 
@@ -101,10 +101,12 @@ def _importance(spec: str) -> Callable[[Any, Any], Tensor]:
     return scores
 
 
-def _multiple(words: str | None) -> int | str | None:
-    """What widths are to be multiples of."""
-    if words is None or words == "none":
+def _multiple(words: str | None, target: str | None) -> int | str | None:
+    """What widths are to be multiples of; of a target that is named its own, unless told."""
+    if words is None:
         return None
+    if words == "none":
+        return 1 if target else None
     return words if words == "auto" else int(words)
 
 

@@ -198,16 +198,17 @@ class Settings:
     )
     round_to: str | None = _option(
         None,
-        "Every pruned width becomes a multiple of it; auto: what --target is fast at; none: any "
-        "width, the default but for digits as they are, 32.",
+        "Every pruned width becomes a multiple of it; auto: what --target is fast at, the default "
+        "where that is named; none: any width, the default elsewhere, but for digits as they are, "
+        "32.",
         HOW,
         "NUMBER",
     )
     target: str | None = _option(
         None,
-        "Where the model will run, for --round-to auto: cpu, cuda, onnxruntime or compiled; "
-        "--latency-budget is measured in onnxruntime or compiled, if that is it. Default: as it is "
-        "trained.",
+        "Where the model will run: cpu, cuda, onnxruntime or compiled. Its widths become fast "
+        "there, and --latency-budget is measured in onnxruntime or compiled, if that is it. "
+        "Default: as it is trained.",
         HOW,
         "NAME",
     )

@@ -22,7 +22,7 @@ from decayprune.structures.tracing.reparametrised import layer_of
 from decayprune.structures.tracing.tape import Tape
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_Memory = tuple[int, torch.Size]
+_Memory = tuple[int, torch.Size, tuple[int, ...]]
 
 _FREE = -1  # value of ``why`` where nothing fixed a component
 _LAST = np.iinfo(np.int64).max
@@ -225,8 +225,8 @@ def _incidence(tape: Tape, component: Array) -> Incidence:
 
 
 def _memory(labels: Tensor) -> _Memory:
-    """Where contiguous labels lie: they are never written to."""
-    return labels.data_ptr(), labels.shape
+    """Where labels lie, and how: they are never written to."""
+    return labels.data_ptr(), labels.shape, labels.stride()
 
 
 def _alone(incidence: Incidence, count: int) -> Array:

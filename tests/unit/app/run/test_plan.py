@@ -30,6 +30,12 @@ def test_widths_are_what_the_library_takes(words: str | None, found: object) -> 
     assert planned("default", round_to=words).options["round_to"] == found
 
 
+def test_a_target_that_is_named_has_fast_widths_unless_any_are_asked_for() -> None:
+    there = {"target": "onnxruntime", "latency_budget": 0.5}
+    assert planned("default", **there).options["round_to"] is None  # as the library fills it in
+    assert planned("default", **there, round_to="none").options["round_to"] == 1
+
+
 def test_an_importance_of_the_user_is_blamed_by_its_option_and_may_read_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ def test_defaults_suit_the_data_set() -> None:
         ({"host": "hesso", "calibrate": 8}, "--calibrate has no effect with --host hesso"),
         ({"importance": "variance"}, "give --calibrate"),
         ({"target": "tpu", "round_to": "auto"}, "--target expects one of cpu, .*found 'tpu'"),
-        ({"target": "cpu", "round_to": "8"}, "--target is for --round-to auto"),
+        ({"target": "cpu", "round_to": "8"}, "--round-to 8 for others: leave one of them out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
