@@ -160,6 +160,7 @@ def write_tables(folder: Path, page: Path) -> None:
     import ablations
     import inside
     import scopes
+    import settings
     from pictures import draw
 
     runs = grid.read(folder)
@@ -190,6 +191,11 @@ def write_tables(folder: Path, page: Path) -> None:
         "Against the host alone, as above; but `N` = 43, so that decays outlast the ticks.",
         "",
         figures.markdown(row for row in long if row["variant"] != "alone"),
+        "### In a better setting",
+        "",
+        "Against the host alone in the same setting (`settings.py`):",
+        "",
+        settings.tables(),
         "### Our own selection by norms",
         "",
         'Against cutting at once, as above; but `scope="global"`, which was the default before.',

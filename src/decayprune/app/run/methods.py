@@ -178,7 +178,7 @@ def _hesso(plan: Plan, model: nn.Module, example: Any, optimizer: torch.optim.Op
 def _depgraph(
     plan: Plan, model: nn.Module, example: Any, optimizer: torch.optim.Optimizer
 ) -> Pruning:
-    """DepGraph as its authors run it: global magnitude, in 400 iterative steps, at once.
+    """DepGraph as its authors run it, or as told: global magnitude, 400 iterative steps at once.
 
     With sparse learning, norms of whole groups are penalised up to the first round, and compared
     with the largest of their layer.
@@ -191,7 +191,8 @@ def _depgraph(
         ) from error
     sparse = plan.host == "depgraph-sl"
     kind = tp.pruner.GroupNormPruner if sparse else tp.pruner.MetaPruner
-    options = {"iterative_steps": _ITERATIVE_STEPS, **plan.options}
+    usual = {"iterative_steps": _ITERATIVE_STEPS, "global_pruning": True, "pruning_ratio": 1.0}
+    options = {**usual, **plan.options}
     penalty_decay = options.pop("sparse_weight_decay", None)
     pruner = kind(
         model,
@@ -199,8 +200,6 @@ def _depgraph(
         importance=tp.importance.GroupMagnitudeImportance(
             p=2, normalizer="max" if sparse else "mean"
         ),
-        global_pruning=True,
-        pruning_ratio=1.0,
         **options,
     )
     schedule = plan.schedule

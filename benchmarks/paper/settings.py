@@ -1,0 +1,91 @@
+"""The hosts in a better setting than that of their authors' scripts, and with a longer recovery.
+
+    python benchmarks/paper/settings.py --cell local --processes 2      # stop and rerun at will
+
+What decays and releases add to a host is worth as much as the host alone is at its best. DepGraph's
+global comparison starves layers; the same share of every layer, Torch-Pruning's own default, does
+not. Four times the recovery gives every host time to mend what it cut. Two controls stand beside
+them: our own selection cut at once, and a network of the final shape from scratch for all steps.
+``study.py tables`` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+from pathlib import Path
+
+import torch
+from goals import HARD, SEEDS
+from study import HERE, OF_HOST, PRUNING, RESNET, VGG
+
+from decayprune.app.run.settings import DATA_DIR
+from decayprune.app.study import figures, grid
+from decayprune.app.study.trial import Trial
+
+FOLDER = HERE / "results" / "settings"
+LONGER = 4
+PAIR = ("alone", "sp_sr")
+TITLES = {
+    "local": "DepGraph with the same share of every layer",
+    "longer": f"{LONGER} times the recovery",
+}
+
+
+def cells(seed: int) -> dict[str, list[Trial]]:
+    """The trials of a seed by what is asked."""
+    local = {"host": "depgraph", "options": {"global_pruning": False}}
+    budgets = (0.25, HARD)
+    longer = RESNET.with_(training=PRUNING.__class__(epochs=LONGER, lr=PRUNING.lr), budget=HARD)
+    hosts = {"dhspg": OF_HOST["dhspg"], "depgraph": local, "default": {}}
+    found = {
+        "local": [
+            net.with_(**local, budget=budget, variant=variant)
+            for net, budget, variant in itertools.product((VGG, RESNET), budgets, PAIR)
+        ],
+        "longer": [
+            longer.with_(**{"host": host, **options}, variant=variant)
+            for (host, options), variant in itertools.product(hosts.items(), PAIR)
+        ]
+        + [longer.with_(variant="small")],
+    }
+    return {name: [one.with_(seed=seed) for one in trials] for name, trials in found.items()}
+
+
+def tables() -> str:
+    """Gains over the host alone in the same setting."""
+    runs = grid.read(FOLDER)
+    text = []
+    for name, title in TITLES.items():
+        wanted = {trial.name for seed in range(SEEDS) for trial in cells(seed)[name]}
+        rows = figures.summary(run for run in runs if Trial.from_dict(run["trial"]).name in wanted)
+        text += [f"#### {title}", "", figures.markdown(rows) if rows else "Not run yet.\n"]
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cell", choices=tuple(TITLES), action="append")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="the first so many only")
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [
+        trial
+        for seed in range(given.seeds)
+        for cell in given.cell or TITLES
+        for trial in cells(seed)[cell]
+        if trial.model in (given.model or (trial.model,))
+    ]
+    say = functools.partial(print, flush=True)
+    for trial, reason in grid.run(
+        chosen, FOLDER, given.data_dir, processes=given.processes, say=say
+    ):
+        print(f"FAILED {trial.name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
