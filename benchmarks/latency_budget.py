@@ -50,7 +50,7 @@ def timed(dense: nn.Module, model: nn.Module, inputs: Any, where: str) -> tuple[
     form = form_of(where, torch.device("cpu"))
     calls = [form.variants(each.eval(), inputs) for each in (dense, model)]
     with torch.inference_mode():
-        times = Race.on(form.device, 15).times([*calls[0], *calls[1]], len(calls[0]))
+        times = Race.on(form.device, 15, min_run_ms=20.0).times([*calls[0], *calls[1]], len(calls[0]))
     ratios = paired(fastest(times[: len(calls[0])]), fastest(times[len(calls[0]) :]))
     return median(ratios), interval(ratios)
 
