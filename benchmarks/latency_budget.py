@@ -48,10 +48,11 @@ def timed(dense: nn.Module, model: nn.Module, inputs: Any, where: str) -> tuple[
         found = dp.benchmark(dense, model, inputs, runs=15)
         return found.speedup, found.interval
     form = form_of(where, torch.device("cpu"))
-    calls = [form.variants(each.eval(), inputs) for each in (dense, model)]
+    before, after = (form.variants(each.eval(), inputs) for each in (dense, model))
     with torch.inference_mode():
-        times = Race.on(form.device, 15, min_run_ms=20.0).times([*calls[0], *calls[1]], len(calls[0]))
-    ratios = paired(fastest(times[: len(calls[0])]), fastest(times[len(calls[0]) :]))
+        race = Race.on(form.device, 15, min_run_ms=20.0)
+        times = race.times([*before, *after], len(before))
+    ratios = paired(fastest(times[: len(before)]), fastest(times[len(before) :]))
     return median(ratios), interval(ratios)
 
 
