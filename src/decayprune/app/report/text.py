@@ -208,9 +208,11 @@ def table(summary: Summary | None, trace: Trace) -> str:
     if summary is None:
         return f"{said}\n\n{_so_far(trace.counts)}"
     head = Row("", "before", "after", "")
+    found = [head, *rows(summary)]
+    width = max(22, *(len(row.name) for row in found))
     lines = [
-        f"{row.name:<22}{row.before:>12}{row.after:>12}   {row.change}".rstrip()
-        for row in [head, *rows(summary)]
+        f"{row.name:<{width}}{row.before:>12}{row.after:>12}   {row.change}".rstrip()
+        for row in found
     ]
     counts = (
         f"structures: {summary.decayed} decayed, {summary.released} released,"

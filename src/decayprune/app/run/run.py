@@ -28,7 +28,6 @@ from decayprune.app.run.plan import plan
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
 from decayprune.latency.benchmark import Latency
-from decayprune.structures.example import batch_size
 
 _LOG_LINES = 2000
 # A batch large enough that the work outweighs the calls, small enough to be timed in seconds.
@@ -192,8 +191,7 @@ class Run:
 
     def _cut(self, pruner: methods.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
-        examples = 1 if self.settings.latency_budget is None else batch_size(self.timed)
-        cut = summary.compacted(pruner.host.compact(), examples)
+        cut = summary.compacted(pruner.host.compact())
         self.figures |= cut | {"cut_at": self.step}
         self.pruner, self.phase = None, "finetune"
         self.watch.tick()

@@ -36,16 +36,15 @@ def planned(pruner: Pruning, offset: int) -> dict[str, Any]:
     }
 
 
-def compacted(report: CompactionReport, examples: int = 1) -> dict[str, Any]:
+def compacted(report: CompactionReport) -> dict[str, Any]:
     """What the cut removed.
 
     Args:
         report: Of the cut.
-        examples: In the batch that its multiply-accumulates are those of; here they are of one.
     """
     return {
-        "macs_before": report.macs_before // examples,
-        "macs_after": report.macs_after // examples,
+        "macs_before": report.macs_before,
+        "macs_after": report.macs_after,
         "params_before": report.params_before,
         "params_after": report.params_after,
         "removed": report.removed,

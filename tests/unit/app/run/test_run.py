@@ -17,6 +17,7 @@ from decayprune.app.run.data import Data
 from decayprune.app.run.run import Interrupted, Run
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
+from decayprune.latency.estimate import LatencyModel
 
 FILES = ("model.safetensors", "structure.json", "history.jsonl", "events.jsonl", "norms.jsonl")
 
@@ -113,6 +114,18 @@ def test_times_are_those_of_one_thread_whatever_trains(small: Settings, tmp_path
         torch.set_num_threads(before)
     assert found["machine"]["threads"] == found["latencies"]["threads"] == 1
     assert found["latencies"]["processor_time"]
+
+
+def test_macs_are_those_of_one_example_whatever_is_timed(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were divided by the batch that a latency budget is measured on."""
+    monkeypatch.setattr(LatencyModel, "_timed", LatencyModel._unbent)
+    timed = replace(small, budget=None, latency_budget=0.6)
+    found = Run(timed, RunFolder(tmp_path), Watch()).start()
+    assert found["macs_before"] * found["latencies"]["batch_size"] == pytest.approx(
+        found["latencies"]["macs_before"], rel=0.01
+    )
 
 
 def test_the_saved_model_loads_into_a_dense_one(small: Settings, tmp_path: Path) -> None:
