@@ -18,9 +18,9 @@ from decayprune.compensation import calibration
 from decayprune.compensation.calibration import MOST_BATCHES
 from decayprune.compensation.compensated import Compensated
 from decayprune.cost import Budget
-from decayprune.deploy.target import form_of
+from decayprune.deploy.target import form_of, hardware_of
 from decayprune.latency.estimate import LatencyModel
-from decayprune.latency.hardware import Hardware, checked_units, known, units
+from decayprune.latency.hardware import Hardware, checked_units, units
 from decayprune.method.decay import Curve
 from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
@@ -136,12 +136,12 @@ class DecayPruner(BesideOptimizer):
             name="pruner",
         )
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
+        self._units = self._fast_units(target) if isinstance(round_to, str) else None
         self._latency = self._timed(budget, target)
         read = None if calibrate is None else list(itertools.islice(calibrate, MOST_BATCHES))
         self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "variance")
         self._seed = arguments.shared_seed(self._importance)
-        self._units = self._fast_units(target) if isinstance(round_to, str) else None
         self._selector = self._chooser(
             scope=scope,
             round_to=None if isinstance(round_to, str) else round_to,
@@ -223,9 +223,7 @@ class DecayPruner(BesideOptimizer):
 
     def _fast_units(self, target: str | Hardware | None) -> tuple[int, ...]:
         """Multiples that the target is fast at: in a data-parallel run those of one process."""
-        if target in (None, "compiled"):
-            target = "cpu" if self._device().type == "cpu" else "cuda"
-        hardware = known(target) if isinstance(target, str) else target
+        hardware = hardware_of(target, self._device())
         return shared(lambda: units(hardware, self.structures))
 
     def _device(self) -> torch.device:

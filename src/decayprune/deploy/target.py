@@ -7,6 +7,22 @@ import torch
 from decayprune.deploy.export import in_onnxruntime
 from decayprune.latency import hardware
 from decayprune.latency.form import Form, compiled, eager
+from decayprune.latency.hardware import Hardware
+
+
+def hardware_of(target: str | Hardware | None, device: torch.device) -> Hardware:
+    """The kind of processor that a target is.
+
+    Args:
+        target: As for the pruner; None and ``"compiled"``: where the parameters are.
+        device: Of the parameters.
+
+    Raises:
+        ValueError: It has a name that is not known.
+    """
+    if isinstance(target, Hardware):
+        return target
+    return hardware.of(device) if target in (None, "compiled") else hardware.known(target)
 
 
 def form_of(target: object, device: torch.device) -> Form:

@@ -255,8 +255,7 @@ def benchmark(
         compiled_times = None
         if compiled:
             with torch.no_grad():  # the compiler does not take inference tensors
-                quick = [compiled_call(m, example_inputs, best) for m in models]
-                [call() for call in quick]
+                quick = [compiled_call(in_format(m, example_inputs, best)[1]) for m in models]
                 compiled_times = race.medians(quick)
     finally:
         for module, mode in modes:
@@ -299,8 +298,7 @@ def _interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, f
 
 
 def _suitable(layer: Layer) -> int:
-    device = "cpu" if layer.weight.device.type == "cpu" else "cuda"
-    return hardware.unit(hardware.known(device), widths(layer)[1])
+    return hardware.unit(hardware.of(layer.weight.device), widths(layer)[1])
 
 
 def flushes_denormals() -> bool:

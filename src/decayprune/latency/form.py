@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from decayprune.latency import hardware
-from decayprune.latency.memory_format import Call, converted, formats, in_format
-from decayprune.structures.example import ExampleInputs, arguments
+from decayprune.latency.memory_format import Call, formats, in_format
+from decayprune.structures.example import ExampleInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,7 @@ def eager(device: torch.device) -> Form:
     Args:
         device: Of its parameters.
     """
-    return Form(variants=_in_formats, device=device, hardware=_kind(device))
+    return Form(variants=_in_formats, device=device, hardware=hardware.of(device))
 
 
 def compiled(device: torch.device) -> Form:
@@ -50,35 +48,26 @@ def compiled(device: torch.device) -> Form:
     Args:
         device: Of its parameters.
     """
-    return Form(variants=_compiled_in_formats, device=device, hardware=_kind(device))
+    return Form(variants=_compiled_in_formats, device=device, hardware=hardware.of(device))
 
 
-def compiled_call(
-    model: nn.Module, example_inputs: ExampleInputs, memory_format: torch.memory_format
-) -> Call:
-    """What runs a twin of a model under ``torch.compile``; its first call compiles.
+def compiled_call(call: Call) -> Call:
+    """A call under ``torch.compile``, compiled for the grad mode that is on now.
 
     The compiler keeps eight versions of a function and runs it as it is from then on, without
-    a word: so each twin has a function of its own.
+    a word: so each call is a function of its own.
 
     Args:
-        model: Read only.
-        example_inputs: One batch; the only shape it is compiled for.
-        memory_format: Of all weights and inputs with four dimensions.
+        call: Its inputs have one shape.
     """
-    other, _ = in_format(model, example_inputs, memory_format)
-    convert = partial(converted, memory_format=memory_format)
-    args, kwargs = tree_map(convert, arguments(example_inputs))
 
     def forward() -> object:
-        return other(*args, **kwargs)
+        return call()
 
     forward.__code__ = forward.__code__.replace()
-    return torch.compile(forward, dynamic=False)
-
-
-def _kind(device: torch.device) -> hardware.Hardware:
-    return hardware.known("cpu" if device.type == "cpu" else "cuda")
+    quick: Call = torch.compile(forward, dynamic=False)
+    quick()
+    return quick
 
 
 def _in_formats(model: nn.Module, example_inputs: ExampleInputs) -> list[Call]:
@@ -87,11 +76,6 @@ def _in_formats(model: nn.Module, example_inputs: ExampleInputs) -> list[Call]:
 
 
 def _compiled_in_formats(model: nn.Module, example_inputs: ExampleInputs) -> list[Call]:
-    calls = []
-    for memory_format in formats(example_inputs):
-        other, _ = in_format(model, example_inputs, memory_format)
-        calls.append(compiled_call(other.eval(), example_inputs, memory_format))
+    calls = _in_formats(model, example_inputs)
     with torch.inference_mode():  # as they are timed: they would be compiled anew elsewhere
-        for call in calls:
-            call()
-    return calls
+        return [compiled_call(call) for call in calls]

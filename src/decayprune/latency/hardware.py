@@ -77,6 +77,15 @@ def known(target: str) -> Hardware:
     )
 
 
+def of(device: torch.device) -> Hardware:
+    """The kind of processor that a device is.
+
+    Args:
+        device: What torch runs on.
+    """
+    return known("cpu" if device.type == "cpu" else "cuda")
+
+
 def units(hardware: Hardware, structures: StructureMap) -> tuple[int, ...]:
     """Multiple of channels that the width of each group should be.
 

@@ -13,6 +13,9 @@ from decayprune.selection.importance import IMPORTANCES, Importance, random
 from decayprune.structures.ranks import shared
 from decayprune.structures.structure_map import Refusal, StructureMap
 
+FORMS = ("onnxruntime", "compiled")
+"""Targets that say how a latency is measured, too."""
+
 
 def check_kind(name: str, value: object, kind: type, example: str) -> None:
     """Raise unless an argument is of its kind.
@@ -184,7 +187,7 @@ def as_round_to(
             "round_to is a whole number of channels from 1, 'auto' for what suits the machine, or "
             f"None; found {round_to!r}."
         )
-    if target is None or (timed and target in ("onnxruntime", "compiled")):
+    if target is None or (timed and target in FORMS):
         return round_to
     raise ValueError(
         "target says which widths suit where the model will run, or with 'onnxruntime' or "

@@ -10,12 +10,22 @@ from torch import nn
 
 import decayprune as dp
 from decayprune.deploy import target
-from decayprune.deploy.target import form_of
+from decayprune.deploy.target import form_of, hardware_of
 from decayprune.latency import form
 from decayprune.latency.hardware import known
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
+
+
+def test_a_target_is_a_kind_of_processor() -> None:
+    own = dp.Hardware(block=4, macs_per_value=1)
+    assert hardware_of(own, GPU) == own
+    for name in (None, "compiled"):
+        assert (hardware_of(name, CPU), hardware_of(name, GPU)) == (known("cpu"), known("cuda"))
+    assert hardware_of("onnxruntime", GPU) == known("onnxruntime")
+    with pytest.raises(ValueError, match="found 'tpu'"):
+        hardware_of("tpu", CPU)
 
 
 def test_a_target_says_where_and_how_a_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_compiled_models_are_timed_on_request(monkeypatch: pytest.MonkeyPatch) -
     assert "\ncompiled: " in str(found)
     assert len(compiled) == 2
     assert len({id(forward.__code__) for forward in compiled}) == 2
-    twins = [inspect.getclosurevars(forward).nonlocals["other"] for forward in compiled]
+    twins = [inspect.getclosurevars(forward).nonlocals["call"].func for forward in compiled]
     assert [twin[0].weight.shape[0] for twin in twins] == [16, 4]
     assert all(twin not in models for twin in twins)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from decayprune.selection.importance import IMPORTANCES
+from decayprune.session.arguments import FORMS
 
 if TYPE_CHECKING:
     from decayprune.app.run.settings import Settings
@@ -38,8 +39,7 @@ _OF_THE_DEFAULT_HOST = {
     "latency_budget": None,
     "depth": None,
 }
-_ELSEWHERE = ("onnxruntime", "compiled")
-_TARGETS = ("cpu", "cuda", *_ELSEWHERE)
+_TARGETS = ("cpu", "cuda", *FORMS)
 _IMPORTANCES = ("variance", *IMPORTANCES, "random")
 _SCOPES = ("width", "local", "isomorphic", "global")
 
@@ -127,7 +127,7 @@ def _check_widths(settings: Settings) -> None:
         raise ValueError(
             f"--target expects one of {', '.join(_TARGETS)}; found {settings.target!r}."
         )
-    timed = settings.latency_budget is not None and settings.target in _ELSEWHERE
+    timed = settings.latency_budget is not None and settings.target in FORMS
     if settings.target and multiple not in (None, "auto") and not timed:
         raise ValueError(
             f"--target asks for the widths that are fast there, and --round-to {multiple} for "

@@ -1,4 +1,3 @@
-import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +47,7 @@ def test_the_report_names_budgets_that_were_set_and_the_host_of_another() -> Non
 def test_a_model_that_is_compiled_where_it_runs_counts_as_it_is_there() -> None:
     plain = summary.report(Settings(), {}, LATENCY)
     assert plain["latency_form"] == "eager"
-    found = summary.report(Settings(), {}, dataclasses.replace(LATENCY, compiled=(3.0, 1.0)))
+    found = summary.report(Settings(), {}, replace(LATENCY, compiled=(3.0, 1.0)))
     assert (found["latency_before_ms"], found["latency_after_ms"]) == (3.0, 1.0)
     assert found["latency_form"] == "compiled"
 
