@@ -28,6 +28,7 @@ CONTROLS = (
     "random_release",
     "scratch_extra",
     "depth",
+    "otov2",
 )
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from handover import HandOver
+from otov2 import otov2
 from plan import BUDGETS, HERE, RATES, RESULTS, STEPS, TUNING_SEEDS, Run, queue, rate, tuned_as
 from residual import ORDERS, released_by, restored
 
@@ -44,7 +45,7 @@ from decayprune.latency.benchmark import cpu_name
 
 ARMS = (
     arms.ARMS
-    | {"ridge_handover": by_variance(HandOver)}
+    | {"ridge_handover": by_variance(HandOver), "otov2": otov2}
     | {f"ridge_by_{order}": released_by(order, 0.25) for order in ORDERS}
     | {f"{arm}_back": restored(arms.ARMS[arm]) for arm in ("sp_sr", "ridge_sp_sr")}
     | {"ridge_by_work_back": restored(released_by("work", 0.25))}

@@ -83,12 +83,14 @@ class Subject:
         steps: For so many steps.
         pruner_on: Builds what prunes it meanwhile.
         teacher: Whom it learns from.
+        optimizer_on: Makes what trains it, of its parameters and a rate, if that is not AdamW.
     """
 
     model: nn.Module
     steps: int
     pruner_on: Callable[[torch.optim.Optimizer], Any] | None = None
     teacher: nn.Module | None = None
+    optimizer_on: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
 
 
 Arm = Callable[["Start"], "Subject"]

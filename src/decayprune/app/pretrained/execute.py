@@ -49,6 +49,7 @@ def execute(
         subject.steps,
         run.lr,
         title=run.name,
+        optimizer_on=subject.optimizer_on,
         pruner_on=subject.pruner_on,
         teacher=subject.teacher,
         glance=glance,

@@ -50,6 +50,11 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def adamw(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """What every arm is trained with that brings no optimizer of its own."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+
+
 def train(
     model: nn.Module,
     batches: Iterator[Batch],
@@ -57,6 +62,7 @@ def train(
     lr: float,
     *,
     title: str,
+    optimizer_on: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None,
     pruner_on: Callable[[torch.optim.Optimizer], Any] | None = None,
     teacher: nn.Module | None = None,
     glance: Callable[[int], None] = lambda step: None,
@@ -69,6 +75,7 @@ def train(
         steps: Optimizer steps.
         lr: Peak learning rate.
         title: Beside the progress bar.
+        optimizer_on: Makes the optimizer of what is trained, with that rate; AdamW if left out.
         pruner_on: Builds a pruner on the optimizer: ``observe, step, finished, compact``.
         teacher: Dense model to distil from.
         glance: Called with the number of steps taken, after each.
@@ -80,7 +87,7 @@ def train(
         RuntimeError: The pruner has not finished within the steps.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=WEIGHT_DECAY)
+    optimizer = (optimizer_on or adamw)(trained, lr)
     pruner = None if pruner_on is None else pruner_on(optimizer)
     taught = None if teacher is None else dp.Distill(teacher, F.cross_entropy)
     report, begun = None, time.process_time()

@@ -36,6 +36,22 @@ def test_training_learns_and_tells_each_step(tmp_path: Path) -> None:
     assert evaluate(model, data["test"]) > max(before, 0.85)
 
 
+def test_an_arm_may_bring_its_own_optimizer_of_what_is_trained_at_the_rate_of_the_run() -> None:
+    model, asked = Net(), []
+    model.up.weight.requires_grad_(False)
+    frozen = model.up.weight.clone()
+
+    def optimizer_on(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        asked.append((len(parameters), lr))
+        return torch.optim.SGD(parameters, lr=lr)
+
+    before = model.down.weight.clone()
+    train(model, Points(0).forever(0), 1, 0.5, title="toy", optimizer_on=optimizer_on)
+    assert asked == [(len(list(model.parameters())) - 1, 0.5)]
+    assert torch.equal(model.up.weight, frozen)
+    assert not torch.equal(model.down.weight, before)
+
+
 def test_a_pruner_that_does_not_finish_is_an_error() -> None:
     class Never:
         finished = False
