@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from goals import HARD, SEEDS
-from study import HERE, OF_HOST, PRUNING, RESNET, VGG
+from trials import OF_HOST, PRUNING, RESNET, VGG
 
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.study import figures, grid
 from decayprune.app.study.trial import Trial
 
-FOLDER = HERE / "results" / "settings"
+FOLDER = Path(__file__).resolve().parent / "results" / "settings"
 LONGER = 4
 PAIR = ("alone", "sp_sr")
 TITLES = {
