@@ -15,6 +15,7 @@ STEPS = (300, 1200)  # after the dense fine-tuning, pruning included
 
 DECISIVE = ("ridge_abrupt", "ridge_handover", "abrupt", "torch_pruning_taylor", "last_layers")
 PRIMARY = ("abrupt", "sp_sr", "ridge_abrupt", "ridge_sp_sr", "ridge_handover")
+SENSITIVE = ("sensitive_abrupt", "sensitive_sp_sr")  # added later: endpoints.md
 DISTILLED = ("ridge_abrupt_distil", "ridge_sp_sr_distil")
 RIVALS = ("torch_pruning_taylor", "last_layers")
 CONTROLS = (
@@ -33,7 +34,7 @@ CONTROLS = (
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
-ARMS = PRIMARY + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
+ARMS = PRIMARY + SENSITIVE + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
 ARMS += ("dense_on", *LONG_CONTROLS)
 
 OTHER_SEEDS = 8
@@ -49,6 +50,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "taylor_abrupt": "variance_abrupt",
     "ridge_taylor_abrupt": "ridge_abrupt",
     "depth": "ridge_abrupt",
+    **dict.fromkeys(SENSITIVE, "ridge_abrupt"),
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",
@@ -67,6 +69,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "ridge_handover": "ridge_abrupt",
     "variance_abrupt": "ridge_abrupt",
     "sp_sr": "abrupt",
+    **dict.fromkeys(SENSITIVE, "ridge_abrupt"),
     "torch_pruning": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
@@ -101,6 +104,8 @@ def queue(task: str) -> list[Run]:
     if task == "minilm":
         parts = [
             (DECISIVE, quarter[1:]),
+            (SENSITIVE[:1], quarter),
+            (SENSITIVE[1:], quarter[:1]),
             (("scratch_total", "dense_on"), quarter[1:]),
             (DECISIVE, quarter[:1]),
             (RELEASES + BACK, quarter[:1]),
@@ -112,7 +117,8 @@ def queue(task: str) -> list[Run]:
             (("scratch_total",), quarter[:1]),
         ]
     else:
-        parts = [(HANDED + IMAGES + RELEASES + BACK, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
+        parts = [(SENSITIVE, quarter[:1])]
+        parts += [(HANDED + IMAGES + RELEASES + BACK, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
         parts += [(IMAGES, quarter[1:])]
         parts += [(IMAGES_TOO, quarter), (IMAGES, half)]
     runs = [

@@ -17,6 +17,7 @@ from torch import nn
 from decayprune.compensation import calibration
 from decayprune.compensation.calibration import MOST_BATCHES
 from decayprune.compensation.compensated import Compensated
+from decayprune.compensation.sensitivity import sensitivity
 from decayprune.cost import Budget
 from decayprune.deploy.target import form_of, hardware_of
 from decayprune.latency.estimate import LatencyModel
@@ -35,7 +36,7 @@ from decayprune.structures.example import ExampleInputs
 from decayprune.structures.ranks import shared
 from decayprune.structures.streams import residual_streams
 from decayprune.structures.structure_map import StructureMap
-from decayprune.surgery.branches import branch_effects, offer_branches
+from decayprune.surgery.branches import branch_effects, deepened
 
 
 class DecayPruner(BesideOptimizer):
@@ -61,13 +62,13 @@ class DecayPruner(BesideOptimizer):
         schedule: When structures are selected and how long they decay.
         rectify: When a decaying structure is released; None for smooth pruning alone.
         importance: ``"magnitude"``, ``"magnitude_l1"``, ``"taylor"``, ``"bn_scale"``,
-            ``"random"``, ``"variance"``, or a function ``(structures, parameters) -> scores``.
-            None: ``"variance"`` if there is something to calibrate on, else ``"magnitude"``.
+            ``"random"``, ``"sensitivity"``, ``"variance"``, or a function ``(structures,
+            parameters) -> scores``. None: ``"sensitivity"`` if there is something to calibrate on,
+            else ``"magnitude"``.
         calibrate: Batches without labels, each as ``example_inputs`` are; at most 64 are read, at
-            once. Structures are then ranked by how much their consumers vary with them, and the
-            consumers take over what is picked by ridge regression
-            (:mod:`decayprune.compensation`); residual branches are ranked by how much the outputs
-            change without them. For a trained model.
+            once. Structures are then ranked by how much the outputs change without them, and
+            their consumers take over what is picked by ridge regression
+            (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: None: any width, unless ``target`` is named. ``"auto"``: widths it is fast at,
             for a tenth or two of a point of accuracy on narrow networks
@@ -126,7 +127,7 @@ class DecayPruner(BesideOptimizer):
             ignored_layers = tuple(ignored_layers)  # read twice
         refine = partial(_refined, model, residual_width)
         if budget.depth is not None:
-            refine = partial(_deepened, model, example_inputs, ignored_layers, refine)
+            refine = partial(deepened, model, example_inputs, ignored_layers, refine)
         self._session = Session(
             model,
             optimizer,
@@ -140,7 +141,8 @@ class DecayPruner(BesideOptimizer):
         self._latency = self._timed(budget, target)
         read = None if calibrate is None else list(itertools.islice(calibrate, MOST_BATCHES))
         self._calibration = self._calibrated(read)
-        self._importance = importance or ("magnitude" if calibrate is None else "variance")
+        self._importance = importance or ("magnitude" if calibrate is None else "sensitivity")
+        self._sensitivity = self._felt(read)
         self._seed = arguments.shared_seed(self._importance)
         self._selector = self._chooser(
             scope=scope,
@@ -215,6 +217,13 @@ class DecayPruner(BesideOptimizer):
             return None
         return calibration.calibrate(self._session.model, self.structures, batches)
 
+    def _felt(self, batches: Iterable[ExampleInputs] | None) -> torch.Tensor | None:
+        """What the outputs feel of each structure, if that ranks them."""
+        if self._importance != "sensitivity" or self._calibration is None:
+            return None
+        assert batches is not None
+        return sensitivity(self._session.model, self.structures, batches, self._calibration)
+
     def _valued(self, batches: Iterable[ExampleInputs] | None) -> torch.Tensor | None:
         """What each residual branch is worth on calibration data."""
         if batches is None or not self.structures.branches:
@@ -248,14 +257,16 @@ class DecayPruner(BesideOptimizer):
         return Compensated(self._selector, self._calibration)
 
     def _ranking(self) -> Importance:
-        if self._importance != "variance":
+        if self._importance not in ("sensitivity", "variance"):
             return arguments.as_importance(self._importance, self._seed)
         if self._calibration is None:
             raise ValueError(
-                "importance='variance' ranks by what layers read, and nothing was given to read. "
-                "Pass calibrate=[x for x, _ in itertools.islice(loader, 16)]."
+                f"importance={self._importance!r} ranks by what happens on some data, and nothing "
+                "was given. Pass calibrate=[x for x, _ in itertools.islice(loader, 16)]."
             )
-        return self._calibration.importance
+        if self._sensitivity is None:
+            return self._calibration.importance
+        return partial(self._calibration.or_norms, self._sensitivity)
 
     # ---------------------------------------------------------------- steps that a device repeats
 
@@ -329,6 +340,8 @@ class DecayPruner(BesideOptimizer):
             state["units"] = list(self._units)
         if self._compensated is not None:
             state["compensation"] = self._compensated.state_dict()
+        if self._sensitivity is not None:
+            state["sensitivity"] = self._sensitivity
         if self._selector.depth.worth is not None:
             state["branches"] = self._selector.depth.worth
         return state
@@ -342,6 +355,8 @@ class DecayPruner(BesideOptimizer):
             self._selector.set_multiples(self._units)
         if self._compensated is not None:
             self._compensated.load_state_dict(state["compensation"])
+        if self._sensitivity is not None:
+            self._sensitivity = state["sensitivity"].cpu()
         if self._selector.depth.worth is not None:
             self._selector.depth.worth = state["branches"].cpu()
         super()._restore(state)
@@ -372,27 +387,3 @@ def _refined(
     reason = "it is the width of the residual stream, and residual_width=False keeps that"
     numbers = residual_streams(model, structures).nonzero().flatten().tolist()
     return structures.without(dict.fromkeys(numbers, reason))
-
-
-def _deepened(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    ignored_layers: Iterable[str | nn.Module],
-    refine: Callable[[StructureMap], StructureMap],
-    structures: StructureMap,
-) -> StructureMap:
-    """The structures that may be pruned at all, residual branches among them.
-
-    Raises:
-        ValueError: There is no branch.
-    """
-    offered = offer_branches(model, refine(structures), example_inputs, ignored_layers)
-    if not offered.branches:
-        refused = offered.refusals[len(structures.refusals) :]
-        reasons = "; ".join(f"`{r.layer}`: {r.reason}" for r in refused if not r.width)
-        raise ValueError(
-            "Budget(depth=...) is about residual branches, and none of this model can be removed. "
-            + (f"What is left alone, and why: {reasons}. " if reasons else "None was found. ")
-            + "Bound the MACs instead."
-        )
-    return offered

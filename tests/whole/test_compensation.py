@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import decayprune as dp
+from decayprune.compensation.calibration import calibrate
+from decayprune.compensation.sensitivity import sensitivity
 from loops import OPTIMIZERS, batches, net, pruner_for, same, train
 
 DATA = [images for images, _ in batches(4, first=100)]
@@ -46,13 +48,24 @@ def test_the_function_survives_a_cut_much_better() -> None:
     assert ranked < 0.5 * plain
 
 
-def test_with_calibration_the_default_ranks_by_variance() -> None:
+@pytest.mark.parametrize("importance", ["sensitivity", "variance"])
+def test_what_ranks_on_data_asks_for_some(importance: str) -> None:
     model = net()
     optimizer = OPTIMIZERS["SGD"](model.parameters())
-    with pytest.raises(ValueError, match=r"importance='variance' ranks by what layers read"):
-        pruner_for(model, optimizer, importance="variance")
+    with pytest.raises(ValueError, match=f"importance='{importance}' ranks by what happens on"):
+        pruner_for(model, optimizer, importance=importance)
+
+
+def test_with_calibration_the_default_ranks_by_sensitivity() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
     pruner = pruner_for(model, optimizer, calibrate=DATA)
-    assert pruner.state_dict()["settings"]["importance"] == "variance"
+    state = pruner.state_dict()
+    assert state["settings"]["importance"] == "sensitivity"
+    expected = sensitivity(
+        model, pruner.structures, DATA, calibrate(model, pruner.structures, DATA)
+    )
+    torch.testing.assert_close(state["sensitivity"], expected)
     pruner.close()
     pruner = pruner_for(model, optimizer, calibrate=DATA, importance="magnitude")
     assert pruner.state_dict()["settings"]["importance"] == "magnitude"

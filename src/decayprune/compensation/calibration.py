@@ -45,25 +45,36 @@ class Calibration:
         Returns:
             Shape ``(S,)``.
         """
-        size = structures.num_structures
-        total, seen = (
-            torch.zeros(size, dtype=torch.float64, device="cpu"),
-            torch.zeros(size, dtype=torch.bool, device="cpu"),
-        )
+        total = torch.zeros(structures.num_structures, dtype=torch.float64, device="cpu")
         for reader in self.readers:
             mine = reader.structure >= 0
             weight = parameters[f"{reader.name}.weight"].detach().double().cpu()
             columns = weight.movedim(1, 0).flatten(1).square().sum(1)
             value = self.moments[reader.name].variance * columns
             total.index_add_(0, reader.structure[mine], value[mine])
-            seen[reader.structure[mine]] = True
+        return self.or_norms(total.sqrt(), structures, parameters)
+
+    def or_norms(
+        self, scores: Tensor, structures: StructureMap, parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Scores, and the norms of the weights in groups that nobody read.
+
+        Args:
+            scores: Of what was read, shape ``(S,)``.
+            structures: Of the model.
+            parameters: By name.
+        """
+        size, scores = len(scores), scores.clone()
+        seen = torch.zeros(size, dtype=torch.bool, device="cpu")
+        for reader in self.readers:
+            seen[reader.structure[reader.structure >= 0]] = True
         if not bool(seen.all()):
-            norms = sum_products(labelled(structures), size, parameters).cpu().double()
+            norms = sum_products(labelled(structures), size, parameters).cpu().double().sqrt()
             for group in structures.groups:
                 part = slice(group.start, group.stop)
                 if not bool(seen[part].all()):
-                    total[part] = norms[part]
-        return total.sqrt().float()
+                    scores[part] = norms[part]
+        return scores.float()
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and tensors, by the layer's name."""

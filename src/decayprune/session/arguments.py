@@ -153,8 +153,9 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
     known = IMPORTANCES | {"random": random(seed)}
     if importance not in known:
         raise ValueError(
-            f"importance is one of {', '.join(map(repr, known))}, 'variance' (with calibrate=), "
-            f"or a function (structures, parameters) -> scores; found {importance!r}."
+            f"importance is one of {', '.join(map(repr, known))}, 'sensitivity' or 'variance' "
+            "(both with calibrate=), or a function (structures, parameters) -> scores; found "
+            f"{importance!r}."
         )
     return known[importance]
 

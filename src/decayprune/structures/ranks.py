@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -42,3 +42,16 @@ def shared(measure: Callable[[], _T]) -> _T:
             f"The first process of this data-parallel run failed, so the others stop: {box[1]}"
         )
     return cast("_T", box[0])
+
+
+def averaged(values: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes of a data-parallel run, the same in each.
+
+    Args:
+        values: What this process has found.
+    """
+    if not several():
+        return values
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, values)
+    return torch.stack(everybody).mean(0)

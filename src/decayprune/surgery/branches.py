@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from decayprune.compensation.calibration import on_device
 from decayprune.structures.branches import with_branches
 from decayprune.structures.example import ExampleInputs, outputs
-from decayprune.structures.ranks import several
+from decayprune.structures.ranks import averaged
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.tracing.branches import residual_branches
 from decayprune.structures.tracing.trace import ignored_names
@@ -49,6 +48,37 @@ def offer_branches(
     return refuse_unremovable(model, offered, example_inputs) if free else offered
 
 
+def deepened(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    ignored_layers: Iterable[str | nn.Module],
+    refine: Callable[[StructureMap], StructureMap],
+    structures: StructureMap,
+) -> StructureMap:
+    """The structures that may be pruned at all, residual branches among them.
+
+    Args:
+        model: Left as it is.
+        example_inputs: What to run it on.
+        ignored_layers: Names, globs or modules; a branch stays if one of them would leave.
+        refine: Leaves out of the structures of widths what is to stay.
+        structures: Of widths.
+
+    Raises:
+        ValueError: There is no branch.
+    """
+    offered = offer_branches(model, refine(structures), example_inputs, ignored_layers)
+    if not offered.branches:
+        refused = offered.refusals[len(structures.refusals) :]
+        reasons = "; ".join(f"`{r.layer}`: {r.reason}" for r in refused if not r.width)
+        raise ValueError(
+            "Budget(depth=...) is about residual branches, and none of this model can be removed. "
+            + (f"What is left alone, and why: {reasons}. " if reasons else "None was found. ")
+            + "Bound the MACs instead."
+        )
+    return offered
+
+
 def branch_effects(
     model: nn.Module, structures: StructureMap, batches: Iterable[ExampleInputs]
 ) -> Tensor:
@@ -81,7 +111,7 @@ def branch_effects(
                 changed[number] += _difference(outputs(copy, inputs), whole)
             finally:
                 undo.run()
-    return _of_all_ranks(changed)
+    return averaged(changed)
 
 
 def _difference(found: list[Tensor], whole: list[Tensor]) -> float:
@@ -90,11 +120,3 @@ def _difference(found: list[Tensor], whole: list[Tensor]) -> float:
         for a, b in zip(found, whole, strict=True)
     ]
     return float(sum(parts)) / max(len(parts), 1)
-
-
-def _of_all_ranks(changed: Tensor) -> Tensor:
-    if not several():
-        return changed
-    everybody: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, changed)
-    return torch.stack(everybody).mean(0)

@@ -134,12 +134,12 @@ def pruned(**options: Any) -> Arm:
     return arm
 
 
-def compensated(**options: Any) -> Arm:
-    """Ranked by activation variance, and the consumers take over what leaves."""
+def compensated(importance: str = "variance", **options: Any) -> Arm:
+    """Ranked on data, and the consumers take over what leaves."""
 
     def arm(start: Start) -> Subject:
         read = [inputs for inputs, _ in start.calibration()]
-        return pruned(calibrate=read, **options)(start)
+        return pruned(importance=importance, calibrate=read, **options)(start)
 
     return arm
 
@@ -289,6 +289,8 @@ ARMS: dict[str, Arm] = {
     "ridge_taylor_abrupt": by_taylor(ridge=True, smooth=False),
     "ridge_abrupt": compensated(smooth=False),
     "ridge_sp_sr": compensated(),
+    "sensitive_abrupt": compensated("sensitivity", smooth=False),
+    "sensitive_sp_sr": compensated("sensitivity"),
     "ridge_abrupt_distil": distilled(compensated(smooth=False)),
     "ridge_sp_sr_distil": distilled(compensated()),
     "torch_pruning": torch_pruning("magnitude"),

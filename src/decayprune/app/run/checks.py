@@ -40,7 +40,8 @@ _OF_THE_DEFAULT_HOST = {
     "depth": None,
 }
 _TARGETS = ("cpu", "cuda", *FORMS)
-_IMPORTANCES = ("variance", *IMPORTANCES, "random")
+_ON_DATA = ("sensitivity", "variance")
+_IMPORTANCES = (*_ON_DATA, *IMPORTANCES, "random")
 _SCOPES = ("width", "local", "isomorphic", "global")
 
 
@@ -143,9 +144,9 @@ def _check_numbers(settings: Settings) -> None:
             f"--importance expects one of {', '.join(_IMPORTANCES)}, or pkg.mod:function, called "
             f"with (structures, parameters); found {importance!r}."
         )
-    if importance == "variance" and not settings.calibrate:
+    if importance in _ON_DATA and not settings.calibrate:
         raise ValueError(
-            "--importance variance ranks by what layers read on some data: give --calibrate, such "
+            f"--importance {importance} ranks by what happens on some data: give --calibrate, such "
             "as --calibrate 16, as well."
         )
     if not settings.peak_lr > 0:

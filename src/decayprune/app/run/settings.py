@@ -183,9 +183,9 @@ class Settings:
     )
     importance: str | None = _option(
         None,
-        "What ranks structures: variance, magnitude, magnitude_l1, taylor, bn_scale, random, or "
-        "pkg.mod:function, called with (structures, parameters). Default: variance with "
-        "--calibrate, else magnitude.",
+        "What ranks structures: sensitivity, variance, magnitude, magnitude_l1, taylor, bn_scale, "
+        "random, or pkg.mod:function, called with (structures, parameters). Default: sensitivity "
+        "with --calibrate, else magnitude.",
         HOW,
         "NAME",
     )

@@ -14,6 +14,7 @@ from pretrained_toy import WIDTH, Net, Points, Toy
 PRUNED = ("abrupt", "sp", "sp_sr", "variance_abrupt", "variance_sp_sr", "taylor_abrupt")
 PRUNED += ("ridge_taylor_abrupt", "ridge_abrupt", "ridge_sp_sr", "random_selection")
 PRUNED += ("random_release", "ridge_abrupt_distil", "ridge_sp_sr_distil")
+PRUNED += ("sensitive_abrupt", "sensitive_sp_sr")
 
 
 def start(folder: Path, arm: str, **changes: Any) -> Start:

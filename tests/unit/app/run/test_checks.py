@@ -15,7 +15,10 @@ from decayprune.app.run.settings import Settings
         ({"floor": 1.0}, r"--floor is the share .* below 1; found 1\.0"),
         ({"round_to": "0"}, "--round-to expects a whole number from 1, auto or none; found 0"),
         ({"round_to": "eight"}, "auto or none; found eight"),
-        ({"importance": "luck"}, "--importance expects one of variance, .*, or pkg.mod:function"),
+        (
+            {"importance": "luck"},
+            "--importance expects one of sensitivity, .*, or pkg.mod:function",
+        ),
         ({"depth": 0.0}, r"--depth is the share that remains.*found 0\.0"),
         ({"depth": 0.5, "latency_budget": 0.5}, "--latency-budget .* cannot stand beside --depth"),
         ({"host": "hesso", "depth": 0.5}, "--depth has no effect with --host hesso"),

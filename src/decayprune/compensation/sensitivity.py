@@ -1,0 +1,126 @@
+"""How much a model's outputs change if a structure is replaced by its mean, to first order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decayprune.compensation.calibration import MOST_BATCHES, Calibration, on_device
+from decayprune.compensation.consumers import Consumer
+from decayprune.structures.example import ExampleInputs, arguments, quiet, returned
+from decayprune.structures.ranks import averaged
+from decayprune.structures.structure_map import StructureMap
+
+DRAWS = 2
+"""Random directions in the outputs of each batch."""
+
+
+def sensitivity(
+    model: nn.Module,
+    structures: StructureMap,
+    batches: Iterable[ExampleInputs],
+    read: Calibration,
+) -> Tensor:
+    """Root of the summed squares of the outputs' derivative by a gate on each structure.
+
+    The gate ``a`` makes of what the consumers read of a structure ``mean + a (x - mean)``: at 1 it
+    is there, at 0 its mean is. Directions of random signs in the outputs give, in expectation, the
+    squared norm of the whole derivative with one backward pass each. Labels are not needed: what
+    the loss makes of the outputs is left out.
+
+    Source: the Gauss-Newton diagonal of a gate, as in Fisher pruning (Theis et al., arXiv
+    1801.05787), by Hutchinson's estimator; of the outputs instead of the loss, and about the mean,
+    ours.
+
+    Args:
+        model: Nothing of it changes.
+        structures: Of the model.
+        batches: As for :func:`calibration.calibrate`; at most 64 are read.
+        read: What it found on them.
+
+    Returns:
+        Shape ``(S,)``, float64; 0 for what no consumer has read.
+
+    Raises:
+        ValueError: The outputs of the model have no derivative.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    total = torch.zeros(structures.num_structures, dtype=torch.float64, device="cpu")
+    device = next(model.parameters()).device
+    with quiet(model), torch.enable_grad(), _gated(read) as gates:
+        for batch in itertools.islice(batches, MOST_BATCHES):
+            args, kwargs = arguments(on_device(device, batch))
+            found = [out for out in returned(model(*args, **kwargs)) if out.requires_grad]
+            if not found:
+                raise _underivable("nothing of it has a derivative")
+            for draw in range(DRAWS):
+                drawn, last = _along_random_signs(found, generator), draw == DRAWS - 1
+                slopes = _slopes(drawn, gates, last=last)
+                total += _by_structure(read, slopes, len(total)).square()
+    return averaged(total).sqrt()
+
+
+def _underivable(why: object) -> ValueError:
+    return ValueError(
+        "importance='sensitivity', the default with calibrate=, differentiates what the model "
+        f"returns in evaluation mode, and that failed: {why}. Rank by what layers read instead, "
+        "which needs no derivative: importance='variance'."
+    )
+
+
+def _slopes(drawn: Tensor, gates: Sequence[Tensor], *, last: bool) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(drawn, gates, retain_graph=not last, allow_unused=True)
+    except RuntimeError as error:  # an operator without a derivative, or no memory for it
+        raise _underivable(error) from error
+
+
+@contextmanager
+def _gated(read: Calibration) -> Iterator[list[Tensor]]:
+    """Gates, all 1, on what each consumer reads."""
+    gates, hooks = [], []
+    for reader in read.readers:
+        weight, mean = reader.layer.weight, read.moments[reader.name].mean
+        gates.append(torch.ones(len(mean), device=weight.device, requires_grad=True))
+        hooks.append(reader.layer.register_forward_pre_hook(_gate(reader, gates[-1], mean)))
+    try:
+        yield gates
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _gate(reader: Consumer, gate: Tensor, mean: Tensor) -> Any:
+    behind = 0 if isinstance(reader.layer, nn.Linear) else len(reader.layer.kernel_size)
+    shape = (-1, *[1] * behind)
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        centre = mean.to(x).view(shape)
+        return (centre + gate.to(x.dtype).view(shape) * (x - centre), *inputs[1:])
+
+    return hook
+
+
+def _along_random_signs(found: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """Inner product of the outputs, each of norm 1 per value, and random signs."""
+    parts = []
+    for out in found:
+        signs = torch.randint(2, out.shape, generator=generator, device="cpu") * 2 - 1
+        scale = out.detach().square().mean().sqrt().clamp(min=torch.finfo(out.dtype).tiny)
+        parts.append((out * signs.to(out)).sum() / scale)
+    return torch.stack(parts).sum()
+
+
+def _by_structure(read: Calibration, slopes: Sequence[Tensor | None], size: int) -> Tensor:
+    total = torch.zeros(size, dtype=torch.float64, device="cpu")
+    for reader, slope in zip(read.readers, slopes, strict=True):
+        if slope is not None:
+            mine = reader.structure >= 0
+            total.index_add_(0, reader.structure[mine], slope.double().cpu()[mine])
+    return total
