@@ -135,11 +135,13 @@ def hosts_overhead(found: dict[str, Any]) -> str:
 
 
 _ARMS = {
-    "ridge_abrupt": "**calibrated, cut at once** (`calibrate=batches`)",
-    "ridge_handover": "calibrated, smooth, releases, handed over (an ablation)",
-    "ridge_sp_sr": "calibrated, smooth, releases",
-    "ridge_abrupt_distil": "calibrated, cut at once, taught by the dense model",
-    "ridge_sp_sr_distil": "calibrated, smooth, releases, taught by the dense model",
+    "sensitive_abrupt": "**calibrated, cut at once** (`calibrate=batches`)",
+    "sensitive_sp_sr": "calibrated, smooth, releases",
+    "ridge_abrupt": "calibrated, cut at once, ranked by variance",
+    "ridge_handover": "ranked by variance, smooth, releases, handed over (an ablation)",
+    "ridge_sp_sr": "ranked by variance, smooth, releases",
+    "ridge_abrupt_distil": "ranked by variance, cut at once, taught by the dense model",
+    "ridge_sp_sr_distil": "ranked by variance, smooth, releases, taught by the dense model",
     "sp_sr": "smooth, releases, by magnitude",
     "abrupt": "cut at once, by magnitude",
     "torch_pruning_taylor": "Torch-Pruning, Taylor on the same data",
@@ -170,9 +172,9 @@ def pretrained(found: dict[str, Any]) -> str:
     ]
     head = ["", "MACs left", "as fast", "accuracy (%)", "against the dense one", "seeds"]
     facts = (
-        f"After {found['steps']:,} steps of 32 examples, pruning included; "
-        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue --task "
-        f"{found['task']}`, then `tables.py` beside it.\n"
+        f"After {found['steps']:,} steps of 32 examples, pruning included; speeds: one thread of "
+        f"{' and '.join(found['timed on'])}; {machine(found['machine'])}. `python "
+        f"benchmarks/pretrained/run.py queue --task {found['task']}`, then `tables.py` beside it.\n"
     )
     return f"{table(head, rows)}\n{facts}"
 

@@ -16,8 +16,10 @@ Run = dict[str, Any]
 LOOK = {  # arm: label, colour, marker
     "abrupt": ("cut at once, by magnitude", "#8a8f98", "o"),
     "sp_sr": ("smooth, releases", "#2f6fde", "s"),
-    "ridge_abrupt": ("cut at once, compensated", "#e8890c", "^"),
-    "ridge_sp_sr": ("smooth, releases, compensated", "#d9480f", "D"),
+    "sensitive_abrupt": ("cut at once, calibrated", "#f2b01e", "8"),
+    "sensitive_sp_sr": ("smooth, releases, calibrated", "#b8860b", "p"),
+    "ridge_abrupt": ("cut at once, compensated, by variance", "#e8890c", "^"),
+    "ridge_sp_sr": ("smooth, releases, compensated, by variance", "#d9480f", "D"),
     "ridge_handover": ("smooth, releases, handed over", "#a61e4d", "v"),
     "torch_pruning": ("Torch-Pruning", "#2b8a3e", "P"),
     "torch_pruning_taylor": ("Torch-Pruning, Taylor", "#66a80f", "X"),

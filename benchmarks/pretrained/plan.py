@@ -40,6 +40,7 @@ ARMS += ("dense_on", *LONG_CONTROLS)
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
 SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(PRIMARY, 12)  # at 25 % of the MACs
+TIMING_STEPS = 10  # speeds of all arms are measured apart, on one machine, after so short a run
 TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
 
@@ -50,7 +51,8 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "taylor_abrupt": "variance_abrupt",
     "ridge_taylor_abrupt": "ridge_abrupt",
     "depth": "ridge_abrupt",
-    **dict.fromkeys(SENSITIVE, "ridge_abrupt"),
+    "sensitive_abrupt": "ridge_abrupt",
+    "sensitive_sp_sr": "ridge_sp_sr",
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",
@@ -81,6 +83,11 @@ def tuned_as(task: str, arm: str) -> str:
     """The arm whose learning rate an arm takes; its own if it is tuned."""
     others = TUNED_AS if task == "minilm" else IMAGES_TUNED_AS
     return others.get(arm, arm)
+
+
+def timed_as(arm: str) -> str:
+    """The arm whose model has the shape of an arm's, and costs less to make."""
+    return "scratch_extra" if arm.startswith("scratch") else arm
 
 
 def rate(task: str, arm: str) -> float | None:

@@ -3,6 +3,7 @@ r"""The experiment on a pretrained model, run by run; stop and rerun at will.
     python benchmarks/pretrained/run.py tune            # learning rate per arm, held-out examples
     python benchmarks/pretrained/run.py queue           # everything, the important first
     python benchmarks/pretrained/run.py one --arm sp_sr --seed 0 --steps 300 --budget 0.25
+    python benchmarks/pretrained/run.py time            # speeds, all arms on one machine in a row
     python benchmarks/pretrained/tables.py              # tables and pictures from what has run
 
 With ``--task efficientnet`` the second task. It needs ``pip install 'decayprune[bench,cli]'``, and
@@ -23,7 +24,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,20 @@ from typing import Any
 import torch
 from handover import HandOver
 from otov2 import otov2
-from plan import BUDGETS, HERE, RATES, RESULTS, STEPS, TUNING_SEEDS, Run, queue, rate, tuned_as
+from plan import (
+    BUDGETS,
+    HERE,
+    RATES,
+    RESULTS,
+    STEPS,
+    TIMING_STEPS,
+    TUNING_SEEDS,
+    Run,
+    queue,
+    rate,
+    timed_as,
+    tuned_as,
+)
 from residual import ORDERS, released_by, restored
 
 from decayprune.app.pretrained import arms
@@ -165,6 +179,12 @@ class Bench:
         trial = ArmRun(arm=arm, seed=seed, steps=steps, budget=budget, lr=lr)
         self.go(trial, out or self._folder / "runs", trial.name, "test")
 
+    def time(self, arms: Sequence[str]) -> None:
+        """How fast the models of some arms are, or of all that have run at the first budget."""
+        ran = {json.loads(f.read_text())["trial"]["arm"] for f in self._folder.glob("runs/*.json")}
+        for arm in dict.fromkeys(timed_as(one) for one in arms or sorted(ran)):
+            self.one((arm, 0, TIMING_STEPS, BUDGETS[0]), out=self._folder / "timing")
+
     def attempt(self, run: Run) -> None:
         """One run of the queue; if it fails the next one may do."""
         try:
@@ -175,8 +195,8 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("queue", "tune", "one", "dense"))
-    parser.add_argument("arms", nargs="*", help="of tune; all if none is named")
+    parser.add_argument("what", choices=("queue", "tune", "one", "time", "dense"))
+    parser.add_argument("arms", nargs="*", help="of tune and time; all if none is named")
     parser.add_argument("--task", choices=[*RESULTS], default="minilm")
     parser.add_argument("--arm", choices=[*ARMS], help="of one")
     parser.add_argument("--seed", type=int, default=0)
@@ -193,6 +213,8 @@ def main() -> None:
     if given.what == "tune":
         every = dict.fromkeys(tuned_as(given.task, run[0]) for run in queue(given.task))
         bench.tune(given.arms or [arm for arm in every if arm != "dense_on"])
+    elif given.what == "time":
+        bench.time(given.arms)
     elif given.what == "dense":
         dense(bench.task, given.seed, bench.data)
     elif given.what == "one":

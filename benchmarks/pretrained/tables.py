@@ -18,7 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import ARMS, BUDGETS, DECISIVE, HERE, IMAGES, RESULTS, STEPS, TUNING_SEEDS, rate
+from plan import (
+    ARMS,
+    BUDGETS,
+    DECISIVE,
+    HERE,
+    IMAGES,
+    RESULTS,
+    SENSITIVE,
+    STEPS,
+    TIMING_STEPS,
+    TUNING_SEEDS,
+    rate,
+    timed_as,
+)
 
 from decayprune.app.study.figures import Gain, holm, paired
 
@@ -27,14 +40,25 @@ Cell = tuple[float, int]  # budget, steps
 
 DECIDING: Cell = (0.25, 1200)
 CANDIDATES = ("ridge_abrupt", "ridge_sp_sr", "ridge_handover")
+RIVALS_OF_IT = ("torch_pruning_taylor", "ridge_abrupt", "ridge_sp_sr", "abrupt", "sensitive_abrupt")
 GOALS = {(0.25, 1200): 0.97, (0.25, 300): 0.95}  # shares of the dense accuracy
 
 
 def read(folder: Path) -> tuple[list[Run], int]:
     """Finished runs of committed code, and how many of changed code there are."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    clean = [run for run in runs if not run["changed"]]
+    clean = [retimed(run, folder.parent / "timing") for run in runs if not run["changed"]]
     return clean, len(runs) - len(clean)
+
+
+def retimed(run: Run, folder: Path) -> Run:
+    """A run with the speed of its arm as measured apart, where one machine has timed all arms."""
+    arm, budget = timed_as(run["trial"]["arm"]), run["trial"]["budget"]
+    file = folder / f"{arm}-{budget:g}-{TIMING_STEPS}-s0.json"
+    if not file.is_file():
+        return run
+    timed = json.loads(file.read_text())
+    return run | {key: timed[key] for key in ("speedup", "milliseconds")} | {"timed": timed["cpu"]}
 
 
 class Scores:
@@ -162,6 +186,19 @@ def decided(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, list[
     }
 
 
+def beside(scores: Scores) -> list[str]:
+    """What the endpoints do not hold: the ranking that was added later, against what was there."""
+    lines = [
+        "| gain, described | gain (95 %) | median, HL | won, p |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for steps, arm, other in itertools.product(STEPS, SENSITIVE, RIVALS_OF_IT):
+        found = scores.gain((BUDGETS[0], steps), arm, other) if arm != other else None
+        if found is not None:
+            lines.append(f"| {steps:,} steps: {arm} over {other} | {_gain_cells(found)} |")
+    return lines
+
+
 def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
     """A column for the docs, an entry per arm."""
     rows = {}
@@ -180,9 +217,11 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
         }
     if not rows:
         return {}
-    one = scores.runs(cell, next(iter(rows)))[0]
+    every = [run for arm in rows for run in scores.runs(cell, arm)]
+    one, timed = every[0], sorted({run.get("timed", run["cpu"]) for run in every})
     machine = {"cpu": one["cpu"], "threads": 1, **one["versions"]}
-    return {"steps": cell[1], "arms": rows, "machine": machine}
+    machine["cpu"] = " and ".join(sorted({run["cpu"] for run in every}))
+    return {"steps": cell[1], "arms": rows, "timed on": timed, "machine": machine}
 
 
 def write(task: str, title: str, decisive: bool) -> list[Run]:
@@ -198,6 +237,7 @@ def write(task: str, title: str, decisive: bool) -> list[Run]:
     lines += [f"{len(runs)} runs; {left_out} of changed code left out. What decides: endpoints.md."]
     if decisive:
         lines += ["", "## Primary endpoints", "", *endpoints(scores)]
+    lines += ["", "## Ranked by sensitivity", "", *beside(scores)]
     for budget, steps in itertools.product(BUDGETS, STEPS):
         lines += ["", f"## {budget:.0%} of the MACs, {steps:,} steps", ""]
         lines += cell_table(scores, (budget, steps))

@@ -63,8 +63,8 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
             _minilm,
             {
                 "dense_on": 3e-4,
-                "ridge_abrupt": 3e-4,
-                "ridge_sp_sr": 1e-4,
+                "sensitive_abrupt": 3e-4,
+                "sensitive_sp_sr": 1e-4,
                 "abrupt": 3e-4,
                 "torch_pruning_taylor": 3e-4,
                 "last_layers": 1e-3,
@@ -77,8 +77,8 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
             _efficientnet,
             {
                 "dense_on": 1e-3,
-                "ridge_abrupt": 1e-3,
-                "ridge_sp_sr": 1e-3,
+                "sensitive_abrupt": 1e-3,
+                "sensitive_sp_sr": 1e-3,
                 "abrupt": 3e-3,
                 "sp_sr": 3e-3,
                 "torch_pruning_taylor": 3e-3,
@@ -92,8 +92,8 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
 
 WORDS = {
     "dense_on": "dense, trained on",
-    "ridge_abrupt": "calibrated, at once",
-    "ridge_sp_sr": "calibrated, smooth",
+    "sensitive_abrupt": "calibrated, at once",
+    "sensitive_sp_sr": "calibrated, smooth",
     "sp_sr": "magnitude, smooth",
     "abrupt": "magnitude, at once",
     "torch_pruning_taylor": "Torch-Pruning (Taylor)",

@@ -65,7 +65,7 @@ def test_the_table_has_the_best_first_and_the_spread_of_seeds() -> None:
         rest = {"dense_accuracy": 0.9, "macs": 0.25, "params": 0.5, "speedup": 2.0}
         return {"run": {"arm": arm}, "accuracy": accuracy, **rest}
 
-    rows = [row("abrupt", 0.7), row("ridge_abrupt", 0.8), row("ridge_abrupt", 0.82)]
+    rows = [row("abrupt", 0.7), row("sensitive_abrupt", 0.8), row("sensitive_abrupt", 0.82)]
     lines = markdown(rows).splitlines()
     assert lines[2] == (
         "| calibrated, at once | 81.00% ± 1.41 | 90.00% | 25.0% | 50.0% | 2.00x | 2 |"
