@@ -190,7 +190,7 @@ def test_what_is_said_before_a_run_comes_after_every_check() -> None:
         (["prune", "--device", "tpu"], "--device expects cpu, cuda or cuda:1 and"),
         (["prune", "--threads", "0"], "--threads must be at least 1; found 0."),
         (["prune", "--decay-steps", "9999"], "raise --prune-epochs"),
-        (["prune", "--importance", "luck"], "--importance expects one of variance"),
+        (["prune", "--importance", "luck"], "--importance expects one of sensitivity"),
         (["prune", "--resume"], "holds no settings.json"),
         (["prune", "--json", "no/such/x.json"], "there is no folder no/such"),
         (
