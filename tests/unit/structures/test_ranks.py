@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from decayprune.structures.ranks import several, shared
+from decayprune.structures.ranks import averaged, several, shared
 
 
 def test_only_within_a_group(tmp_path: Path) -> None:
@@ -60,3 +60,20 @@ def test_if_the_first_of_several_fails_all_do(rank: int, monkeypatch: pytest.Mon
     )
     with pytest.raises(kind, match=text):
         shared(fails)
+
+
+def test_alone_the_mean_is_what_was_found() -> None:
+    found = torch.tensor([1.0, 3.0])
+    assert averaged(found) is found
+
+
+def test_the_mean_of_several_is_the_same_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = torch.tensor([5.0, 7.0])
+
+    def gather(everybody: list[Any], mine: torch.Tensor) -> None:
+        everybody[:] = [mine, others]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    assert averaged(torch.tensor([1.0, 3.0])).tolist() == [3.0, 5.0]
