@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decayprune.compensation.consumers import Consumer, consumers
 from decayprune.compensation.moments import Moments, RunningMoments, pooled
 from decayprune.structures.example import ExampleInputs, arguments, quiet
-from decayprune.structures.ranks import several
+from decayprune.structures.ranks import gathered, several
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.sums import labelled, sum_products
 
@@ -177,7 +177,6 @@ def _of_all_ranks(moments: dict[str, Moments]) -> dict[str, Moments]:
     """The same on every rank, whatever batches it had."""
     if not several():
         return moments
-    everybody: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, moments)
+    everybody = gathered(moments)
     names = [name for name in moments if all(name in part for part in everybody)]
     return {name: pooled([part[name] for part in everybody]) for name in names}

@@ -44,14 +44,23 @@ def shared(measure: Callable[[], _T]) -> _T:
     return cast("_T", box[0])
 
 
+def gathered(value: _T) -> list[_T]:
+    """What every process of a data-parallel run has found, in the order of their ranks.
+
+    Args:
+        value: What this process has found.
+    """
+    if not several():
+        return [value]
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, value)
+    return everybody
+
+
 def averaged(values: torch.Tensor) -> torch.Tensor:
     """The mean over all processes of a data-parallel run, the same in each.
 
     Args:
         values: What this process has found.
     """
-    if not several():
-        return values
-    everybody: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, values)
-    return torch.stack(everybody).mean(0)
+    return torch.stack(gathered(values)).mean(0) if several() else values
