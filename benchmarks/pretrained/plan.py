@@ -16,6 +16,8 @@ STEPS = (300, 1200)  # after the dense fine-tuning, pruning included
 DECISIVE = ("ridge_abrupt", "ridge_handover", "abrupt", "torch_pruning_taylor", "last_layers")
 PRIMARY = ("abrupt", "sp_sr", "ridge_abrupt", "ridge_sp_sr", "ridge_handover")
 SENSITIVE = ("sensitive_abrupt", "sensitive_sp_sr")  # added later: endpoints.md
+BESIDE_IT = ("sensitive_sp", "sensitive_tpp", "sensitive_depth")
+TAUGHT = ("sensitive_abrupt_distil", "torch_pruning_taylor_distil")
 DISTILLED = ("ridge_abrupt_distil", "ridge_sp_sr_distil")
 RIVALS = ("torch_pruning_taylor", "last_layers")
 CONTROLS = (
@@ -34,7 +36,7 @@ CONTROLS = (
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
-ARMS = PRIMARY + SENSITIVE + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
+ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
 ARMS += ("dense_on", *LONG_CONTROLS)
 
 OTHER_SEEDS = 8
@@ -53,6 +55,11 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "depth": "ridge_abrupt",
     "sensitive_abrupt": "ridge_abrupt",
     "sensitive_sp_sr": "ridge_sp_sr",
+    "sensitive_sp": "ridge_sp_sr",
+    "sensitive_tpp": "ridge_sp_sr",
+    "sensitive_depth": "ridge_abrupt",
+    "sensitive_abrupt_distil": "ridge_abrupt",
+    "torch_pruning_taylor_distil": "torch_pruning_taylor",
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "scratch_total": "scratch_extra",
@@ -71,7 +78,8 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "ridge_handover": "ridge_abrupt",
     "variance_abrupt": "ridge_abrupt",
     "sp_sr": "abrupt",
-    **dict.fromkeys(SENSITIVE, "ridge_abrupt"),
+    **dict.fromkeys((*SENSITIVE, *BESIDE_IT, TAUGHT[0]), "ridge_abrupt"),
+    TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
@@ -112,22 +120,23 @@ def queue(task: str) -> list[Run]:
         parts = [
             (DECISIVE, quarter[1:]),
             (SENSITIVE[:1], quarter),
-            (SENSITIVE[1:], quarter[:1]),
+            (SENSITIVE[1:] + BESIDE_IT + TAUGHT, quarter[:1]),
+            (TAUGHT, quarter[1:]),
             (("scratch_total", "dense_on"), quarter[1:]),
             (DECISIVE, quarter[:1]),
             (RELEASES + BACK, quarter[:1]),
             (PRIMARY, quarter),
             (DISTILLED, quarter),
             (CONTROLS, quarter),
-            (PRIMARY + RIVALS + ("dense_on",), half),
+            (SENSITIVE[:1] + PRIMARY + RIVALS + ("dense_on",), half),
             (("scratch_total_distil",), quarter[1:]),
             (("scratch_total",), quarter[:1]),
         ]
     else:
-        parts = [(SENSITIVE, quarter[:1])]
+        parts = [(SENSITIVE + BESIDE_IT + TAUGHT, quarter[:1]), (SENSITIVE[:1], quarter[1:])]
         parts += [(HANDED + IMAGES + RELEASES + BACK, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
         parts += [(IMAGES, quarter[1:])]
-        parts += [(IMAGES_TOO, quarter), (IMAGES, half)]
+        parts += [(IMAGES_TOO, quarter), (SENSITIVE[:1] + IMAGES, half)]
     runs = [
         (arm, seed, steps, budget)
         for block in range(0, max(SEEDS.values()), BLOCK)

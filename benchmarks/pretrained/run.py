@@ -48,9 +48,10 @@ from plan import (
     tuned_as,
 )
 from residual import ORDERS, released_by, restored
+from trainability import decorrelated
 
 from decayprune.app.pretrained import arms
-from decayprune.app.pretrained.arms import ArmRun, by_variance
+from decayprune.app.pretrained.arms import ArmRun, by_variance, compensated
 from decayprune.app.pretrained.execute import execute
 from decayprune.app.pretrained.recipe import RECIPES
 from decayprune.app.pretrained.task import dense
@@ -60,6 +61,7 @@ from decayprune.latency.benchmark import cpu_name
 ARMS = (
     arms.ARMS
     | {"ridge_handover": by_variance(HandOver), "otov2": otov2}
+    | {"sensitive_tpp": decorrelated(compensated("sensitivity", releases=False))}
     | {f"ridge_by_{order}": released_by(order, 0.25) for order in ORDERS}
     | {f"{arm}_back": restored(arms.ARMS[arm]) for arm in ("sp_sr", "ridge_sp_sr")}
     | {"ridge_by_work_back": restored(released_by("work", 0.25))}
