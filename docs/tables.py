@@ -135,7 +135,7 @@ def hosts_overhead(found: dict[str, Any]) -> str:
 
 
 _ARMS = {
-    "sensitive_abrupt": "**calibrated, cut at once** (`calibrate=batches`)",
+    "sensitive_abrupt": "**calibrated, cut at once** (`calibrate=loader`)",
     "sensitive_sp_sr": "calibrated, smooth, releases",
     "ridge_abrupt": "calibrated, cut at once, ranked by variance",
     "ridge_handover": "ranked by variance, smooth, releases, handed over (an ablation)",

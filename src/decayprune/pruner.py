@@ -6,7 +6,6 @@ schedule the lowest of them leave, as many as the budget needs.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from decayprune.compensation import calibration
-from decayprune.compensation.calibration import MOST_BATCHES
+from decayprune.compensation.batches import gathered
 from decayprune.compensation.compensated import Compensated
 from decayprune.compensation.sensitivity import sensitivity
 from decayprune.cost import Budget
@@ -65,10 +64,10 @@ class DecayPruner(BesideOptimizer):
             ``"random"``, ``"sensitivity"``, ``"variance"``, or a function ``(structures,
             parameters) -> scores``. None: ``"sensitivity"`` if there is something to calibrate on,
             else ``"magnitude"``.
-        calibrate: Batches without labels, each as ``example_inputs`` are; at most 64 are read, at
-            once. Structures are then ranked by how much the outputs change without them, and
-            their consumers take over what is picked by ridge regression
-            (:mod:`decayprune.compensation`). For a trained model.
+        calibrate: Your training loader, of which 16 batches are read at once, or batches like
+            ``example_inputs``, at most 64; labels are left out. Structures are then ranked by how
+            much the outputs change without them, and their consumers take over what is picked by
+            ridge regression (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: None: any width, unless ``target`` is named. ``"auto"``: widths it is fast at,
             for a tenth or two of a point of accuracy on narrow networks
@@ -107,7 +106,7 @@ class DecayPruner(BesideOptimizer):
         schedule: Schedule,
         rectify: Rectify | None = Rectify(),  # noqa: B008 - frozen
         importance: str | Importance | None = None,
-        calibrate: Iterable[ExampleInputs] | None = None,
+        calibrate: Iterable[Any] | None = None,
         ignored_layers: Iterable[str | nn.Module] = (),
         round_to: int | Literal["auto"] | None = None,
         target: str | Hardware | None = None,
@@ -139,7 +138,7 @@ class DecayPruner(BesideOptimizer):
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self._units = self._fast_units(target) if isinstance(round_to, str) else None
         self._latency = self._timed(budget, target)
-        read = None if calibrate is None else list(itertools.islice(calibrate, MOST_BATCHES))
+        read = None if calibrate is None else gathered(calibrate, example_inputs)
         self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "sensitivity")
         self._sensitivity = self._felt(read)
@@ -262,7 +261,7 @@ class DecayPruner(BesideOptimizer):
         if self._calibration is None:
             raise ValueError(
                 f"importance={self._importance!r} ranks by what happens on some data, and nothing "
-                "was given. Pass calibrate=[x for x, _ in itertools.islice(loader, 16)]."
+                "was given. Pass calibrate=loader, your training loader."
             )
         if self._sensitivity is None:
             return self._calibration.importance

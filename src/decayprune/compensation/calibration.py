@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +15,6 @@ from decayprune.structures.example import ExampleInputs, arguments, quiet
 from decayprune.structures.ranks import gathered, several
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.sums import labelled, sum_products
-
-MOST_BATCHES = 64  # moments of a few hundred samples are enough
 
 
 class Calibration:
@@ -107,7 +104,7 @@ def calibrate(
     Args:
         model: Nothing of it changes.
         structures: Of the model.
-        batches: Each as ``example_inputs`` are; at most 64 are read. Labels are not needed.
+        batches: Each as ``example_inputs`` are. Labels are not needed.
 
     Raises:
         ValueError: There is no batch, or a layer has read something that is not finite.
@@ -116,15 +113,15 @@ def calibrate(
     running = {reader.name: RunningMoments(len(reader.structure)) for reader in readers}
     number, device = 0, next(model.parameters()).device
     with quiet(model):
-        for batch in itertools.islice(batches, MOST_BATCHES):
+        for batch in batches:
             args, kwargs = arguments(on_device(device, batch))
             with _watched(readers, running, kwargs.get("attention_mask")):
                 model(*args, **kwargs)
             number += 1
     if not number:
         raise ValueError(
-            "calibrate has no batch. Pass a list of batches, each as the model takes it: "
-            "calibrate=[x for x, _ in itertools.islice(loader, 16)]."
+            "calibrate has no batch. Pass your training loader, or a list of batches, each as the "
+            "model takes it."
         )
     moments = {name: part.result() for name, part in running.items() if part.count}
     for name, part in moments.items():

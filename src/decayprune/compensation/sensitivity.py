@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decayprune.compensation.calibration import MOST_BATCHES, Calibration, on_device
+from decayprune.compensation.calibration import Calibration, on_device
 from decayprune.compensation.consumers import Consumer
 from decayprune.structures.example import ExampleInputs, arguments, quiet, returned
 from decayprune.structures.ranks import averaged
@@ -40,7 +39,7 @@ def sensitivity(
     Args:
         model: Nothing of it changes.
         structures: Of the model.
-        batches: As for :func:`calibration.calibrate`; at most 64 are read.
+        batches: As for :func:`calibration.calibrate`.
         read: What it found on them.
 
     Returns:
@@ -53,7 +52,7 @@ def sensitivity(
     total = torch.zeros(structures.num_structures, dtype=torch.float64, device="cpu")
     device = next(model.parameters()).device
     with quiet(model), torch.enable_grad(), _gated(read) as gates:
-        for batch in itertools.islice(batches, MOST_BATCHES):
+        for batch in batches:
             args, kwargs = arguments(on_device(device, batch))
             found = [out for out in returned(model(*args, **kwargs)) if out.requires_grad]
             if not found:

@@ -14,7 +14,7 @@ from torch import nn
 
 from decayprune.checkpoint.structure import reshape, structure
 from decayprune.cost import Budget
-from decayprune.integrations.arguments import fitting, moved, two_examples
+from decayprune.integrations.arguments import calibrating, fitting, moved, two_examples
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.structures.example import ExampleInputs
@@ -65,11 +65,12 @@ class DecayPruning(Callback):
         budget: Upper bounds on what remains.
         schedule: When structures leave, in optimizer steps.
         epochs: ... or how many epochs pruning and recovery may take together; with neither, the
-            schedule fits the whole training.
+            schedule fits the whole training, and with ``calibrate`` it is at once.
         example_inputs: For one forward pass, as :class:`~decayprune.DecayPruner` takes them; None
             takes the module's ``example_input_array``, or else two examples of the training data,
             of which the first part is the input.
-        **options: Further arguments of :class:`~decayprune.DecayPruner`.
+        **options: Further arguments of :class:`~decayprune.DecayPruner`. ``calibrate`` may be a
+            number of batches of the training data.
 
     Attributes:
         pruner: The pruner, once training has begun.
@@ -138,13 +139,15 @@ class DecayPruning(Callback):
             )
         if self.pruner is not None:  # of an earlier fit(), with another optimizer
             self.pruner.close()
+        weight = next(pl_module.parameters())
+        options = calibrating(self._options, trainer.train_dataloader, "DecayPruning", weight)
         self.pruner = DecayPruner(
             pl_module,
             optimizers,
             self._examples(trainer, pl_module),
             budget=self._budget,
             schedule=self._schedule_for(trainer),
-            **self._options,
+            **options,
         )
         if self._saved.get("pruner"):
             self.pruner.load_state_dict(dict(self._saved["pruner"]))
@@ -226,12 +229,14 @@ class DecayPruning(Callback):
         if self._epochs is not None:
             a_batch_each = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
             steps = min(steps, self._epochs * a_batch_each)
-        if self._schedule is None and not 0 < steps < math.inf:
+        cut_at_once = self._options.get("calibrate") is not None
+        if self._schedule is None and not cut_at_once and not 0 < steps < math.inf:
             raise ValueError(
                 "The length of this training is not known, so that no schedule fits it: pass "
                 "DecayPruning(schedule=...), or a Trainer(max_steps=...)."
             )
-        return fitting(self._schedule, 2**62 if not 0 < steps < math.inf else int(steps))
+        known = int(steps) if 0 < steps < math.inf else 2**62
+        return fitting(self._schedule, known, calibrated=cut_at_once)
 
     def _examples(self, trainer: Trainer, pl_module: LightningModule) -> ExampleInputs:
         examples: Any = self._example_inputs

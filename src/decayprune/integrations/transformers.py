@@ -26,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from decayprune.checkpoint import fields
 from decayprune.checkpoint.structure import reshape, saved_tensors, shapes_of, structure
 from decayprune.cost import Budget
-from decayprune.integrations.arguments import fitting, moved, two_examples
+from decayprune.integrations.arguments import calibrating, fitting, moved, two_examples
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.structures.example import ExampleInputs
@@ -153,8 +153,10 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
         budget: Upper bounds on what remains.
         example_inputs: For one forward pass, as :class:`~decayprune.DecayPruner` takes them;
             None takes two examples of the training data, without their labels.
-        schedule: When structures leave, in optimizer steps; None fits the length of the training.
-        **options: Further arguments of :class:`~decayprune.DecayPruner`.
+        schedule: When structures leave, in optimizer steps; None fits the length of the training,
+            and is at once with ``calibrate``.
+        **options: Further arguments of :class:`~decayprune.DecayPruner`. ``calibrate`` may be a
+            number of batches of the training data.
 
     Attributes:
         pruner: The pruner, once training has begun.
@@ -205,17 +207,20 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
             )
         if self.pruner is not None:  # of an earlier train(), with another optimizer
             self.pruner.close()
-        example = self._example_inputs
+        example, loader = self._example_inputs, others.get("train_dataloader")
         if example is None:
-            loader = others.get("train_dataloader")
             example = _inputs_of(model, two_examples(loader, type(self).__name__))
+        weight = next(model.parameters())
+        options = calibrating(self._options, loader, type(self).__name__, weight)
         self.pruner = DecayPruner(
             model,
             others["optimizer"],
             example,
             budget=self._budget,
-            schedule=fitting(self._schedule, state.max_steps),
-            **self._options,
+            schedule=fitting(
+                self._schedule, state.max_steps, calibrated=options.get("calibrate") is not None
+            ),
+            **options,
         )
         if saved.get("pruner"):
             self.pruner.load_state_dict(_decoded(saved["pruner"]))

@@ -151,6 +151,13 @@ def test_it_prunes_and_cuts(options: dict[str, Any], own: dict[str, Any], tmp_pa
     assert float(run.callback_metrics["decaying"]) == 0
 
 
+def test_batches_of_the_training_calibrate_it(tmp_path: Path) -> None:
+    prune, model = pruning(schedule=None, calibrate=2), module()
+    trainer(tmp_path, prune, max_steps=3).fit(model, loader(shuffle=True))
+    assert prune.report.macs_after <= 0.5 * prune.report.macs_before
+    assert prune.pruner.steps == 1  # what is chosen on data is cut at once
+
+
 def test_until_something_is_selected_the_run_is_a_plain_one(tmp_path: Path) -> None:
     plain, watched = module(), module()
     trainer(tmp_path, max_steps=5).fit(plain, loader(shuffle=True))

@@ -266,6 +266,21 @@ def test_the_default_trainer_prunes_and_cuts(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_batches_of_the_training_calibrate_it(tmp_path: Path) -> None:
+    prune = callback(schedule=None, calibrate=3)
+    trainer(tmp_path, bert(), prune, steps=4).train()
+    assert prune.report.params_after <= 0.7 * prune.report.params_before
+    assert prune.pruner.steps == 1  # what is chosen on data is cut at once
+    words = torch.stack([Sentences()[index]["input_ids"] for index in range(64)])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:24]
+    lists = callback(schedule=None, calibrate=words[order].chunk(3))
+    trainer(tmp_path, bert(), lists, steps=4).train()
+    assert lists.report.removed == prune.report.removed
+    torch.testing.assert_close(
+        prune.pruner.model.state_dict(), lists.pruner.model.state_dict(), rtol=0, atol=0
+    )
+
+
 def test_with_nothing_to_prune_the_weights_are_those_of_a_plain_run(tmp_path: Path) -> None:
     plain, watched = bert(), bert()
     trainer(tmp_path, plain, steps=5, lr_scheduler_type="constant").train()
