@@ -136,7 +136,12 @@ def hosts_overhead(found: dict[str, Any]) -> str:
 
 _ARMS = {
     "sensitive_abrupt": "**calibrated, cut at once** (`calibrate=loader`)",
+    "sensitive_abrupt_distil": "calibrated, cut at once, taught by the dense model",
+    "torch_pruning_taylor_distil": "Torch-Pruning, Taylor, taught by the dense model",
+    "sensitive_sp": "calibrated, smooth",
     "sensitive_sp_sr": "calibrated, smooth, releases",
+    "sensitive_tpp": "calibrated, smooth, trainability preserved (TPP)",
+    "sensitive_depth": "calibrated, cut at once, a quarter of the branches leaves whole",
     "ridge_abrupt": "calibrated, cut at once, ranked by variance",
     "ridge_handover": "ranked by variance, smooth, releases, handed over (an ablation)",
     "ridge_sp_sr": "ranked by variance, smooth, releases",
@@ -147,6 +152,11 @@ _ARMS = {
     "torch_pruning_taylor": "Torch-Pruning, Taylor on the same data",
     "torch_pruning": "Torch-Pruning, group norm",
     "last_layers": "four of six layers dropped (a third of the MACs)",
+    "otov2": "OTOv2 by itself",
+    "random_selection": "smooth, releases, drawn at random",
+    "random_release": "smooth, by magnitude, as many released at random",
+    "depth": "ranked by variance, a quarter of the branches leaves whole",
+    "scratch_extra": "the same shape from scratch, as many steps",
     "scratch_total": "the same shape from scratch, equal compute in all",
     "dense_on": "not pruned, trained on for as long",
 }
@@ -177,6 +187,25 @@ def pretrained(found: dict[str, Any]) -> str:
         f"benchmarks/pretrained/run.py queue --task {found['task']}`, then `tables.py` beside it.\n"
     )
     return f"{table(head, rows)}\n{facts}"
+
+
+def pretrained_arms(found: dict[str, Any]) -> str:
+    """All that ran in a column, best first by what seeds have in common with our default."""
+    rows = []
+    for name, one in found["arms"].items():
+        mean = sum(one["accuracies"]) / len(one["accuracies"])
+        gain = one["over sensitive_abrupt"] or ""
+        cells = [f"{one['macs']:.0%}", f"{mean:.1f}", gain, str(len(one["seeds"]))]
+        if name in _ARMS and len(one["seeds"]) > 1:
+            rows.append((float(gain.split()[0]) if gain else 0.0, [_ARMS[name], *cells]))
+    rows.sort(key=lambda row: -row[0])
+    head = ["", "MACs left", "accuracy (%)", "over calibrated, paired (95 %)", "seeds"]
+    facts = (
+        f"After {found['steps']:,} steps of 32 examples, pruning included; "
+        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue --task "
+        f"{found['task']}`, then `tables.py` beside it.\n"
+    )
+    return f"{table(head, [row for _, row in rows])}\n{facts}"
 
 
 def repeated(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
@@ -311,7 +340,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency_budget_onnxruntime": latency_budget,
     "overhead": overhead,
     "pretrained": pretrained,
+    "pretrained_half": pretrained_arms,
     "pretrained_images": pretrained,
+    "pretrained_images_long": pretrained_arms,
+    "pretrained_short": pretrained_arms,
     "rounding": rounding,
     "speed": speed,
 }

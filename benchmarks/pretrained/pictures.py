@@ -18,6 +18,8 @@ LOOK = {  # arm: label, colour, marker
     "sp_sr": ("smooth, releases", "#2f6fde", "s"),
     "sensitive_abrupt": ("cut at once, calibrated", "#f2b01e", "8"),
     "sensitive_sp_sr": ("smooth, releases, calibrated", "#b8860b", "p"),
+    "sensitive_abrupt_distil": ("cut at once, calibrated, taught", "#c92a2a", "d"),
+    "torch_pruning_taylor_distil": ("Torch-Pruning, Taylor, taught", "#087f5b", "x"),
     "ridge_abrupt": ("cut at once, compensated, by variance", "#e8890c", "^"),
     "ridge_sp_sr": ("smooth, releases, compensated, by variance", "#d9480f", "D"),
     "ridge_handover": ("smooth, releases, handed over", "#a61e4d", "v"),

@@ -179,7 +179,9 @@ def endpoints(scores: Scores) -> list[str]:
 
 
 def decided(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, list[Run]]:
-    """A column, on the seeds that all arms that run first have finished."""
+    """A column, on the seeds that all arms that run first have finished; all if there are none."""
+    if not first:
+        return {arm: scores.runs(cell, arm) for arm in ARMS}
     done = set.intersection(*(set(scores.accuracies(cell, arm)) for arm in first))
     return {
         arm: [run for run in scores.runs(cell, arm) if run["trial"]["seed"] in done] for arm in ARMS
@@ -205,7 +207,10 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
     for arm, runs in decided(scores, cell, first).items():
         if not runs:
             continue
-        over = scores.gain(cell, arm, "abrupt") if arm != "abrupt" else None
+        over = {
+            name: None if arm == name else scores.gain(cell, arm, name)
+            for name in ("abrupt", SENSITIVE[0])
+        }
         rows[arm] = {
             "seeds": sorted(run["trial"]["seed"] for run in runs),
             "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
@@ -213,7 +218,7 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
             "macs": statistics.fmean(run["macs"] for run in runs),
             "params": statistics.fmean(run["params"] for run in runs),
             "speedup": statistics.median(run["speedup"] for run in runs),
-            "over abrupt": None if over is None else over.words,
+            **{f"over {name}": None if one is None else one.words for name, one in over.items()},
         }
     if not rows:
         return {}
@@ -252,10 +257,14 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     texts = Scores(write("minilm", "MiniLM-L6 on WordNet's glosses", decisive=True))
     images = Scores(write("efficientnet", "EfficientNet-Lite0 on Fashion-MNIST", decisive=False))
-    for task, scores, cell, first, name in (
+    columns: list[tuple[str, Scores, Cell, Sequence[str], str]] = [
         ("minilm", texts, DECIDING, DECISIVE, "pretrained"),
-        ("efficientnet", images, (0.25, 300), IMAGES, "pretrained_images"),
-    ):
+        ("minilm", texts, (0.25, 300), (), "pretrained_short"),
+        ("minilm", texts, (0.5, 300), (), "pretrained_half"),
+        ("efficientnet", images, (0.25, 300), (*IMAGES, *SENSITIVE[:1]), "pretrained_images"),
+        ("efficientnet", images, (0.25, 1200), (), "pretrained_images_long"),
+    ]
+    for task, scores, cell, first, name in columns:
         found = summary(scores, cell, first)
         if found:
             file = HERE.parent / "results" / f"{name}.json"
