@@ -134,51 +134,23 @@ def hosts_overhead(found: dict[str, Any]) -> str:
     return f"{table(['phase', 'adds', 'in all', 'goal: adds'], rows)}\n{facts}"
 
 
-_ARMS = {
-    "sensitive_abrupt": "**calibrated, cut at once** (`calibrate=loader`)",
-    "sensitive_abrupt_distil": "calibrated, cut at once, taught by the dense model",
-    "torch_pruning_taylor_distil": "Torch-Pruning, Taylor, taught by the dense model",
-    "sensitive_sp": "calibrated, smooth",
-    "sensitive_sp_sr": "calibrated, smooth, releases",
-    "sensitive_tpp": "calibrated, smooth, trainability preserved (TPP)",
-    "sensitive_depth": "calibrated, cut at once, a quarter of the branches leaves whole",
-    "ridge_abrupt": "calibrated, cut at once, ranked by variance",
-    "ridge_handover": "ranked by variance, smooth, releases, handed over (an ablation)",
-    "ridge_sp_sr": "ranked by variance, smooth, releases",
-    "ridge_abrupt_distil": "ranked by variance, cut at once, taught by the dense model",
-    "ridge_sp_sr_distil": "ranked by variance, smooth, releases, taught by the dense model",
-    "sp_sr": "smooth, releases, by magnitude",
-    "abrupt": "cut at once, by magnitude",
-    "torch_pruning_taylor": "Torch-Pruning, Taylor on the same data",
-    "torch_pruning": "Torch-Pruning, group norm",
-    "last_layers": "four of six layers dropped (a third of the MACs)",
-    "otov2": "OTOv2 by itself",
-    "random_selection": "smooth, releases, drawn at random",
-    "random_release": "smooth, by magnitude, as many released at random",
-    "depth": "ranked by variance, a quarter of the branches leaves whole",
-    "scratch_extra": "the same shape from scratch, as many steps",
-    "scratch_total": "the same shape from scratch, equal compute in all",
-    "dense_on": "not pruned, trained on for as long",
-}
-
-
 def pretrained(found: dict[str, Any]) -> str:
     """A column of benchmarks/pretrained, best first."""
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    arms = {name: one for name, one in found["arms"].items() if name in _ARMS}
     rows = [
         [
-            _ARMS[name],
+            one["name"],
             f"{one['macs']:.0%}",
             f"{one['speedup']:.1f}x",
             f"{mean(one['accuracies']):.1f}",
             f"{mean(one['accuracies']) - mean(one['dense']):+.1f}",
             str(len(one["seeds"])),
         ]
-        for name, one in sorted(arms.items(), key=lambda pair: -mean(pair[1]["accuracies"]))
+        for one in sorted(found["arms"].values(), key=lambda one: -mean(one["accuracies"]))
+        if one["name"]
     ]
     head = ["", "MACs left", "as fast", "accuracy (%)", "against the dense one", "seeds"]
     facts = (
@@ -192,12 +164,12 @@ def pretrained(found: dict[str, Any]) -> str:
 def pretrained_arms(found: dict[str, Any]) -> str:
     """All that ran in a column, best first by what seeds have in common with our default."""
     rows = []
-    for name, one in found["arms"].items():
+    for one in found["arms"].values():
         mean = sum(one["accuracies"]) / len(one["accuracies"])
         gain = one["over sensitive_abrupt"] or ""
         cells = [f"{one['macs']:.0%}", f"{mean:.1f}", gain, str(len(one["seeds"]))]
-        if name in _ARMS and len(one["seeds"]) > 1:
-            rows.append((float(gain.split()[0]) if gain else 0.0, [_ARMS[name], *cells]))
+        if one["name"] and len(one["seeds"]) > 1:
+            rows.append((float(gain.split()[0]) if gain else 0.0, [one["name"], *cells]))
     rows.sort(key=lambda row: -row[0])
     head = ["", "MACs left", "accuracy (%)", "over calibrated, paired (95 %)", "seeds"]
     facts = (
@@ -206,6 +178,22 @@ def pretrained_arms(found: dict[str, Any]) -> str:
         f"{found['task']}`, then `tables.py` beside it.\n"
     )
     return f"{table(head, [row for _, row in rows])}\n{facts}"
+
+
+def rates(found: dict[str, dict[str, Any]]) -> str:
+    """How an arm ends by its learning rate, in shares of the dense network's; the best in bold."""
+    rows, shares = [], ["1/10", "1/3", "1", "3", "9"]
+    for task, one in found.items():
+        for name, by_rate in one["arms"].items():
+            ends = {_share(float(lr) / one["dense_lr"]): value for lr, value in by_rate.items()}
+            best = max(ends, key=lambda share: ends[share])
+            shown = {k: f"**{v:.1f}**" if k == best else f"{v:.1f}" for k, v in ends.items()}
+            rows.append([name, task, *(shown.get(share, "") for share in shares)])
+    return table(["", "task", *shares], rows) + "\n"
+
+
+def _share(value: float) -> str:
+    return f"1/{round(1 / value)}" if value < 0.9 else f"{round(value)}"
 
 
 def repeated(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
@@ -344,6 +332,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "pretrained_images": pretrained,
     "pretrained_images_long": pretrained_arms,
     "pretrained_short": pretrained_arms,
+    "rates": rates,
     "rounding": rounding,
     "speed": speed,
 }

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from names import NAMES
 from plan import (
     ARMS,
     BUDGETS,
@@ -201,6 +202,22 @@ def beside(scores: Scores) -> list[str]:
     return lines
 
 
+def rates(task: str) -> dict[str, Any]:
+    """Accuracy (%) on held-out examples by arm and learning rate, mean over the seeds of tuning."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for file in RESULTS[task].glob("tuning/*.json"):
+        run = json.loads(file.read_text())
+        by_rate = found.setdefault(run["trial"]["arm"], {})
+        by_rate.setdefault(run["trial"]["lr"], []).append(100 * run["accuracy"])
+    arms = {
+        NAMES[arm]: {f"{lr:g}": round(statistics.fmean(found[arm][lr]), 2) for lr in sorted(by)}
+        for arm, by in sorted(found.items())
+        if arm in NAMES
+    }
+    dense = RESULTS[task].glob("runs/dense_on-*.json")  # goes on as it was fine-tuned
+    return {"dense_lr": json.loads(next(dense).read_text())["trial"]["lr"], "arms": arms}
+
+
 def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
     """A column for the docs, an entry per arm."""
     rows = {}
@@ -212,6 +229,7 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
             for name in ("abrupt", SENSITIVE[0])
         }
         rows[arm] = {
+            "name": NAMES.get(arm),
             "seeds": sorted(run["trial"]["seed"] for run in runs),
             "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
             "dense": [round(100 * run["dense_accuracy"], 3) for run in runs],
@@ -270,6 +288,8 @@ def main() -> None:
             file = HERE.parent / "results" / f"{name}.json"
             file.write_text(json.dumps({"task": task} | found, indent=1) + "\n")
             print(file)
+    known = {task: rates(task) for task, to in RESULTS.items() if [*to.glob("runs/dense_on-*")]}
+    (HERE.parent / "results" / "rates.json").write_text(json.dumps(known, indent=1) + "\n")
     from pictures import overview
 
     runs = itertools.chain(*decided(texts, DECIDING, DECISIVE).values())

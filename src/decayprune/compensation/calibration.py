@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decayprune.compensation.consumers import Consumer, consumers
+from decayprune.compensation.consumers import Consumer, by_structure, consumers
 from decayprune.compensation.moments import Moments, RunningMoments, pooled
 from decayprune.structures.example import ExampleInputs, arguments, quiet
 from decayprune.structures.ranks import gathered, several
@@ -42,13 +42,13 @@ class Calibration:
         Returns:
             Shape ``(S,)``.
         """
-        total = torch.zeros(structures.num_structures, dtype=torch.float64, device="cpu")
-        for reader in self.readers:
-            mine = reader.structure >= 0
-            weight = parameters[f"{reader.name}.weight"].detach().double().cpu()
-            columns = weight.movedim(1, 0).flatten(1).square().sum(1)
-            value = self.moments[reader.name].variance * columns
-            total.index_add_(0, reader.structure[mine], value[mine])
+        total = by_structure(
+            (
+                (reader, self.moments[reader.name].variance * _of_columns(reader, parameters))
+                for reader in self.readers
+            ),
+            structures.num_structures,
+        )
         return self.or_norms(total.sqrt(), structures, parameters)
 
     def or_norms(
@@ -91,6 +91,12 @@ class Calibration:
                 "data that it was saved with."
             )
         self.moments = {name: Moments(**part) for name, part in state.items()}
+
+
+def _of_columns(reader: Consumer, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Squared norm of the column of each input channel, float64, on the CPU."""
+    weight = parameters[f"{reader.name}.weight"].detach().double().cpu()
+    return weight.movedim(1, 0).flatten(1).square().sum(1)
 
 
 def calibrate(

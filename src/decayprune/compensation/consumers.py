@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -62,6 +63,23 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
             outputs = rows.get(item.name, fixed)
             found.append(Consumer(name, layer, item.structure, outputs, next(around, FIXED)))
     return found
+
+
+def by_structure(read: Iterable[tuple[Consumer, Tensor]], size: int) -> Tensor:
+    """Sums over what is read of each structure.
+
+    Args:
+        read: Layers, and a value of each of their input channels, ``(inputs,)``.
+        size: Number of structures, ``S``.
+
+    Returns:
+        Shape ``(S,)``, float64, on the CPU; 0 for what nobody reads.
+    """
+    total = torch.zeros(size, dtype=torch.float64, device="cpu")
+    for reader, values in read:
+        mine = reader.structure >= 0
+        total.index_add_(0, reader.structure[mine], values.double().cpu()[mine])
+    return total
 
 
 def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:

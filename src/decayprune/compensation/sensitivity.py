@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decayprune.compensation.calibration import Calibration, on_device
-from decayprune.compensation.consumers import Consumer
+from decayprune.compensation.consumers import Consumer, by_structure
 from decayprune.structures.example import ExampleInputs, arguments, quiet, returned
 from decayprune.structures.ranks import averaged
 from decayprune.structures.structure_map import StructureMap
@@ -60,7 +60,9 @@ def sensitivity(
             for draw in range(DRAWS):
                 drawn, last = _along_random_signs(found, generator), draw == DRAWS - 1
                 slopes = _slopes(drawn, gates, last=last)
-                total += _by_structure(read, slopes, len(total)).square()
+                felt = zip(read.readers, slopes, strict=True)
+                reached = ((reader, slope) for reader, slope in felt if slope is not None)
+                total += by_structure(reached, len(total)).square()
     return averaged(total).sqrt()
 
 
@@ -114,12 +116,3 @@ def _along_random_signs(found: Sequence[Tensor], generator: torch.Generator) -> 
         scale = out.detach().square().mean().sqrt().clamp(min=torch.finfo(out.dtype).tiny)
         parts.append((out * signs.to(out)).sum() / scale)
     return torch.stack(parts).sum()
-
-
-def _by_structure(read: Calibration, slopes: Sequence[Tensor | None], size: int) -> Tensor:
-    total = torch.zeros(size, dtype=torch.float64, device="cpu")
-    for reader, slope in zip(read.readers, slopes, strict=True):
-        if slope is not None:
-            mine = reader.structure >= 0
-            total.index_add_(0, reader.structure[mine], slope.double().cpu()[mine])
-    return total

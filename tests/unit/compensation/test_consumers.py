@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cases import ScaledConv
-from decayprune.compensation.consumers import Consumer, consumers
+from decayprune.compensation.consumers import Consumer, by_structure, consumers
 from decayprune.structures import trace
 from loops import net
 
@@ -21,6 +21,16 @@ def test_every_reader_with_its_channels() -> None:
         assert (reader.structure >= 0).any()
         assert len(reader.outputs) == reader.layer.weight.shape[0]
         assert bool((reader.outputs < 0).all()) == (reader.name == "fc")
+
+
+def test_sums_over_all_that_read_a_structure() -> None:
+    layer, none = nn.Linear(4, 2), torch.full((2,), -1)
+    first = Consumer("first", layer, torch.tensor([0, 2, -1, 2]), none)
+    second = Consumer("second", layer, torch.tensor([2, 1]), none)
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.bfloat16)
+    found = by_structure([(first, values), (second, torch.tensor([16.0, 32.0]))], 4)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [1, 32, 26, 0]
 
 
 def test_grouped_and_transposed_convolutions_are_left_out() -> None:

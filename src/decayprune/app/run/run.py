@@ -260,10 +260,11 @@ class Run:
         return evaluate(self.model, self.data.test, bf16, self.watch.tick, self.objective)
 
     def _rate(self, step: int) -> float:
-        """Two falls of the learning rate: dense training; then pruning and fine-tuning, at half."""
-        if step < self.dense_steps:
-            return cosine(step, 0, self.dense_steps, self.settings.peak_lr)
-        return cosine(step, self.dense_steps, self.total_steps, self.settings.peak_lr / 2)
+        """A fall of the learning rate; after a dense training another one, at half."""
+        dense, peak = self.dense_steps, self.settings.peak_lr
+        if step < dense:
+            return cosine(step, 0, dense, peak)
+        return cosine(step, dense, self.total_steps, peak / 2 if dense else peak)
 
     def _train(self, phase: str, begin: int, end: int, at_most: int | None = None) -> None:
         """Train to step ``end``; while pruning, until the pruner has finished."""

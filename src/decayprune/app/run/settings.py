@@ -157,8 +157,8 @@ class Settings:
     )
     lr: float | None = _option(
         None,
-        "Peak learning rate; half of it from pruning on. Default: 0.1 with sgd, else 0.001; a "
-        "tenth of that for a trained model.",
+        "Peak learning rate; half of it from pruning on, unless the model was trained before: give "
+        "the rate of that. Default: 0.1 with sgd, else 0.001; a tenth for a trained model.",
     )
     weight_decay: float = _option(5e-4, "Of sgd and adamw.")
     decay_steps: int | None = _option(

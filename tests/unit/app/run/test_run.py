@@ -225,3 +225,14 @@ def test_a_trained_model_needs_no_dense_training(small: Settings, tmp_path: Path
     report = Run(settings, RunFolder(tmp_path), watch).start()
     assert report["macs_after"] <= 0.5 * report["macs_before"]
     assert Report.read(tmp_path).finished
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_the_rate_is_halved_only_after_a_training_of_its_own(
+    small: Settings, tmp_path: Path, epochs: int
+) -> None:
+    settings = Settings(**{**small.to_dict(), "epochs": epochs, "lr": 0.02})
+    Run(settings, RunFolder(tmp_path), Watch()).start()
+    rows = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    rates = [row["lr"] for row in rows if row["phase"] != "train"]
+    assert rates[0] == (0.01 if epochs else 0.02)

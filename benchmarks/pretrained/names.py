@@ -1,0 +1,30 @@
+"""What the arms are called in the docs; what has no name stays out of them."""
+
+from __future__ import annotations
+
+NAMES = {
+    "sensitive_abrupt": "**calibrated, cut at once** (`calibrate=loader`)",
+    "sensitive_abrupt_distil": "calibrated, cut at once, taught by the dense model",
+    "torch_pruning_taylor_distil": "Torch-Pruning, Taylor, taught by the dense model",
+    "sensitive_sp": "calibrated, smooth",
+    "sensitive_sp_sr": "calibrated, smooth, releases",
+    "sensitive_tpp": "calibrated, smooth, trainability preserved (TPP)",
+    "sensitive_depth": "calibrated, cut at once, a quarter of the branches leaves whole",
+    "ridge_abrupt": "calibrated, cut at once, ranked by variance",
+    "ridge_handover": "ranked by variance, smooth, releases, handed over (an ablation)",
+    "ridge_sp_sr": "ranked by variance, smooth, releases",
+    "ridge_abrupt_distil": "ranked by variance, cut at once, taught by the dense model",
+    "ridge_sp_sr_distil": "ranked by variance, smooth, releases, taught by the dense model",
+    "sp_sr": "smooth, releases, by magnitude",
+    "abrupt": "cut at once, by magnitude",
+    "torch_pruning_taylor": "Torch-Pruning, Taylor on the same data",
+    "torch_pruning": "Torch-Pruning, group norm",
+    "last_layers": "four of six layers dropped (a third of the MACs)",
+    "otov2": "OTOv2 by itself",
+    "random_selection": "smooth, releases, drawn at random",
+    "random_release": "smooth, by magnitude, as many released at random",
+    "depth": "ranked by variance, a quarter of the branches leaves whole",
+    "scratch_extra": "the same shape from scratch, as many steps",
+    "scratch_total": "the same shape from scratch, equal compute in all",
+    "dense_on": "not pruned, trained on for as long",
+}
