@@ -119,7 +119,8 @@ class Job:
     def _prune(self, model: nn.Module, example: torch.Tensor, steps: int) -> dict[str, Any]:
         """Prune, cut as soon as the host has finished, and train on for the rest of the steps."""
         trial = self.trial
-        pruning = build(trial.with_(budget=self._budget()), model, example, steps)
+        aimed = trial.with_(budget=self._budget())
+        pruning = build(aimed, model, example, steps, self.data.train.epoch(0))
         report, kept = None, []
         made = train(model, trial, self.data, trial.training, steps, pruning=pruning)
         for step in made:

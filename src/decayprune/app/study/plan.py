@@ -7,12 +7,15 @@ nothing else.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from decayprune.app.run import methods
+from decayprune.app.run.batches import Batch
 from decayprune.app.run.methods import Plan, Pruning
 from decayprune.app.study.controls import RandomRelease
 from decayprune.app.study.dense import optimizer_of
@@ -25,20 +28,31 @@ from decayprune.selection.schedule import Schedule
 _ROUNDS = 10
 
 
-def build(trial: Trial, model: nn.Module, example: Tensor, steps: int) -> Pruning:
+def build(
+    trial: Trial,
+    model: nn.Module,
+    example: Tensor,
+    steps: int,
+    batches: Iterable[Batch] = (),
+) -> Pruning:
     """The host of a trial on a model.
 
     Args:
-        trial: Says which, in which variant.
+        trial: Says which, in which variant; how many batches to calibrate on, in its options.
         model: Dense.
         example: Inputs for one forward pass.
         steps: Optimizer steps to come.
+        batches: To calibrate on.
 
     Raises:
         ValueError: The host has no such control.
     """
     optimizer = optimizer_of(trial.training, model)
-    return methods.build(plan(trial, model, steps), model, example, optimizer)
+    wanted = plan(trial, model, steps)
+    if "calibrate" in wanted.options:
+        read = [inputs for inputs, _ in itertools.islice(batches, wanted.options["calibrate"])]
+        wanted = replace(wanted, options={**wanted.options, "calibrate": read})
+    return methods.build(wanted, model, example, optimizer)
 
 
 def plan(trial: Trial, model: nn.Module, steps: int) -> Plan:

@@ -111,3 +111,19 @@ def test_sparse_learning_has_a_weight_decay_of_its_own() -> None:
         made.step()
         made.optimizer.zero_grad()
     assert seen == [0.0] * 4 + [5e-4] * 2
+
+
+def test_our_own_is_calibrated_on_so_many_batches() -> None:
+    read = []
+
+    def batches() -> Any:
+        for number in range(9):
+            read.append(number)
+            yield torch.randn(4, 1, 8, 8), torch.zeros(4)
+
+    options = {"calibrate": 3}
+    how = trial("default", "alone", options=options)
+    found: Any = build(how, network(), EXAMPLE, STEPS, batches())
+    assert read == [0, 1, 2]
+    assert found.host._importance == "sensitivity"
+    assert how.options == options  # a trial is what its file says
