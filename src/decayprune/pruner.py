@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from decayprune.compensation import calibration
-from decayprune.compensation.batches import gathered
+from decayprune.compensation.batches import inputs_from
 from decayprune.compensation.compensated import Compensated
 from decayprune.compensation.sensitivity import sensitivity
 from decayprune.cost import Budget
@@ -138,7 +138,7 @@ class DecayPruner(BesideOptimizer):
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self._units = self._fast_units(target) if isinstance(round_to, str) else None
         self._latency = self._timed(budget, target)
-        read = None if calibrate is None else gathered(calibrate, example_inputs)
+        read = None if calibrate is None else inputs_from(calibrate, example_inputs)
         self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "sensitivity")
         self._sensitivity = self._felt(read)

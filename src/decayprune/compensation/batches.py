@@ -17,7 +17,7 @@ OF_A_LOADER = 16
 """Batches of a DataLoader, which would go on for an epoch: a few hundred examples are enough."""
 
 
-def gathered(given: Iterable[Any], example_inputs: ExampleInputs) -> list[ExampleInputs]:
+def inputs_from(given: Iterable[Any], example_inputs: ExampleInputs) -> list[ExampleInputs]:
     """The inputs of some batches, each as the model takes them.
 
     The random state is put back: a loader that shuffles begins the training as it would have.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import decayprune as dp
-from decayprune.compensation.batches import MOST_BATCHES, OF_A_LOADER, gathered, inputs_of
+from decayprune.compensation.batches import MOST_BATCHES, OF_A_LOADER, inputs_from, inputs_of
 
 X, Y, Z = (torch.full((2, 3), float(value)) for value in range(3))
 
@@ -58,7 +58,7 @@ def test_a_batch_of_another_form_is_named(batch: Any, example: Any, words: str) 
 @pytest.mark.parametrize("given", [X, {"x": X}, "images", 16, True])
 def test_what_is_no_list_of_batches(given: Any) -> None:
     with pytest.raises(TypeError, match=f"found {type(given).__name__}. Pass your loader"):
-        gathered(given, X)
+        inputs_from(given, X)
 
 
 def test_no_more_is_read_than_it_takes() -> None:
@@ -70,9 +70,9 @@ def test_no_more_is_read_than_it_takes() -> None:
             read += 1
             yield X
 
-    assert len(gathered(forever(), X)) == read == MOST_BATCHES
+    assert len(inputs_from(forever(), X)) == read == MOST_BATCHES
     loader: Any = DataLoader(TensorDataset(torch.zeros(100, 3), torch.zeros(100)), batch_size=2)
-    assert len(gathered(loader, X)) == OF_A_LOADER
+    assert len(inputs_from(loader, X)) == OF_A_LOADER
 
 
 def test_a_loader_begins_the_training_as_without() -> None:
@@ -80,7 +80,7 @@ def test_a_loader_begins_the_training_as_without() -> None:
     torch.manual_seed(0)
     expected = next(iter(loader))
     torch.manual_seed(0)
-    gathered(loader, X)
+    inputs_from(loader, X)
     torch.testing.assert_close(next(iter(loader)), expected, rtol=0, atol=0)
 
 
