@@ -17,6 +17,7 @@ from ultralytics import YOLO
 from ultralytics.utils.torch_utils import EarlyStopping
 
 from decayprune.cost import Budget
+from decayprune.integrations.arguments import calibrating
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.surgery.compact import CompactionReport
@@ -42,8 +43,10 @@ def prune(
     Args:
         yolo: A trained model, usually: ``YOLO("yolo11n.pt")``.
         budget: Upper bounds on what remains, of MACs at the size of images that is trained on.
-        schedule: When structures leave, in optimizer steps; None fits ``epochs``.
-        pruning: Further arguments of :class:`~decayprune.DecayPruner`, by name.
+        schedule: When structures leave, in optimizer steps; None fits ``epochs``, and is at once
+            with ``calibrate``.
+        pruning: Further arguments of :class:`~decayprune.DecayPruner`, by name. ``calibrate`` may
+            be a number of batches of the training data.
         **train: Arguments of ``yolo.train``: ``data``, ``epochs``, ``imgsz``, ...
 
     Returns:
@@ -141,7 +144,9 @@ class _Pruning(_Keeping):
     def _setup_train(self: Any) -> None:
         super()._setup_train()  # type: ignore[misc]
         steps = len(self.train_loader) * self.epochs // max(self.accumulate, 1)
-        schedule = self.schedule or Schedule.for_run(max(steps, 1))
+        options = self._calibrating()
+        at_once = Schedule.at_once() if options.get("calibrate") is not None else None
+        schedule = self.schedule or at_once or Schedule.for_run(max(steps, 1))
         if schedule.stop + schedule.decay_steps > steps:
             raise ValueError(
                 f"The schedule stops at {schedule.stop} and decays last {schedule.decay_steps} "
@@ -157,11 +162,20 @@ class _Pruning(_Keeping):
             example.to(self.device),
             budget=self.budget,
             schedule=schedule,
-            **self.pruning,
+            **options,
         )
         self.pruner.attach()
         self.stopper.patience = math.inf  # nothing may stop before the cut
         self.add_callback("on_train_epoch_end", type(self)._cut)
+
+    def _calibrating(self: Any) -> dict[str, Any]:
+        """The pruner's arguments, with images in place of a number of batches."""
+        weight = next(self.model.parameters())
+        options = calibrating(self.pruning, self.train_loader, "prune(pruning={...})", weight)
+        if options.get("calibrate") is not self.pruning.get("calibrate"):
+            images = [self.preprocess_batch(batch)["img"].cpu() for batch in options["calibrate"]]
+            options["calibrate"] = images
+        return options
 
     def _cut(self: Any) -> None:
         if self.report is not None or not self.pruner.finished:

@@ -104,6 +104,21 @@ def test_the_average_goes_on_after_the_cut(pruned: tuple[YOLO, dp.CompactionRepo
             torch.testing.assert_close(trainer.ema.ema.state_dict()[name], expected)
 
 
+def test_images_of_the_training_calibrate_it(folder: Path) -> None:
+    yolo = YOLO(str(folder / "small.yaml"))
+    report = prune(
+        yolo,
+        budget=dp.Budget(macs=0.6),
+        pruning={"calibrate": 2},
+        epochs=2,
+        **options(folder, "calibrated"),
+    )
+    assert report.macs_after <= 0.6 * report.macs_before
+    pruner = yolo.trainer.pruner
+    assert pruner.schedule == dp.Schedule.at_once()
+    assert {event.step for event in pruner.events} == {1}
+
+
 def test_a_pruned_file_stays_pruned_when_it_is_trained(
     folder: Path, pruned: tuple[YOLO, dp.CompactionReport]
 ) -> None:
