@@ -99,7 +99,7 @@ class MiniLM:
         total = model.head.weight.numel()
         for layer in model.bert.encoder.layer:
             linear = [m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear)]
-            pairs = 2 * MAX_TOKENS * layer.attention.self.query.out_features
+            pairs = 2 * MAX_TOKENS * _width(layer.attention.self, "query")
             total += MAX_TOKENS * (sum(linear) + pairs)
         return total
 
@@ -107,8 +107,8 @@ class MiniLM:
         """Of attentions and FFNs."""
         layers = model.bert.encoder.layer
         return {
-            "heads": [layer.attention.self.query.out_features for layer in layers],
-            "ffns": [layer.intermediate.dense.out_features for layer in layers],
+            "heads": [_width(layer.attention.self, "query") for layer in layers],
+            "ffns": [_width(layer.intermediate, "dense") for layer in layers],
         }
 
     def torch_pruned(
@@ -164,3 +164,8 @@ def _cut(
         attention = layer.attention.self
         attention.num_attention_heads = pruner.num_heads[attention.query]
         attention.all_head_size = attention.query.out_features
+
+
+def _width(part: nn.Module, name: str) -> int:
+    """Outputs of a linear layer; 0 if it left with its branch."""
+    return getattr(getattr(part, name, None), "out_features", 0)

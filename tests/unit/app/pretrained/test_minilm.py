@@ -52,6 +52,28 @@ def test_dropping_layers_keeps_the_first(task: MiniLM) -> None:
     assert task.widths(cut) == {"heads": [24], "ffns": [48]}
 
 
+def test_what_left_with_its_branch_has_no_width(task: MiniLM) -> None:
+    import decayprune as dp
+
+    model = task.fresh()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = dp.DecayPruner(
+        model,
+        optimizer,
+        task.example(),
+        budget=dp.Budget(depth=0.5),
+        schedule=dp.Schedule.at_once(),
+        ignored_layers=task.ignored,
+    )
+    model(*task.example()).sum().backward()
+    optimizer.step()
+    pruner.step()
+    report = pruner.compact()
+    assert task.macs(model) == report.macs_after
+    widths = task.widths(model)
+    assert sorted(widths["heads"] + widths["ffns"])[:2] == [0, 0]
+
+
 def test_torch_pruning_takes_whole_heads_and_makes_up_with_ffns(task: MiniLM) -> None:
     pytest.importorskip("torch_pruning")
     model = task.fresh().train()
