@@ -28,3 +28,15 @@ NAMES = {
     "scratch_total": "the same shape from scratch, equal compute in all",
     "dense_on": "not pruned, trained on for as long",
 }
+
+_AT_HALF = {"last_layers": "three of six layers dropped"}
+
+
+def name(arm: str, budget: float) -> str | None:
+    """What an arm is called at a budget of MACs; None if it has no name.
+
+    Args:
+        arm: As in the plan.
+        budget: Share that stays.
+    """
+    return NAMES.get(arm) if budget < 0.5 else _AT_HALF.get(arm, NAMES.get(arm))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from names import NAMES
+from names import NAMES, name
 from plan import (
     ARMS,
     BUDGETS,
@@ -225,18 +225,18 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
         if not runs:
             continue
         over = {
-            name: None if arm == name else scores.gain(cell, arm, name)
-            for name in ("abrupt", SENSITIVE[0])
+            other: None if arm == other else scores.gain(cell, arm, other)
+            for other in ("abrupt", SENSITIVE[0])
         }
         rows[arm] = {
-            "name": NAMES.get(arm),
+            "name": name(arm, cell[0]),
             "seeds": sorted(run["trial"]["seed"] for run in runs),
             "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
             "dense": [round(100 * run["dense_accuracy"], 3) for run in runs],
             "macs": statistics.fmean(run["macs"] for run in runs),
             "params": statistics.fmean(run["params"] for run in runs),
             "speedup": statistics.median(run["speedup"] for run in runs),
-            **{f"over {name}": None if one is None else one.words for name, one in over.items()},
+            **{f"over {to}": None if one is None else one.words for to, one in over.items()},
         }
     if not rows:
         return {}
@@ -282,10 +282,10 @@ def main() -> None:
         ("efficientnet", images, (0.25, 300), (*IMAGES, *SENSITIVE[:1]), "pretrained_images"),
         ("efficientnet", images, (0.25, 1200), (), "pretrained_images_long"),
     ]
-    for task, scores, cell, first, name in columns:
+    for task, scores, cell, first, file_name in columns:
         found = summary(scores, cell, first)
         if found:
-            file = HERE.parent / "results" / f"{name}.json"
+            file = HERE.parent / "results" / f"{file_name}.json"
             file.write_text(json.dumps({"task": task} | found, indent=1) + "\n")
             print(file)
     known = {task: rates(task) for task, to in RESULTS.items() if [*to.glob("runs/dense_on-*")]}
