@@ -22,7 +22,7 @@ NAMES = {
     "last_layers": "four of six layers dropped (a third of the MACs)",
     "otov2": "OTOv2 by itself",
     "random_selection": "smooth, releases, drawn at random",
-    "random_release": "smooth, by magnitude, as many released at random",
+    "random_release": "smooth, by magnitude, as many MACs released at random",
     "depth": "ranked by variance, a quarter of the branches leaves whole",
     "scratch_extra": "the same shape from scratch, as many steps",
     "scratch_total": "the same shape from scratch, equal compute in all",
@@ -32,7 +32,7 @@ NAMES = {
 _AT_HALF = {"last_layers": "three of six layers dropped"}
 
 
-def name(arm: str, budget: float) -> str | None:
+def called(arm: str, budget: float) -> str | None:
     """What an arm is called at a budget of MACs; None if it has no name.
 
     Args:

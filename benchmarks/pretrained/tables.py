@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from names import NAMES, name
+from names import NAMES, called
 from plan import (
     ARMS,
     BUDGETS,
@@ -229,7 +229,7 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
             for other in ("abrupt", SENSITIVE[0])
         }
         rows[arm] = {
-            "name": name(arm, cell[0]),
+            "name": called(arm, cell[0]),
             "seeds": sorted(run["trial"]["seed"] for run in runs),
             "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
             "dense": [round(100 * run["dense_accuracy"], 3) for run in runs],
