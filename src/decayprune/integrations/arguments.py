@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,9 @@ def _collated(
             f"The training data cannot be looked at without reading on: pass {instead}."
         )
     number = len(data)
-    indices = range(number) if order is None else torch.randperm(number, generator=order).tolist()
+    indices: Sequence[int] = range(number)
+    if order is not None:
+        indices = torch.randperm(number, generator=order, device="cpu").tolist()
     for begin in range(0, number, size):
         with torch.random.fork_rng(devices=[]):
             batch = together([data[index] for index in indices[begin : begin + size]])
