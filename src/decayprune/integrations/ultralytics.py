@@ -17,7 +17,7 @@ from ultralytics import YOLO
 from ultralytics.utils.torch_utils import EarlyStopping
 
 from decayprune.cost import Budget
-from decayprune.integrations.arguments import calibrating
+from decayprune.integrations.arguments import calibrating, fitting
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.surgery.compact import CompactionReport
@@ -145,8 +145,8 @@ class _Pruning(_Keeping):
         super()._setup_train()  # type: ignore[misc]
         steps = len(self.train_loader) * self.epochs // max(self.accumulate, 1)
         options = self._calibrating()
-        at_once = Schedule.at_once() if options.get("calibrate") is not None else None
-        schedule = self.schedule or at_once or Schedule.for_run(max(steps, 1))
+        calibrated = options.get("calibrate") is not None
+        schedule = self.schedule or fitting(None, max(steps, 1), calibrated=calibrated)
         if schedule.stop + schedule.decay_steps > steps:
             raise ValueError(
                 f"The schedule stops at {schedule.stop} and decays last {schedule.decay_steps} "

@@ -50,7 +50,7 @@ def build(
     optimizer = optimizer_of(trial.training, model)
     wanted = plan(trial, model, steps)
     if "calibrate" in wanted.options:
-        read = [inputs for inputs, _ in itertools.islice(batches, wanted.options["calibrate"])]
+        read = itertools.islice(batches, wanted.options["calibrate"])  # labels and all
         wanted = replace(wanted, options={**wanted.options, "calibrate": read})
     return methods.build(wanted, model, example, optimizer)
 
