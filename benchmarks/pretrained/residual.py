@@ -165,8 +165,8 @@ def released_by(order: Order, extra: float) -> Arm:
 
         def of_decaying() -> Tensor:
             pruner: dp.DecayPruner = made[0]
-            assert pruner._calibration is not None
-            return gains(pruner, pruner._calibration)[pruner.lifecycle.phase == DECAYING]
+            assert pruner._learned is not None
+            return gains(pruner, pruner._learned.calibration)[pruner.lifecycle.phase == DECAYING]
 
         rectify = OrderedRelease(order=order, seed=start.run.seed, gains=of_decaying, extra=extra)
 

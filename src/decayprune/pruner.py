@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from decayprune.compensation import calibration
 from decayprune.compensation.batches import inputs_from
 from decayprune.compensation.compensated import Compensated
-from decayprune.compensation.sensitivity import sensitivity
+from decayprune.compensation.learned import Learned
+from decayprune.compensation.training import TrainingBatches
 from decayprune.cost import Budget
 from decayprune.deploy.target import form_of, hardware_of
 from decayprune.latency.estimate import LatencyModel
@@ -65,9 +65,11 @@ class DecayPruner(BesideOptimizer):
             parameters) -> scores``. None: ``"sensitivity"`` if there is something to calibrate on,
             else ``"magnitude"``.
         calibrate: Your training loader, of which 16 batches are read at once, or batches like
-            ``example_inputs``, at most 64; labels are left out. Structures are then ranked by how
-            much the outputs change without them, and their consumers take over what is picked by
-            ridge regression (:mod:`decayprune.compensation`). For a trained model.
+            ``example_inputs``, at most 64; labels are left out. Or a number: the inputs of so many
+            last forward passes in training before the first round, on which the model is run
+            then. Structures are ranked by how much the outputs change without them, and their
+            consumers take over what is picked by ridge regression
+            (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: None: any width, unless ``target`` is named. ``"auto"``: widths it is fast at,
             for a tenth or two of a point of accuracy on narrow networks
@@ -106,7 +108,7 @@ class DecayPruner(BesideOptimizer):
         schedule: Schedule,
         rectify: Rectify | None = Rectify(),  # noqa: B008 - frozen
         importance: str | Importance | None = None,
-        calibrate: Iterable[Any] | None = None,
+        calibrate: Iterable[Any] | int | None = None,
         ignored_layers: Iterable[str | nn.Module] = (),
         round_to: int | Literal["auto"] | None = None,
         target: str | Hardware | None = None,
@@ -118,7 +120,7 @@ class DecayPruner(BesideOptimizer):
         pin: bool = False,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        _check(budget, schedule, rectify)
+        arguments.check_plan(budget, schedule, rectify)
         arguments.check_slices(slices)
         round_to = arguments.as_round_to(round_to, target, timed=budget.latency is not None)
         curve = arguments.as_curve(decay)
@@ -138,19 +140,18 @@ class DecayPruner(BesideOptimizer):
         self.budget, self.schedule, self.rectify = budget, schedule, rectify
         self._units = self._fast_units(target) if isinstance(round_to, str) else None
         self._latency = self._timed(budget, target)
-        read = None if calibrate is None else inputs_from(calibrate, example_inputs)
-        self._calibration = self._calibrated(read)
         self._importance = importance or ("magnitude" if calibrate is None else "sensitivity")
-        self._sensitivity = self._felt(read)
+        feels = self._importance == "sensitivity"
+        self._learned = None if calibrate is None else Learned(model, self.structures, feels=feels)
         self._seed = arguments.shared_seed(self._importance)
         self._selector = self._chooser(
             scope=scope,
             round_to=None if isinstance(round_to, str) else round_to,
             floor=floor,
             spared=None if residual_width else residual_streams(model, self.structures),
-            worth=self._valued(read),
         )
         self._compensated = self._compensating()
+        self._watching = self._look_at(calibrate)
         self._options = resume.plain(
             {"calibrated": calibrate is not None or None, "residual_width": residual_width},
             importance=self._importance,
@@ -161,7 +162,7 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
         )
         self._begin(curve, slices, pin=pin)
-        self._recording = Recording(self._session, self._selector.pauses)
+        self._recording = Recording(self._session, _quiet_steps(self._selector, self._watching))
         self.on_event = on_event
 
     # ---------------------------------------------------------------- parts of the constructor
@@ -188,7 +189,6 @@ class DecayPruner(BesideOptimizer):
         round_to: int | None,
         floor: float,
         spared: torch.Tensor | None,
-        worth: torch.Tensor | None,
     ) -> ImportanceSelector:
         session = self._session
         selector = ImportanceSelector(
@@ -202,32 +202,35 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             spared=spared,
             rectify=self.rectify,
-            worth=worth,
         )
         if self._latency is not None:  # measured again near the widths that will be chosen
             self._latency.refine(partial(selector.preview, session.parameters))
             selector.check_reachable()
         return selector
 
-    def _calibrated(
-        self, batches: Iterable[ExampleInputs] | None
-    ) -> calibration.Calibration | None:
-        if batches is None:
+    def _look_at(self, calibrate: Iterable[Any] | int | None) -> TrainingBatches | None:
+        """Learn from data; or who keeps those of the training, to learn from later."""
+        session = self._session
+        if calibrate is None:
             return None
-        return calibration.calibrate(self._session.model, self.structures, batches)
+        if not isinstance(calibrate, int):
+            self._learn(inputs_from(calibrate, session.example_inputs))
+            return None
+        first = self.schedule.begins(0)
+        return TrainingBatches(
+            session.model,
+            arguments.as_number_of_batches(calibrate, first),
+            session.example_inputs,
+            first=first,
+            step=lambda: session.ledger.last + 1,
+        )
 
-    def _felt(self, batches: Iterable[ExampleInputs] | None) -> torch.Tensor | None:
-        """What the outputs feel of each structure, if that ranks them."""
-        if self._importance != "sensitivity" or self._calibration is None:
-            return None
-        assert batches is not None
-        return sensitivity(self._session.model, self.structures, batches, self._calibration)
-
-    def _valued(self, batches: Iterable[ExampleInputs] | None) -> torch.Tensor | None:
-        """What each residual branch is worth on calibration data."""
-        if batches is None or not self.structures.branches:
-            return None
-        return branch_effects(self._session.model, self.structures, batches)
+    def _learn(self, batches: Sequence[ExampleInputs]) -> None:
+        assert self._learned is not None
+        self._learned.learn(batches)
+        if self.structures.branches:  # what each of them is worth
+            worth = branch_effects(self._session.model, self.structures, batches)
+            self._selector.depth.worth = worth
 
     def _fast_units(self, target: str | Hardware | None) -> tuple[int, ...]:
         """Multiples that the target is fast at: in a data-parallel run those of one process."""
@@ -251,21 +254,19 @@ class DecayPruner(BesideOptimizer):
         )
 
     def _compensating(self) -> Compensated | None:
-        if self._calibration is None:
+        if self._learned is None:
             return None
-        return Compensated(self._selector, self._calibration)
+        return Compensated(self._selector, self._learned.calibration)
 
     def _ranking(self) -> Importance:
         if self._importance not in ("sensitivity", "variance"):
             return arguments.as_importance(self._importance, self._seed)
-        if self._calibration is None:
+        if self._learned is None:
             raise ValueError(
                 f"importance={self._importance!r} ranks by what happens on some data, and nothing "
                 "was given. Pass calibrate=loader, your training loader."
             )
-        if self._sensitivity is None:
-            return self._calibration.importance
-        return partial(self._calibration.or_norms, self._sensitivity)
+        return self._learned.importance
 
     # ---------------------------------------------------------------- steps that a device repeats
 
@@ -309,6 +310,9 @@ class DecayPruner(BesideOptimizer):
         if self._recording.follow():
             return
         self._settle()  # what an interrupt has left
+        if self._watching is not None and self._watching.due():
+            self._learn(list(self._watching.kept))
+            self._watching.close()
         self._session.follow()
         self._settle()
 
@@ -337,12 +341,11 @@ class DecayPruner(BesideOptimizer):
             state["latency"] = self._latency.state_dict()
         if self._units is not None:
             state["units"] = list(self._units)
-        if self._compensated is not None:
+        if self._compensated is not None and self._learned is not None:
             state["compensation"] = self._compensated.state_dict()
-        if self._sensitivity is not None:
-            state["sensitivity"] = self._sensitivity
-        if self._selector.depth.worth is not None:
-            state["branches"] = self._selector.depth.worth
+            state["learned"] = self._learned.state_dict() | {"branches": self._selector.depth.worth}
+        if self._watching is not None:
+            state["watching"] = self._watching.state_dict()
         return state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -352,29 +355,29 @@ class DecayPruner(BesideOptimizer):
         if self._units is not None:
             self._units = checked_units(state.get("units"), len(self.structures.groups))
             self._selector.set_multiples(self._units)
-        if self._compensated is not None:
+        if self._compensated is not None and self._learned is not None:
+            self._learned.load_state_dict(state["learned"])
             self._compensated.load_state_dict(state["compensation"])
-        if self._sensitivity is not None:
-            self._sensitivity = state["sensitivity"].cpu()
-        if self._selector.depth.worth is not None:
-            self._selector.depth.worth = state["branches"].cpu()
+            worth = state["learned"]["branches"]
+            self._selector.depth.worth = None if worth is None else worth.cpu()
+        if self._watching is not None:
+            self._watching.load_state_dict(state["watching"])
         super()._restore(state)
+
+    def _close_own(self) -> None:
+        if self._watching is not None:
+            self._watching.close()
 
     def _load_own(self, state: Mapping[str, Any]) -> None:
         self._seed = int(state["seed"])
         self._selector.importance = self._ranking()
 
 
-def _check(budget: Budget, schedule: Schedule, rectify: Rectify | None) -> None:
-    arguments.check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
-    if budget.depth is not None and budget.latency is not None:
-        raise ValueError(
-            "Budget(depth=..., latency=...): the estimate of a latency knows widths only. Bound "
-            "macs beside depth, and measure the result with dp.benchmark()."
-        )
-    arguments.check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
-    if rectify is not None:
-        arguments.check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
+def _quiet_steps(
+    selector: ImportanceSelector, watching: TrainingBatches | None
+) -> Callable[[int], bool]:
+    """Whether at a step nothing is selected by itself, and no batch kept; it knows no pruner."""
+    return lambda step: selector.pauses(step) and not (watching and watching.near(step))
 
 
 def _refined(

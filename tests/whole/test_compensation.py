@@ -65,7 +65,7 @@ def test_with_calibration_the_default_ranks_by_sensitivity() -> None:
     expected = sensitivity(
         model, pruner.structures, DATA, calibrate(model, pruner.structures, DATA)
     )
-    torch.testing.assert_close(state["sensitivity"], expected)
+    torch.testing.assert_close(state["learned"]["sensitivity"], expected)
     pruner.close()
     pruner = pruner_for(model, optimizer, calibrate=DATA, importance="magnitude")
     assert pruner.state_dict()["settings"]["importance"] == "magnitude"
@@ -105,3 +105,95 @@ def test_the_optimizer_is_not_suspected_of_what_compensation_writes() -> None:
     for _ in range(3):  # calls without a step of the optimizer, as in accumulation
         pruner.step()
     assert pruner.finished
+
+
+# ---------------------------------------------------------------- batches of the training itself
+
+WATCHED = {"calibrate": 4, "schedule": dp.Schedule(start=6, stop=14, rounds=2, decay_steps=5)}
+
+
+def test_batches_of_the_training_are_as_good_as_a_loader() -> None:
+    """With weights that stand still, those of steps 3 to 6 say what a list of them says."""
+    found = []
+    for given in (4, [images for images, _ in batches(4, first=2)]):
+        model = trained()
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        schedule = dp.Schedule.at_once(start=6)
+        pruner = pruner_for(model, still, schedule=schedule, calibrate=given)
+        for parameter in model.modules():
+            if isinstance(parameter, nn.BatchNorm2d):
+                parameter.momentum = 0.0
+        train(model, still, 6, pruner)
+        assert pruner.finished
+        pruner.compact()
+        found.append(model.eval()(DATA[0]))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("saved_at", [1, 4, 5, 6, 9])
+def test_resume_bit_for_bit_within_the_batches(saved_at: int) -> None:
+    straight = net()
+    optimizer = OPTIMIZERS["AdamW"](straight.parameters())
+    pruner = pruner_for(straight, optimizer, **WATCHED)
+    train(straight, optimizer, saved_at, pruner)
+    buffer = io.BytesIO()
+    torch.save([straight.state_dict(), optimizer.state_dict(), pruner.state_dict()], buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    train(straight, optimizer, 24 - saved_at, pruner, first=saved_at)
+    assert not straight._forward_pre_hooks
+
+    model = net(seed=5)
+    resumed = OPTIMIZERS["AdamW"](model.parameters())
+    again = pruner_for(model, resumed, **WATCHED)
+    for part, state in zip((model, resumed, again), saved, strict=True):
+        part.load_state_dict(state)
+    train(model, resumed, 24 - saved_at, again, first=saved_at)
+    assert again.finished
+    assert same(straight, model)
+
+
+def test_a_pruner_that_has_learned_goes_back_to_before_it_had() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    pruner = pruner_for(model, optimizer, **WATCHED)
+    train(model, optimizer, 4, pruner)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), pruner.state_dict()])
+    train(model, optimizer, 20, pruner, first=4)
+    straight = copy.deepcopy(model)
+    for part, state in zip((model, optimizer, pruner), saved, strict=True):
+        part.load_state_dict(state)
+    train(model, optimizer, 20, pruner, first=4)
+    assert same(straight, model)
+
+
+def test_a_step_whose_batch_is_kept_is_not_recorded() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    pruner = pruner_for(model, optimizer, **WATCHED)
+    ready = []
+    for step in range(7):
+        ready.append(pruner.replayable)
+        train(model, optimizer, 1, pruner, first=step)
+    assert ready[1]
+    assert not any(ready[2:6])
+
+
+def test_closing_before_the_first_round_leaves_no_hook() -> None:
+    model = net()
+    pruner = pruner_for(model, OPTIMIZERS["SGD"](model.parameters()), **WATCHED)
+    assert model._forward_pre_hooks
+    pruner.close()
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "words"), [(7, "Schedule.at_once.start=7."), (0, "found 0"), (True, "found True")]
+)
+def test_a_number_of_batches_that_cannot_be(calibrate: int, words: str) -> None:
+    model = net()
+    with pytest.raises(ValueError, match=words):
+        pruner_for(
+            model, OPTIMIZERS["SGD"](model.parameters()), **(WATCHED | {"calibrate": calibrate})
+        )
+    assert not model._forward_pre_hooks

@@ -4,7 +4,8 @@ A layer that reads structures computes ``y = W x + b``. When the inputs ``R`` le
 prediction of them from the inputs ``K`` that stay goes into the columns that are left, and into the
 bias. ``moments`` gathers what that needs, ``calibration`` runs the model for it, ``ridge`` is the
 arithmetic, ``compensated`` applies it when a selector picks. ``sensitivity`` ranks by how much the
-model's outputs change without a structure.
+model's outputs change without a structure, and ``learned`` holds both. The data are a user's
+``batches``, or those of the ``training`` as they pass.
 
 Sources: CORP (arXiv 2602.05243), GRAIL; ranking by variance is that of variance-based pruning.
 """

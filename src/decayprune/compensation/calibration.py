@@ -23,11 +23,24 @@ class Calibration:
     Args:
         readers: Those layers.
         moments: Of each of them, by its name; those that were never called are missing.
+
+    Attributes:
+        moments: As above.
+        readers: Those layers that were called.
     """
 
     def __init__(self, readers: Iterable[Consumer], moments: Mapping[str, Moments]) -> None:
+        self._known = tuple(readers)
+        self.take(moments)
+
+    def take(self, moments: Mapping[str, Moments]) -> None:
+        """Have other moments from now on.
+
+        Args:
+            moments: As above.
+        """
         self.moments = dict(moments)
-        self.readers = tuple(reader for reader in readers if reader.name in self.moments)
+        self.readers = tuple(reader for reader in self._known if reader.name in self.moments)
 
     def importance(self, structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
         """How much the outputs of its consumers vary with a structure.
@@ -83,14 +96,15 @@ class Calibration:
         Raises:
             ValueError: It is of other layers.
         """
-        found = {name: tuple(part["mean"].shape) for name, part in state.items()}
-        expected = {name: tuple(part.mean.shape) for name, part in self.moments.items()}
-        if found != expected:
+        found = {name: len(part["mean"]) for name, part in state.items()}
+        expected = {reader.name: len(reader.structure) for reader in self._known}
+        others = bool(found and self.moments) and found.keys() != self.moments.keys()
+        if others or not found.items() <= expected.items():
             raise ValueError(
                 "This state was calibrated on other layers. Build the pruner with the calibration "
                 "data that it was saved with."
             )
-        self.moments = {name: Moments(**part) for name, part in state.items()}
+        self.take({name: Moments(**part) for name, part in state.items()})
 
 
 def _of_columns(reader: Consumer, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -180,15 +180,11 @@ class Compensated:
     # ---------------------------------------------------------------- save and resume
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, and the shares that a release would take back."""
-        return {
-            "calibration": self._calibration.state_dict(),
-            "taken": [vars(part) for part in self._taken],
-        }
+        """The shares that a release would take back."""
+        return {"taken": [vars(part) for part in self._taken]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
-        self._calibration.load_state_dict(state["calibration"])
         self._taken, self._due = tuple(Taken(**part) for part in state["taken"]), ()
 
 

@@ -8,8 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from decayprune.cost import Budget
 from decayprune.method.decay import CURVES, Curve
+from decayprune.method.rectify import Rectify
 from decayprune.selection.importance import IMPORTANCES, Importance, random
+from decayprune.selection.schedule import Schedule
 from decayprune.structures.ranks import shared
 from decayprune.structures.structure_map import Refusal, StructureMap
 
@@ -158,6 +161,49 @@ def as_importance(importance: str | Importance, seed: int) -> Importance:
             f"{importance!r}."
         )
     return known[importance]
+
+
+def as_number_of_batches(calibrate: int, first: int) -> int:
+    """How many batches of the training are kept.
+
+    Args:
+        calibrate: As given.
+        first: Step of the first round.
+
+    Raises:
+        ValueError: Not so many steps go before it.
+    """
+    if isinstance(calibrate, bool) or calibrate < 1:
+        raise ValueError(
+            "calibrate is data (your training loader), or a number of batches of the training, "
+            f"such as 16; found {calibrate}."
+        )
+    if first < calibrate:
+        raise ValueError(
+            f"calibrate={calibrate} keeps batches of the {calibrate} steps before the first round, "
+            f"and that is at step {first}. Begin later, Schedule.at_once(start={calibrate}) or "
+            "Schedule.for_run(total_steps, start=...), or pass the data itself: calibrate=loader, "
+            "your training loader."
+        )
+    return calibrate
+
+
+def check_plan(budget: Budget, schedule: Schedule, rectify: Rectify | None) -> None:
+    """Raise unless these are what they are called, and go together.
+
+    Raises:
+        TypeError: One is of another kind.
+        ValueError: The budget bounds what cannot be bounded together.
+    """
+    check_kind("budget", budget, Budget, "dp.Budget(macs=0.5)")
+    if budget.depth is not None and budget.latency is not None:
+        raise ValueError(
+            "Budget(depth=..., latency=...): the estimate of a latency knows widths only. Bound "
+            "macs beside depth, and measure the result with dp.benchmark()."
+        )
+    check_kind("schedule", schedule, Schedule, "dp.Schedule.for_run(total_steps)")
+    if rectify is not None:
+        check_kind("rectify", rectify, Rectify, "dp.Rectify(), or None")
 
 
 def shared_seed(importance: str | Importance) -> int:

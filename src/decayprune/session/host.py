@@ -172,6 +172,7 @@ class Host:
         """
         if self._session.report is None:
             self._session.decayer.weights.give_back_(self.lifecycle.committed.cpu())
+        self._close_own()
         self._session.close()
 
     # ---------------------------------------------------------------- save and resume
@@ -229,6 +230,9 @@ class Host:
 
     def _load_own(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`_own_state` described, after the session has taken up its part."""
+
+    def _close_own(self) -> None:
+        """Let go of what is not the session's."""
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._session.restore(state)

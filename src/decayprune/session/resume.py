@@ -11,6 +11,8 @@ from decayprune.structures.structure_map import StructureMap
 from decayprune.surgery.compact import CompactionReport
 
 _FORMAT = 1
+_AT_TIMES = ("frozen", "learned")
+"""Parts that are there, or filled, at times; who takes them up checks them."""
 
 
 def flat(**parts: object) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def check(state: Any, now: Mapping[str, Any]) -> None:
             f"Expected what the state_dict() of a {owner} returned, a pruner state of format "
             f"{_FORMAT}, found {found!r}."
         )
-    now = {name: value for name, value in now.items() if name != "frozen"}  # kept at times
+    now = {name: value for name, value in now.items() if name not in _AT_TIMES}
     if "pinning" not in state:  # as older versions saved it
         now.pop("pinning", None)
     if missing := sorted(set(now) - set(state)):

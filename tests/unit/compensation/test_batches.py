@@ -55,7 +55,7 @@ def test_a_batch_of_another_form_is_named(batch: Any, example: Any, words: str) 
         inputs_of(batch, example)
 
 
-@pytest.mark.parametrize("given", [X, {"x": X}, "images", 16, True])
+@pytest.mark.parametrize("given", [X, {"x": X}, "images", 1.5, True])
 def test_what_is_no_list_of_batches(given: Any) -> None:
     with pytest.raises(TypeError, match=f"found {type(given).__name__}. Pass your loader"):
         inputs_from(given, X)

@@ -1,0 +1,74 @@
+"""What a pruner has learned on calibration data, once it has seen some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from decayprune.compensation.calibration import Calibration, calibrate
+from decayprune.compensation.consumers import consumers
+from decayprune.compensation.sensitivity import sensitivity
+from decayprune.structures.example import ExampleInputs
+from decayprune.structures.structure_map import StructureMap
+
+
+class Learned:
+    """What layers read, and what the outputs feel of each structure if that ranks them.
+
+    Args:
+        model: Nothing of it changes.
+        structures: Of the model.
+        feels: Whether the second is wanted as well.
+
+    Attributes:
+        calibration: What layers read; nothing yet before :meth:`learn`.
+    """
+
+    def __init__(self, model: nn.Module, structures: StructureMap, *, feels: bool) -> None:
+        self._model, self._structures, self._feels = model, structures, feels
+        self.calibration = Calibration(consumers(model, structures), {})
+        self._felt: Tensor | None = None
+
+    def learn(self, batches: Iterable[ExampleInputs]) -> None:
+        """Run the model on batches; all is learned, or nothing.
+
+        Args:
+            batches: As for :func:`~decayprune.compensation.calibration.calibrate`; read twice.
+
+        Raises:
+            ValueError: There is none, a layer has read something that is not finite, or the
+                outputs have no derivative.
+        """
+        read = calibrate(self._model, self._structures, batches)
+        if self._feels:
+            self._felt = sensitivity(self._model, self._structures, batches, read)
+        self.calibration.take(read.moments)
+
+    def importance(self, structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
+        """What ranks structures: what the outputs feel of them, or else what layers read."""
+        if self._felt is None:
+            return self.calibration.importance(structures, parameters)
+        return self.calibration.or_norms(self._felt, structures, parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by the layer's name, and what the outputs feel or None."""
+        moments = self.calibration.state_dict()
+        return {"moments": moments, "sensitivity": self._felt if moments else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: It was learned on another model, or by who wanted to know something else.
+        """
+        felt = state["sensitivity"]
+        wanted = self._feels and bool(state["moments"])
+        found = tuple(felt.shape) if isinstance(felt, Tensor) else ()
+        if found != ((self._structures.num_structures,) if wanted else ()):
+            raise ValueError(
+                "This state is damaged: the sensitivities in it are not those of the structures."
+            )
+        self.calibration.load_state_dict(state["moments"])
+        self._felt = felt.cpu() if wanted else None

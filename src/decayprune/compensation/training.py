@@ -1,0 +1,140 @@
+"""The batches that a model is trained on, kept as they pass."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from decayprune.compensation.batches import inputs_of
+from decayprune.structures.example import ExampleInputs
+
+
+class TrainingBatches:
+    """The inputs of the last forward passes before a step, without labels, on the CPU.
+
+    Args:
+        model: Called by the user's loop; a hook on it is there for those passes.
+        number: How many are kept, and of how many steps at most.
+        example_inputs: One batch as the model takes it.
+        first: The step: that of the first round, which counts as well.
+        step: The step that is being taken.
+
+    Attributes:
+        kept: What was kept, the oldest first.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        number: int,
+        example_inputs: ExampleInputs,
+        *,
+        first: int,
+        step: Callable[[], int],
+    ) -> None:
+        self._model, self._example, self._called = model, example_inputs, False
+        self._first, self._step, self._number = first, step, number
+        self.kept: deque[ExampleInputs] = deque(maxlen=number)
+        self._watch()
+
+    def _watch(self) -> None:
+        hook = _Hook(weakref.ref(self))  # one that a forgotten pruner has left does nothing
+        self._hook: RemovableHandle | None = self._model.register_forward_pre_hook(
+            hook, with_kwargs=True
+        )
+
+    def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is called."""
+        if not model.training or not torch.is_grad_enabled():
+            return
+        self._called = True
+        if self.near(self._step()):
+            called = _as_example(model, args, kwargs, self._example)
+            self.kept.append(tree_map(_plain, called))
+
+    def near(self, step: int) -> bool:
+        """Whether what passes at a step is kept."""
+        waits = self._hook is not None
+        return waits and self._first - self._number < step <= self._first
+
+    def due(self) -> bool:
+        """Whether the step is there, and nobody has learned from what was kept.
+
+        Raises:
+            RuntimeError: The model is being trained without being called.
+        """
+        if self._hook is None:
+            return False
+        if not self._called:
+            raise RuntimeError(
+                "calibrate is a number of batches to be kept as the model is trained on them, and "
+                "the optimizer has stepped without a call of the model in training mode (its parts "
+                "are called one by one, it is in evaluation mode, or a graph is replayed). Pass "
+                "the data itself: calibrate=loader, your training loader."
+            )
+        return self._step() >= self._first
+
+    def close(self) -> None:
+        """Let go of the model, and of what was kept."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self.kept.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether anybody waits for what is kept, and that."""
+        return {"waits": self._hook is not None, "kept": list(self.kept)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.close()
+        if state["waits"]:
+            self.kept.extend(state["kept"])
+            self._watch()
+
+
+class _Hook:
+    """Tells of calls; that of a copy of the model, or of one from a file, tells nobody."""
+
+    def __init__(self, watching: weakref.ref[TrainingBatches] | None = None) -> None:
+        self._watching = watching
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watching = None if self._watching is None else self._watching()
+        if watching is not None:
+            watching.note(model, args, kwargs)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+def _as_example(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], example: ExampleInputs
+) -> ExampleInputs:
+    """The inputs of a call in a form that example inputs have, without labels."""
+    if kwargs or isinstance(example, Mapping):
+        named = inspect.signature(model.forward).bind_partial(*args).arguments
+        return inputs_of({**named, **kwargs}, example)
+    return inputs_of(args, example)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a tensor, or a plain value: what can be saved along."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        "calibrate is a number of batches to be kept as the model is trained on them, and it is "
+        f"called with a {type(value).__name__}, where tensors and plain values can be kept. Pass "
+        "the data itself: calibrate=loader, your training loader."
+    )

@@ -1,0 +1,70 @@
+"""What is learned on data: nothing before, the same as by hand after, and it can be saved."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from decayprune.compensation.calibration import calibrate
+from decayprune.compensation.learned import Learned
+from decayprune.compensation.sensitivity import sensitivity
+from decayprune.structures import trace
+from loops import INPUTS, batches, net
+
+DATA = [images for images, _ in batches(3)]
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    return net().eval()
+
+
+@pytest.mark.parametrize("feels", [False, True])
+def test_as_by_hand(model: torch.nn.Module, feels: bool) -> None:
+    structures, parameters = trace(model, INPUTS), dict(model.named_parameters())
+    learned = Learned(model, structures, feels=feels)
+    assert not learned.calibration.readers
+    learned.learn(DATA)
+    read = calibrate(model, structures, DATA)
+    expected = read.importance(structures, parameters)
+    if feels:
+        expected = sensitivity(model, structures, DATA, read).float()
+    torch.testing.assert_close(learned.importance(structures, parameters), expected)
+    assert [r.name for r in learned.calibration.readers] == [r.name for r in read.readers]
+
+
+def test_of_bad_data_nothing_is_learned(model: torch.nn.Module) -> None:
+    learned = Learned(model, trace(model, INPUTS), feels=True)
+    with pytest.raises(ValueError, match="not finite"):
+        learned.learn([DATA[0], DATA[1] * torch.nan])
+    assert learned.state_dict() == {"moments": {}, "sensitivity": None}
+
+
+def test_states_before_and_after(model: torch.nn.Module) -> None:
+    structures, parameters = trace(model, INPUTS), dict(model.named_parameters())
+    learned = Learned(model, structures, feels=True)
+    before = learned.state_dict()
+    learned.learn(DATA)
+    after = copy.deepcopy(learned.state_dict())
+    expected = learned.importance(structures, parameters)
+
+    learned.load_state_dict(before)
+    assert learned.state_dict() == before
+    learned.load_state_dict(after)
+    torch.testing.assert_close(learned.importance(structures, parameters), expected)
+
+
+def test_a_state_of_who_did_not_feel_is_refused(model: torch.nn.Module) -> None:
+    structures = trace(model, INPUTS)
+    learned, other = (Learned(model, structures, feels=feels) for feels in (True, False))
+    learned.learn(DATA)
+    other.learn(DATA)
+    for one, state in ((learned, other.state_dict()), (other, learned.state_dict())):
+        with pytest.raises(ValueError, match="sensitivities in it are not those"):
+            one.load_state_dict(state)
+    short = learned.state_dict()
+    short["sensitivity"] = short["sensitivity"][1:]
+    with pytest.raises(ValueError, match="sensitivities in it are not those"):
+        learned.load_state_dict(short)
