@@ -25,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from decayprune.checkpoint import fields
 from decayprune.checkpoint.structure import reshape, saved_tensors, shapes_of, structure
+from decayprune.compensation.batches import inputs_of
 from decayprune.cost import Budget
 from decayprune.integrations.arguments import calibrating, fitting, moved, two_examples
 from decayprune.pruner import DecayPruner
@@ -293,8 +294,7 @@ class DecayPruningCallback(TrainerCallback, ExportableState):
 def _inputs_of(model: nn.Module, batch: Mapping[str, Any]) -> ExampleInputs:
     """A batch without its labels, where the model is."""
     weight = next(model.parameters())
-    inputs = {name: value for name, value in batch.items() if "label" not in name}
-    return moved(inputs, weight.device, weight.dtype)
+    return moved(inputs_of(batch, {}), weight.device, weight.dtype)
 
 
 def _encoded(pruner: DecayPruner) -> str:
