@@ -48,12 +48,12 @@ def refusal(pruner: dp.DecayPruner) -> str:
     return "none"
 
 
-def run(importance: str) -> dict[str, Any]:
+def run(importance: str, **options: Any) -> dict[str, Any]:
     rank = dist.get_rank()
     torch.manual_seed(rank)  # as data augmentation has it
     model: Net = net(seed=rank)  # the wrapper makes them equal
     optimizer = OPTIMIZERS["SGD momentum"](model.parameters())
-    pruner = pruner_for(model, optimizer, importance=importance)
+    pruner = pruner_for(model, optimizer, importance=importance, **options)
     parallel = DistributedDataParallel(model)
     steps(parallel, optimizer, pruner, first=0)
     refused, whole = refusal(pruner), model.stem[0].weight.shape[0]
@@ -141,6 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results: dict[str, Any] = {name: run(name) for name in ("magnitude", "random")}
+    results["sensitivity"] = run("sensitivity", calibrate=2)  # batches of its own on every rank
     results["torn"] = torn()
     for order in ORDERS:
         for find_unused in (False, True):

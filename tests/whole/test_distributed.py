@@ -35,7 +35,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "random"])
+@pytest.mark.parametrize("importance", ["magnitude", "random", "sensitivity"])
 def test_ranks_decide_alike_and_end_with_the_same_weights(
     ranks: list[dict[str, Any]], importance: str
 ) -> None:
