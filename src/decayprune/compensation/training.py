@@ -76,9 +76,9 @@ class TrainingBatches:
         if not self._called:
             raise RuntimeError(
                 "calibrate is a number of batches to be kept as the model is trained on them, and "
-                "the optimizer has stepped without a call of the model in training mode (its parts "
-                "are called one by one, it is in evaluation mode, or a graph is replayed). Pass "
-                "the data itself: calibrate=loader, your training loader."
+                "the optimizer has stepped without a call of the model in training mode (it is "
+                "compiled, or in evaluation mode, or its parts are called one by one). Pass the "
+                "data itself: calibrate=loader, your training loader."
             )
         return self._step() >= self._first
 
@@ -107,8 +107,9 @@ class _Hook:
     def __init__(self, watching: weakref.ref[TrainingBatches] | None = None) -> None:
         self._watching = watching
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():  # a break in the graph would outlive the hook
+            return
         watching = None if self._watching is None else self._watching()
         if watching is not None:
             watching.note(model, args, kwargs)

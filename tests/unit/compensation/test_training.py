@@ -165,14 +165,19 @@ def test_states_before_and_after_closing() -> None:
     assert not found.due()
 
 
-def test_a_compiled_model_is_watched() -> None:
-    model = nn.Linear(3, 2)
+def test_a_compiled_model_is_not_broken_up_and_has_not_been_called() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     found, clock = watching(model)
-    compiled = torch.compile(model, backend="eager")
-    for step in range(1, 6):
-        clock.step = step
-        compiled(batch(step)).sum().backward()
-    assert values(found) == [3, 4]
-    found.close()
-    compiled(batch(6))
+    graphs: list[Any] = []
+
+    def counting(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, backend=counting, fullgraph=True)
+    clock.step = 4
+    compiled(X).sum().backward()
+    with pytest.raises(RuntimeError, match=r"it is compiled, .* Pass the data itself"):
+        found.due()
+    assert len(graphs) == 1
     assert not found.kept
