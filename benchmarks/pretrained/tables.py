@@ -281,6 +281,7 @@ def main() -> None:
         ("minilm", texts, (0.5, 300), (), "pretrained_half"),
         ("efficientnet", images, (0.25, 300), (*IMAGES, *SENSITIVE[:1]), "pretrained_images"),
         ("efficientnet", images, (0.25, 1200), (), "pretrained_images_long"),
+        ("efficientnet", images, (0.5, 300), (), "pretrained_images_half"),
     ]
     for task, scores, cell, first, file_name in columns:
         found = summary(scores, cell, first)
