@@ -228,9 +228,9 @@ class DecayPruner(BesideOptimizer):
     def _learn(self, batches: Sequence[ExampleInputs]) -> None:
         assert self._learned is not None
         self._learned.learn(batches)
-        if self.structures.branches:  # what each of them is worth
+        if self.structures.branches:
             worth = branch_effects(self._session.model, self.structures, batches)
-            self._selector.depth.worth = worth
+            self._learned.worth = self._selector.depth.worth = worth
 
     def _fast_units(self, target: str | Hardware | None) -> tuple[int, ...]:
         """Multiples that the target is fast at: in a data-parallel run those of one process."""
@@ -343,7 +343,7 @@ class DecayPruner(BesideOptimizer):
             state["units"] = list(self._units)
         if self._compensated is not None and self._learned is not None:
             state["compensation"] = self._compensated.state_dict()
-            state["learned"] = self._learned.state_dict() | {"branches": self._selector.depth.worth}
+            state["learned"] = self._learned.state_dict()
         if self._watching is not None:
             state["watching"] = self._watching.state_dict()
         return state
@@ -358,8 +358,7 @@ class DecayPruner(BesideOptimizer):
         if self._compensated is not None and self._learned is not None:
             self._learned.load_state_dict(state["learned"])
             self._compensated.load_state_dict(state["compensation"])
-            worth = state["learned"]["branches"]
-            self._selector.depth.worth = None if worth is None else worth.cpu()
+            self._selector.depth.worth = self._learned.worth
         if self._watching is not None:
             self._watching.load_state_dict(state["watching"])
         super()._restore(state)

@@ -96,8 +96,8 @@ class Calibration:
         Raises:
             ValueError: It is of other layers.
         """
-        found = {name: len(part["mean"]) for name, part in state.items()}
-        expected = {reader.name: len(reader.structure) for reader in self._known}
+        found = {name: _widths(part["mean"], part["covariance"]) for name, part in state.items()}
+        expected = {reader.name: (len(reader.structure),) * 3 for reader in self._known}
         others = bool(found and self.moments) and found.keys() != self.moments.keys()
         if others or not found.items() <= expected.items():
             raise ValueError(
@@ -105,6 +105,10 @@ class Calibration:
                 "data that it was saved with."
             )
         self.take({name: Moments(**part) for name, part in state.items()})
+
+
+def _widths(mean: Tensor, covariance: Tensor) -> tuple[int, ...]:
+    return (*mean.shape, *covariance.shape)
 
 
 def _of_columns(reader: Consumer, parameters: Mapping[str, Tensor]) -> Tensor:

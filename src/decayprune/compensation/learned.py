@@ -24,12 +24,14 @@ class Learned:
 
     Attributes:
         calibration: What layers read; nothing yet before :meth:`learn`.
+        worth: Of each residual branch, shape ``(B,)``, filled in by who prunes branches; or None.
     """
 
     def __init__(self, model: nn.Module, structures: StructureMap, *, feels: bool) -> None:
         self._model, self._structures, self._feels = model, structures, feels
         self.calibration = Calibration(consumers(model, structures), {})
         self._felt: Tensor | None = None
+        self.worth: Tensor | None = None
 
     def learn(self, batches: Iterable[ExampleInputs]) -> None:
         """Run the model on batches; all is learned, or nothing.
@@ -53,9 +55,13 @@ class Learned:
         return self.calibration.or_norms(self._felt, structures, parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments by the layer's name, and what the outputs feel or None."""
+        """Moments by the layer's name, and of the rest what is there, else None."""
         moments = self.calibration.state_dict()
-        return {"moments": moments, "sensitivity": self._felt if moments else None}
+        return {
+            "moments": moments,
+            "sensitivity": self._felt if moments else None,
+            "branches": self.worth if moments else None,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
@@ -63,12 +69,23 @@ class Learned:
         Raises:
             ValueError: It was learned on another model, or by who wanted to know something else.
         """
-        felt = state["sensitivity"]
-        wanted = self._feels and bool(state["moments"])
-        found = tuple(felt.shape) if isinstance(felt, Tensor) else ()
-        if found != ((self._structures.num_structures,) if wanted else ()):
-            raise ValueError(
-                "This state is damaged: the sensitivities in it are not those of the structures."
-            )
+        learned, size = bool(state["moments"]), self._structures.num_structures
+        felt = _checked(state, "sensitivity", size if learned and self._feels else 0)
+        worth = _checked(state, "branches", len(self._structures.branches) if learned else 0)
         self.calibration.load_state_dict(state["moments"])
-        self._felt = felt.cpu() if wanted else None
+        self._felt, self.worth = felt, worth
+
+
+def _checked(state: Mapping[str, Any], name: str, size: int) -> Tensor | None:
+    """One number for each of so many, on the CPU; None for none of them.
+
+    Raises:
+        ValueError: There are others.
+    """
+    value = state[name]
+    found = tuple(value.shape) if isinstance(value, Tensor) else ()
+    if found != ((size,) if size else ()):
+        raise ValueError(
+            f"This state is damaged: what is under {name} in it is not that of this model."
+        )
+    return value.cpu() if size else None

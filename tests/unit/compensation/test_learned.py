@@ -39,7 +39,7 @@ def test_of_bad_data_nothing_is_learned(model: torch.nn.Module) -> None:
     learned = Learned(model, trace(model, INPUTS), feels=True)
     with pytest.raises(ValueError, match="not finite"):
         learned.learn([DATA[0], DATA[1] * torch.nan])
-    assert learned.state_dict() == {"moments": {}, "sensitivity": None}
+    assert learned.state_dict() == {"moments": {}, "sensitivity": None, "branches": None}
 
 
 def test_states_before_and_after(model: torch.nn.Module) -> None:
@@ -62,9 +62,22 @@ def test_a_state_of_who_did_not_feel_is_refused(model: torch.nn.Module) -> None:
     learned.learn(DATA)
     other.learn(DATA)
     for one, state in ((learned, other.state_dict()), (other, learned.state_dict())):
-        with pytest.raises(ValueError, match="sensitivities in it are not those"):
+        with pytest.raises(ValueError, match="what is under sensitivity in it is not that"):
             one.load_state_dict(state)
     short = learned.state_dict()
     short["sensitivity"] = short["sensitivity"][1:]
-    with pytest.raises(ValueError, match="sensitivities in it are not those"):
+    with pytest.raises(ValueError, match="what is under sensitivity in it is not that"):
         learned.load_state_dict(short)
+
+
+def test_a_damaged_state_changes_nothing(model: torch.nn.Module) -> None:
+    learned = Learned(model, trace(model, INPUTS), feels=True)
+    learned.learn(DATA)
+    before = copy.deepcopy(learned.state_dict())
+    branches, covariance = copy.deepcopy(before), copy.deepcopy(before)
+    branches["branches"] = torch.ones(2)
+    covariance["moments"]["fc"]["covariance"] = torch.ones(2, 3)
+    for state, words in ((branches, "under branches"), (covariance, "calibrated on other layers")):
+        with pytest.raises(ValueError, match=words):
+            learned.load_state_dict(state)
+        torch.testing.assert_close(learned.state_dict(), before)

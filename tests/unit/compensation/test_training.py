@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -141,8 +142,10 @@ def test_one_that_was_forgotten_keeps_nothing_alive() -> None:
     model = nn.Linear(3, 2)
     found, clock = watching(model)
     clock.step = 4
+    alive = weakref.ref(found)
     del found
     gc.collect()
+    assert alive() is None
     model(X)
 
 
