@@ -73,6 +73,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
 IMAGES = ("ridge_abrupt", "abrupt", "torch_pruning_taylor", "ridge_sp_sr", "sp_sr")
 HANDED = ("ridge_handover",)
 IMAGES_TOO = ("dense_on", "torch_pruning", "variance_abrupt", "scratch_total")
+IMAGES_CONTROLS = ("random_selection", "random_release", "otov2", "scratch_extra")
 IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "ridge_sp_sr": "ridge_abrupt",
     "ridge_handover": "ridge_abrupt",
@@ -82,6 +83,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
+    **dict.fromkeys(("random_selection", "random_release"), "abrupt"),
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
     "sp_sr_back": "abrupt",
 }
@@ -136,6 +138,7 @@ def queue(task: str) -> list[Run]:
         parts = [(SENSITIVE + BESIDE_IT + TAUGHT, quarter[:1]), (SENSITIVE[:1], quarter[1:])]
         parts += [(HANDED + IMAGES + RELEASES + BACK, quarter[:1]), (IMAGES_TOO[:1], quarter[:1])]
         parts += [(IMAGES, quarter[1:])]
+        parts += [(IMAGES_CONTROLS, quarter[:1])]
         parts += [(IMAGES_TOO, quarter), (SENSITIVE[:1] + IMAGES, half)]
     runs = [
         (arm, seed, steps, budget)
