@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from decayprune.compensation.batches import inputs_from
-from decayprune.compensation.compensated import Compensated
+from decayprune.compensation.calibrated import Calibrated
 from decayprune.compensation.learned import Learned
 from decayprune.compensation.training import TrainingBatches
 from decayprune.cost import Budget
@@ -150,8 +150,7 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             spared=None if residual_width else residual_streams(model, self.structures),
         )
-        self._compensated = self._compensating()
-        self._watching = self._look_at(calibrate)
+        self._calibrated = self._look_at(calibrate)
         self._options = resume.plain(
             {"calibrated": calibrate is not None or None, "residual_width": residual_width},
             importance=self._importance,
@@ -162,7 +161,7 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
         )
         self._begin(curve, slices, pin=pin)
-        self._recording = Recording(self._session, _quiet_steps(self._selector, self._watching))
+        self._recording = Recording(self._session, _quiet_steps(self._selector, self._calibrated))
         self.on_event = on_event
 
     # ---------------------------------------------------------------- parts of the constructor
@@ -208,18 +207,22 @@ class DecayPruner(BesideOptimizer):
             selector.check_reachable()
         return selector
 
-    def _look_at(self, calibrate: Iterable[Any] | int | None) -> TrainingBatches | None:
-        """Learn from data; or who keeps those of the training, to learn from later."""
-        session = self._session
-        if calibrate is None:
+    def _look_at(self, calibrate: Iterable[Any] | int | None) -> Calibrated | None:
+        """Learn from data, or keep that of the training to learn from it later."""
+        if calibrate is None or self._learned is None:
             return None
-        if not isinstance(calibrate, int):
-            self._learn(inputs_from(calibrate, session.example_inputs))
-            return None
-        first = self.schedule.begins(0)
+        if isinstance(calibrate, int):
+            watching = self._watch(calibrate)
+        else:
+            watching = None
+            self._learn(inputs_from(calibrate, self._session.example_inputs))
+        return Calibrated(self._selector, self._learned, self._learn, watching)
+
+    def _watch(self, number: int) -> TrainingBatches:
+        session, first = self._session, self.schedule.begins(0)
         return TrainingBatches(
             session.model,
-            arguments.as_number_of_batches(calibrate, first),
+            arguments.as_number_of_batches(number, first),
             session.example_inputs,
             first=first,
             step=lambda: session.ledger.last + 1,
@@ -243,7 +246,7 @@ class DecayPruner(BesideOptimizer):
     def _begin(self, curve: Curve, slices: Literal["carriers", "all"], *, pin: bool) -> None:
         self._session.begin(
             self,
-            self._compensated or self._selector,
+            self._selector if self._calibrated is None else self._calibrated.selector,
             curve=curve,
             decay_steps=self.schedule.decay_steps,
             slices=slices,
@@ -252,11 +255,6 @@ class DecayPruner(BesideOptimizer):
             pin=pin,
             reads_gradients=self._selector.reads_gradients,
         )
-
-    def _compensating(self) -> Compensated | None:
-        if self._learned is None:
-            return None
-        return Compensated(self._selector, self._learned.calibration)
 
     def _ranking(self) -> Importance:
         if self._importance not in ("sensitivity", "variance"):
@@ -310,14 +308,13 @@ class DecayPruner(BesideOptimizer):
         if self._recording.follow():
             return
         self._settle()  # what an interrupt has left
-        if self._watching is not None and self._watching.due():
-            self._learn(list(self._watching.kept))
-            self._watching.close()
+        if self._calibrated is not None:
+            self._calibrated.follow()
         self._session.follow()
         self._settle()
 
     def _settle(self) -> None:
-        if self._compensated is not None and self._compensated.settle():
+        if self._calibrated is not None and self._calibrated.selector.settle():
             self._session.vigil.followed()
 
     def _costs(self) -> list[str]:
@@ -341,11 +338,8 @@ class DecayPruner(BesideOptimizer):
             state["latency"] = self._latency.state_dict()
         if self._units is not None:
             state["units"] = list(self._units)
-        if self._compensated is not None and self._learned is not None:
-            state["compensation"] = self._compensated.state_dict()
-            state["learned"] = self._learned.state_dict()
-        if self._watching is not None:
-            state["watching"] = self._watching.state_dict()
+        if self._calibrated is not None:
+            state |= self._calibrated.state_dict()
         return state
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -355,17 +349,14 @@ class DecayPruner(BesideOptimizer):
         if self._units is not None:
             self._units = checked_units(state.get("units"), len(self.structures.groups))
             self._selector.set_multiples(self._units)
-        if self._compensated is not None and self._learned is not None:
-            self._learned.load_state_dict(state["learned"])
-            self._compensated.load_state_dict(state["compensation"])
-            self._selector.depth.worth = self._learned.worth
-        if self._watching is not None:
-            self._watching.load_state_dict(state["watching"])
+        if self._calibrated is not None:
+            self._calibrated.load_state_dict(state)
+            self._selector.depth.worth = self._calibrated.learned.worth
         super()._restore(state)
 
     def _close_own(self) -> None:
-        if self._watching is not None:
-            self._watching.close()
+        if self._calibrated is not None:
+            self._calibrated.close()
 
     def _load_own(self, state: Mapping[str, Any]) -> None:
         self._seed = int(state["seed"])
@@ -373,10 +364,10 @@ class DecayPruner(BesideOptimizer):
 
 
 def _quiet_steps(
-    selector: ImportanceSelector, watching: TrainingBatches | None
+    selector: ImportanceSelector, calibrated: Calibrated | None
 ) -> Callable[[int], bool]:
     """Whether at a step nothing is selected by itself, and no batch kept; it knows no pruner."""
-    return lambda step: selector.pauses(step) and not (watching and watching.near(step))
+    return lambda step: selector.pauses(step) and not (calibrated and calibrated.keeps(step))
 
 
 def _refined(
