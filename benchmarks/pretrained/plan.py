@@ -41,7 +41,10 @@ ARMS += ("dense_on", *LONG_CONTROLS)
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
-SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(PRIMARY, 12)  # at 25 % of the MACs
+TWELVE = (*PRIMARY, SENSITIVE[0], *RIVALS)
+SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(TWELVE, 12)  # at 25 % of the MACs
+FRESH = range(8, 16)  # seeds of the images that confirm: endpoints.md
+CONFIRMED = [(SENSITIVE[0], "torch_pruning_taylor"), (SENSITIVE[0], "abrupt")]
 TIMING_STEPS = 10  # speeds of all arms are measured apart, on one machine, after so short a run
 TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
@@ -148,4 +151,7 @@ def queue(task: str) -> list[Run]:
         for (steps, budget), arm in itertools.product(cells, arms)
         if seed < (SEEDS[arm] if budget == BUDGETS[0] and task == "minilm" else OTHER_SEEDS)
     ]
+    if task == "efficientnet":
+        confirming = dict.fromkeys(itertools.chain(*CONFIRMED))
+        runs += [(arm, seed, *quarter[1]) for seed in FRESH for arm in confirming]
     return list(dict.fromkeys(runs))
