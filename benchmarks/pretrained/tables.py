@@ -41,9 +41,21 @@ from decayprune.app.study.figures import Gain, holm, paired
 Run = dict[str, Any]
 Cell = tuple[float, int]  # budget, steps
 
+TITLES = {
+    "minilm": "MiniLM-L6 on WordNet's glosses",
+    "efficientnet": "EfficientNet-Lite0 on Fashion-MNIST",
+}
 DECIDING: Cell = (0.25, 1200)
 CANDIDATES = ("ridge_abrupt", "ridge_sp_sr", "ridge_handover")
 RIVALS_OF_IT = ("torch_pruning_taylor", "ridge_abrupt", "ridge_sp_sr", "abrupt", "sensitive_abrupt")
+COLUMNS: dict[str, tuple[str, Cell, Sequence[str]]] = {  # of the docs: task, cell, what ran first
+    "pretrained": ("minilm", DECIDING, DECISIVE),
+    "pretrained_short": ("minilm", (0.25, 300), ()),
+    "pretrained_half": ("minilm", (0.5, 300), ()),
+    "pretrained_images": ("efficientnet", (0.25, 300), (*IMAGES, *SENSITIVE[:1])),
+    "pretrained_images_long": ("efficientnet", (0.25, 1200), ()),
+    "pretrained_images_half": ("efficientnet", (0.5, 300), ()),
+}
 GOALS = {(0.25, 1200): 0.97, (0.25, 300): 0.95}  # shares of the dense accuracy
 
 
@@ -263,18 +275,12 @@ def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
     return {"steps": cell[1], "arms": rows, "timed on": timed, "machine": machine}
 
 
-def write(task: str, title: str, decisive: bool) -> list[Run]:
-    """The tables and pictures of a task, beside its runs, which are returned."""
-    folder = RESULTS[task]
-    runs, left_out = read(folder / "runs")
-    if not runs:
-        return []
-    from pictures import draw
-
-    scores = Scores(runs)
+def document(task: str, runs: Sequence[Run], left_out: int) -> list[str]:
+    """The tables of a task, in Markdown."""
+    scores, title = Scores(runs), TITLES[task]
     lines = [f"# {title}", ""]
     lines += [f"{len(runs)} runs; {left_out} of changed code left out. What decides: endpoints.md."]
-    if decisive:
+    if task == "minilm":
         lines += ["", "## Primary endpoints", "", *endpoints(scores)]
     else:
         lines += ["", "## Confirmed on fresh seeds", "", *confirmed(scores)]
@@ -282,36 +288,43 @@ def write(task: str, title: str, decisive: bool) -> list[Run]:
     for budget, steps in itertools.product(BUDGETS, STEPS):
         lines += ["", f"## {budget:.0%} of the MACs, {steps:,} steps", ""]
         lines += cell_table(scores, (budget, steps))
-    lines += ["", "## Pictures", ""]
-    lines += [f"![{about}]({name})" for about, name in draw(runs, title, folder)]
+    return lines
+
+
+def column(file_name: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """What a file of the docs holds; empty if nothing of it has run."""
+    task, cell, first = COLUMNS[file_name]
+    found = summary(scores[task], cell, first)
+    return {"task": task} | found if found else {}
+
+
+def write(task: str) -> Scores:
+    """The tables and pictures of a task, beside its runs, which are returned."""
+    from pictures import draw
+
+    folder = RESULTS[task]
+    runs, left_out = read(folder / "runs")
+    lines = [*document(task, runs, left_out), "", "## Pictures", ""]
+    lines += [f"![{about}]({name})" for about, name in draw(runs, TITLES[task], folder)]
     (folder / "tables.md").write_text("\n".join(lines) + "\n")
     print(folder / "tables.md")
-    return runs
+    return Scores(runs)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    texts = Scores(write("minilm", "MiniLM-L6 on WordNet's glosses", decisive=True))
-    images = Scores(write("efficientnet", "EfficientNet-Lite0 on Fashion-MNIST", decisive=False))
-    columns: list[tuple[str, Scores, Cell, Sequence[str], str]] = [
-        ("minilm", texts, DECIDING, DECISIVE, "pretrained"),
-        ("minilm", texts, (0.25, 300), (), "pretrained_short"),
-        ("minilm", texts, (0.5, 300), (), "pretrained_half"),
-        ("efficientnet", images, (0.25, 300), (*IMAGES, *SENSITIVE[:1]), "pretrained_images"),
-        ("efficientnet", images, (0.25, 1200), (), "pretrained_images_long"),
-        ("efficientnet", images, (0.5, 300), (), "pretrained_images_half"),
-    ]
-    for task, scores, cell, first, file_name in columns:
-        found = summary(scores, cell, first)
+    scores = {task: write(task) for task in TITLES}
+    for file_name in COLUMNS:
+        found = column(file_name, scores)
         if found:
             file = HERE.parent / "results" / f"{file_name}.json"
-            file.write_text(json.dumps({"task": task} | found, indent=1) + "\n")
+            file.write_text(json.dumps(found, indent=1) + "\n")
             print(file)
     known = {task: rates(task) for task, to in RESULTS.items() if [*to.glob("runs/dense_on-*")]}
     (HERE.parent / "results" / "rates.json").write_text(json.dumps(known, indent=1) + "\n")
     from pictures import overview
 
-    runs = itertools.chain(*decided(texts, DECIDING, DECISIVE).values())
+    runs = itertools.chain(*decided(scores["minilm"], DECIDING, DECISIVE).values())
     overview(list(runs), HERE.parents[1] / "docs" / "images")
 
 
