@@ -71,8 +71,8 @@ def overhead(found: dict[str, Any]) -> str:
     rows = [
         [name, f"{found['figures'][name]:.3g}", f"{bar:g}"] for name, bar in found["bars"].items()
     ]
-    facts = f"Median of {found['repeats']}; {machine(found['machine'])}.\n"
-    detail = f"{table(['', 'measured', 'at most'], rows)}\n{facts}"
+    detail = table(["", "measured", "at most"], rows)
+    detail += f"\nMedian of {found['repeats']}; {machine(found['machine'])}.\n"
     return f"{detail}\n{_models(found['models'])}" if "models" in found else detail
 
 
@@ -91,6 +91,15 @@ def _models(found: dict[str, Any]) -> str:
     ]
     held = [f"held, {phase}" for phase in phases[:3]]
     return table(["network", *phases, *held, *(f"asks, {phase}" for phase in asks)], rows)
+
+
+def calibration(found: dict[str, Any]) -> str:
+    """What learning costs in training steps, a network a line."""
+    keys = ("a batch, sensitivity", "a batch, variance", "pick, sensitivity", "in all")
+    models = found["models"].items()
+    rows = [[name, *(f"{of[k]:.2g}" for k in keys), f"{of['held']:.1f}x"] for name, of in models]
+    head = ["network", *keys[:2], "the pick", f"{found['batches']} and the pick", "held"]
+    return f"{table(head, rows)}\nMedian of {found['repeats']}; {machine(found['machine'])}.\n"
 
 
 def hosts(found: dict[str, Any]) -> str:
@@ -319,6 +328,7 @@ def rounding(found: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "calibration": calibration,
     "faults": faults,
     "fashion-mnist": run,
     "hosts_fashion": hosts,

@@ -34,7 +34,7 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 def residual(moments: Moments, staying: Tensor, leaving: Tensor) -> Tensor:
     """Covariance of the inputs that leave that those that stay do not explain, ``(L, L)``."""
     fit = stand_in(moments, staying, leaving, offset=True)
-    all_of = moments.covariance
+    all_of = moments.covariance.double()
     return all_of[leaving][:, leaving] - fit.weights @ all_of[staying][:, leaving]
 
 

@@ -15,8 +15,8 @@ class Moments:
 
     Attributes:
         count: How many vectors were seen.
-        mean: Shape ``(width,)``, float64, on the CPU.
-        covariance: Shape ``(width, width)``, float64, on the CPU; divided by the count.
+        mean: Shape ``(width,)``, float32, on the CPU.
+        covariance: Shape ``(width, width)``, float32, on the CPU; divided by the count.
     """
 
     count: int
@@ -30,12 +30,13 @@ class Moments:
 
     @property
     def products(self) -> Tensor:
-        """Mean of ``x x^T``, shape ``(width, width)``."""
-        return self.covariance + torch.outer(self.mean, self.mean)
+        """Mean of ``x x^T``, shape ``(width, width)``, float64."""
+        mean = self.mean.double()
+        return self.covariance + torch.outer(mean, mean)
 
 
 class RunningMoments:
-    """Adds vectors up, in memory of the width squared.
+    """Adds vectors up where they are, in float32 and in memory of the width squared.
 
     Sums are of differences from the first batch's mean: sums of squares of large values would
     leave nothing of a small variance.
@@ -46,29 +47,32 @@ class RunningMoments:
 
     def __init__(self, width: int) -> None:
         self.count, self._width = 0, width
-        self._shift: Tensor | None = None
-        self._total = torch.zeros(width, dtype=torch.float64, device="cpu")
-        self._products = torch.zeros(width, width, dtype=torch.float64, device="cpu")
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None  # shift, of x, of x x^T
 
     def add(self, vectors: Tensor) -> None:
-        """Take in some vectors, shape ``(n, width)``; products of a batch are made in float32."""
+        """Take in some vectors, shape ``(n, width)``, on the device of the first ones."""
         if not len(vectors):
             return
         vectors = vectors.detach().float()
-        if self._shift is None:
-            self._shift = vectors.mean(0)
-        vectors = vectors - self._shift
+        if self._sums is None:
+            products = vectors.new_zeros(self._width, self._width)
+            self._sums = vectors.mean(0), vectors.new_zeros(self._width), products
+        shift, total, products = self._sums
+        vectors = vectors.to(shift.device) - shift
         self.count += len(vectors)
-        self._total += vectors.sum(0).cpu()
-        self._products += (vectors.T @ vectors).cpu()
+        total += vectors.sum(0)
+        products.addmm_(vectors.T, vectors)
 
     def result(self) -> Moments:
-        """Moments of all that was added; zeros if nothing was."""
-        count = max(self.count, 1)
-        off = self._total / count
-        shift = torch.zeros_like(off) if self._shift is None else self._shift.cpu().double()
-        covariance = self._products / count - torch.outer(off, off)
-        return Moments(self.count, shift + off, covariance)
+        """Moments of all that was added; zeros if nothing was. Nothing can be added after it."""
+        width = self._width
+        if self._sums is None:
+            nothing = torch.zeros(width, width, device="cpu")
+            return Moments(0, nothing.diagonal().clone(), nothing)
+        shift, total, products = (part.cpu() for part in self._sums)
+        off = total / self.count
+        self._sums = None  # the products become the covariance in their own memory
+        return Moments(self.count, shift + off, products.div_(self.count).addr_(off, off, alpha=-1))
 
 
 def pooled(parts: Sequence[Moments]) -> Moments:

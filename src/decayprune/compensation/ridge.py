@@ -48,13 +48,14 @@ def stand_in(
         ridge: Penalty, relative to the mean variance of the inputs that stay.
     """
     second = moments.covariance if offset else moments.products
-    among, across = second[staying][:, staying], second[staying][:, leaving]
+    among, across = (second[staying][:, part].double() for part in (staying, leaving))
     scale = among.diagonal().mean().clamp(min=torch.finfo(among.dtype).tiny)
     among = among + ridge * scale * torch.eye(len(staying), dtype=among.dtype, device="cpu")
     weights = torch.cholesky_solve(across, torch.linalg.cholesky(among)).T
     if not offset:
         return StandIn(weights, torch.zeros(len(leaving), dtype=among.dtype, device="cpu"))
-    return StandIn(weights, moments.mean[leaving] - weights @ moments.mean[staying])
+    mean = moments.mean.double()
+    return StandIn(weights, mean[leaving] - weights @ mean[staying])
 
 
 def folded(fit: StandIn, columns: Tensor) -> tuple[Tensor, Tensor]:

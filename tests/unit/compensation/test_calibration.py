@@ -24,7 +24,10 @@ def test_moments_are_those_of_the_inputs() -> None:
     whole = torch.cat(read).double()
     assert found.moments["fc"].count == len(whole)
     torch.testing.assert_close(
-        found.moments["fc"].covariance, torch.cov(whole.T, correction=0), rtol=1e-4, atol=1e-6
+        found.moments["fc"].covariance.double(),
+        torch.cov(whole.T, correction=0),
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
@@ -108,7 +111,7 @@ def test_padding_does_not_count() -> None:
     found = calibrate(model, trace(model, batch), [batch]).moments["b"]
     hidden = model.a(states[mask.bool()]).relu().detach().double()
     assert found.count == 8
-    torch.testing.assert_close(found.mean, hidden.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.mean.double(), hidden.mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_words() -> None:

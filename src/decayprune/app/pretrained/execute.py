@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +12,16 @@ from torch import nn
 
 import decayprune as dp
 from decayprune.app.pretrained.arms import Arm, ArmRun, Start
-from decayprune.app.pretrained.loop import Data, evaluate, train
+from decayprune.app.pretrained.loop import Data, evaluate, normalised_anew, train
 from decayprune.app.pretrained.task import Task, dense, dense_accuracy
 
 GLANCES = (0.02, 0.1, 0.25, 0.5)
 """Shares of the steps after which held-out examples are looked at."""
 
 EXAMPLES_OF_A_GLANCE = 500
+
+STATISTICS = 60
+"""Batches from which the statistics of batch normalisation are taken, in the end."""
 
 
 def execute(
@@ -65,7 +69,14 @@ def execute(
         "released": kinds["release"],
         "curve": curve,
         "cpu_seconds": trained["seconds"],
+        "accuracy_normalised_anew": _normalised_anew(subject.model, run, data, judged_on),
     }
+
+
+def _normalised_anew(model: nn.Module, run: ArmRun, data: Data, judged_on: str) -> float | None:
+    """Accuracy with statistics from batches of the end; None without batch normalisation."""
+    batches = itertools.islice(data["train"].forever(40_000 + run.seed), STATISTICS)
+    return evaluate(model, data[judged_on]) if normalised_anew(model, batches) else None
 
 
 def size(task: Task, reference: nn.Module, model: nn.Module) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import decayprune as dp
 
@@ -125,3 +126,33 @@ def evaluate(model: nn.Module, part: Part, limit: int | None = None) -> float:
         total += len(labels)
     model.train(training)
     return right / total
+
+
+def normalised_anew(model: nn.Module, batches: Iterable[Batch]) -> bool:
+    """Take the running statistics of batch normalisation from some batches alone.
+
+    Where they forget slowly they lag behind weights that have changed much.
+
+    Args:
+        model: Changed in place.
+        batches: To train on; labels are not read.
+
+    Returns:
+        Whether there are any.
+    """
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        return False
+    named = _OfOneDictionary(model).train(model.training)  # left as it was
+    update_bn((inputs for inputs, _ in batches), named)
+    return True
+
+
+class _OfOneDictionary(nn.Module):
+    """A model that takes its named inputs as one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs) -> Any:
+        return self.model(**inputs)

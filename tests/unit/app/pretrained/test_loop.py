@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from decayprune.app.pretrained.loop import evaluate, learning_rate, set_rate, train
+from decayprune.app.pretrained.loop import evaluate, learning_rate, normalised_anew, set_rate, train
 from pretrained_toy import Net, Points, Toy
 
 
@@ -87,3 +88,28 @@ def test_accuracy_is_counted_and_the_mode_comes_back() -> None:
         int(model(x[None]).argmax()) == int(y)
         for x, y in zip(inputs["inputs"], labels, strict=True)
     ) / len(labels)
+
+
+def test_statistics_are_those_of_the_batches_alone() -> None:
+    model = Normalised().eval()
+    model.norm(torch.full((2, 3), 100.0))
+    batches = [({"x": torch.randn(8, 3) + shift}, torch.zeros(8)) for shift in (1.0, 3.0)]
+    assert normalised_anew(model, batches)
+    whole = torch.stack([inputs["x"].mean(0) for inputs, _ in batches]).mean(0)
+    torch.testing.assert_close(model.norm.running_mean, whole)
+    assert model.norm.momentum == 0.01
+    assert not model.training
+
+
+def test_what_does_not_normalise_batches_is_left_alone() -> None:
+    assert not normalised_anew(nn.Linear(2, 2), iter(()))
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3, momentum=0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norm(x)
+        return found
