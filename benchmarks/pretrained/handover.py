@@ -9,7 +9,7 @@ quite under GELU, where rows shrink before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,23 +44,8 @@ class HandOver:
         self._replacements: list[_Replacement] = []
         self._given = torch.zeros(pruner.structures.num_structures)
 
-    @property
-    def finished(self) -> bool:
-        """As the pruner's."""
-        return self.pruner.finished
-
-    @property
-    def events(self) -> list[dp.Event]:
-        """As the pruner's."""
-        return self.pruner.events
-
-    def observe(self) -> None:
-        """As the pruner's."""
-        self.pruner.observe()
-
-    def compact(self) -> dp.CompactionReport:
-        """As the pruner's."""
-        return self.pruner.compact()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pruner, name)
 
     @torch.no_grad()
     def step(self) -> None:
