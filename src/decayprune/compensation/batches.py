@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from decayprune.structures.example import ExampleInputs
 
@@ -28,7 +28,7 @@ def inputs_from(given: Iterable[Any], example_inputs: ExampleInputs) -> list[Exa
         example_inputs: One batch as the model takes it.
 
     Raises:
-        TypeError: It cannot be iterated over.
+        TypeError: It cannot be iterated over, or its items are single examples.
         ValueError: A batch has not what the example has.
     """
     most = OF_A_LOADER if isinstance(given, DataLoader) else MOST_BATCHES
@@ -37,6 +37,12 @@ def inputs_from(given: Iterable[Any], example_inputs: ExampleInputs) -> list[Exa
         raise TypeError(
             "calibrate is a DataLoader or a list of batches, each as the model takes it; found "
             f"{type(given).__name__}. Pass your loader, or a list of one batch: calibrate=[batch]."
+        )
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        raise TypeError(
+            f"calibrate is a DataLoader or a list of batches; found a {type(given).__name__}, "
+            "whose items are single examples. Pass your loader: calibrate=DataLoader(dataset, "
+            "batch_size=32, shuffle=True)."
         )
     with torch.random.fork_rng(devices=[]):
         return [inputs_of(batch, example_inputs) for batch in itertools.islice(given, most)]

@@ -15,6 +15,7 @@ from decayprune.structures.example import ExampleInputs, arguments, quiet
 from decayprune.structures.ranks import gathered, several
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.sums import labelled, sum_products
+from decayprune.structures.tracing.call import tensors_in
 
 
 class Calibration:
@@ -131,7 +132,8 @@ def calibrate(
         batches: Each as ``example_inputs`` are. Labels are not needed.
 
     Raises:
-        ValueError: There is no batch, or a layer has read something that is not finite.
+        ValueError: There is no batch, the model does not run on one, or a layer has read something
+            that is not finite.
     """
     readers = consumers(model, structures)
     running = {reader.name: RunningMoments(len(reader.structure)) for reader in readers}
@@ -140,7 +142,7 @@ def calibrate(
         for batch in batches:
             args, kwargs = arguments(on_device(device, batch))
             with _watched(readers, running, kwargs.get("attention_mask")):
-                model(*args, **kwargs)
+                _run(model, args, kwargs)
             number += 1
     if not number:
         raise ValueError(
@@ -151,10 +153,24 @@ def calibrate(
     for name, part in moments.items():
         if not bool(part.covariance.isfinite().all()):
             raise ValueError(
-                f"{name} has read values that are not finite on a batch of calibrate. Look at the "
-                "data, and at the weights before it."
+                f"`{name}` has read values that are not finite on a batch of calibrate. Look at "
+                "the data, and at the weights before it."
             )
     return Calibration(readers, _of_all_ranks(moments))
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    try:
+        model(*args, **kwargs)
+    except torch.OutOfMemoryError:  # which says nothing about the batch
+        raise
+    except Exception as error:
+        passed = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors_in((args, kwargs)))
+        raise ValueError(
+            f"The model does not run on a batch of calibrate. Passed: {passed or 'no tensor'}. It "
+            f"raised {type(error).__name__}: {str(error).strip().rstrip('.')}. Pass your training "
+            "loader, or a list of batches of the form of example_inputs."
+        ) from error
 
 
 def on_device(device: torch.device, batch: ExampleInputs) -> ExampleInputs:

@@ -55,6 +55,11 @@ def test_a_batch_of_another_form_is_named(batch: Any, example: Any, words: str) 
         inputs_of(batch, example)
 
 
+def test_a_dataset_is_not_a_loader() -> None:
+    with pytest.raises(TypeError, match=r"a TensorDataset, whose items are single examples. Pass"):
+        inputs_from(TensorDataset(X), X)
+
+
 @pytest.mark.parametrize("given", [X, {"x": X}, "images", 1.5, True])
 def test_what_is_no_list_of_batches(given: Any) -> None:
     with pytest.raises(TypeError, match=f"found {type(given).__name__}. Pass your loader"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,10 +121,41 @@ def test_words() -> None:
     structures = trace(model, INPUTS)
     with pytest.raises(ValueError, match=r"calibrate has no batch. Pass your training loader"):
         calibrate(model, structures, [])
-    with pytest.raises(ValueError, match=r"a\.0 has read values that are not finite"):
+    with pytest.raises(ValueError, match=r"`a\.0` has read values that are not finite"):
         calibrate(model, structures, [INPUTS * float("nan")])
     with pytest.raises(TypeError, match=r"found str"):
         calibrate(model, structures, ["images"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (
+            INPUTS[:, :1],
+            r"Passed: \(.*, 1, .*\) torch.float32. It raised RuntimeError: ",
+        ),
+        ({"pixels": INPUTS}, r"It raised TypeError: .*unexpected keyword argument 'pixels'. Pass "),
+        ((), r"Passed: no tensor"),
+    ],
+)
+def test_a_batch_that_the_model_refuses(batch: Any, words: str) -> None:
+    model = net().train()
+    with pytest.raises(ValueError, match=words):
+        calibrate(model, trace(model, INPUTS), [INPUTS, batch])
+    assert model.training
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_no_memory_is_no_fault_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    structures = trace(model, INPUTS)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        calibrate(model, structures, [INPUTS])
 
 
 def test_a_state_of_other_layers_is_refused() -> None:
