@@ -340,6 +340,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "pretrained": pretrained,
     "pretrained_half": pretrained_arms,
     "pretrained_images": pretrained,
+    "pretrained_images_anew": pretrained_arms,
     "pretrained_images_half": pretrained_arms,
     "pretrained_images_long": pretrained_arms,
     "pretrained_short": pretrained_arms,
