@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from overhead import built, held, optimizer_of, timed
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 import decayprune as dp
+from decayprune.compensation.batches import OF_A_LOADER
 from decayprune.latency.benchmark import cpu_name
-from decayprune.structures.example import ExampleInputs
+from decayprune.structures.example import ExampleInputs, arguments, returned
 
 MODELS = ("resnet50", "convnext_tiny", "bert")
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
-BATCH, PIXELS, TOKENS, BATCHES, OF_A_LOADER = 8, 128, 32, 4, 16
+BATCH, PIXELS, TOKENS, BATCHES = 8, 128, 32, 4
 RANKINGS = ("sensitivity", "variance")
 
 
@@ -56,11 +56,11 @@ def training_step(name: str, inputs: ExampleInputs, repeats: int) -> float:
     """Median of the seconds of a training step."""
     model = built(name)[0].train()
     optimizer = optimizer_of(model)
+    args, kwargs = arguments(inputs)
 
     def step() -> None:
         optimizer.zero_grad()
-        found = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-        sum(leaf.sum() for leaf in tree_leaves(found)).backward()
+        sum(part.sum() for part in returned(model(*args, **kwargs))).backward()
         optimizer.step()
 
     step()
@@ -72,36 +72,30 @@ def measure(name: str, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     batches = [batch_of(name) for _ in range(BATCHES)]
     step = training_step(name, batches[0], repeats)
-    plain = [_built_and_picked(name, batches[0])[:2] for _ in range(repeats)]
+    before, without, _ = _built_and_picked(name, batches[0], repeats)
     found = {"seconds of a step": step}
     for ranking in RANKINGS:
-        rows = [
-            _built_and_picked(name, batches[0], importance=ranking, calibrate=batches)
-            for _ in range(repeats)
-        ]
-        (building, picking), (before, without) = _medians(rows), _medians(plain)
+        building, picking, found["held"] = _built_and_picked(
+            name, batches[0], repeats, importance=ranking, calibrate=batches
+        )
         found[f"a batch, {ranking}"] = (building - before) / BATCHES / step
         found[f"pick, {ranking}"] = (picking - without) / step
-        found["held"] = rows[0][2]
     batch, pick = (found[f"{part}, sensitivity"] for part in ("a batch", "pick"))
     return found | {"in all": OF_A_LOADER * batch + pick}
 
 
 def _built_and_picked(
-    name: str, inputs: ExampleInputs, **options: Any
-) -> tuple[float, float, float]:
-    """Seconds to build and to pick, and bytes held per byte of parameters before the pick."""
-    model = built(name)[0].train()
-    pruner, building = timed(lambda: pruner_of(model, inputs, **options))
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    share = held(pruner) / size
-    picking = first_step(pruner)
-    pruner.detach()
-    return building, picking, share
-
-
-def _medians(rows: list[tuple[float, ...]]) -> tuple[float, float]:
-    return median(row[0] for row in rows), median(row[1] for row in rows)
+    name: str, inputs: ExampleInputs, repeats: int, **options: Any
+) -> tuple[float, ...]:
+    """Medians of the seconds to build and to pick, and of bytes held per byte of parameters."""
+    rows = []
+    for _ in range(repeats):
+        model = built(name)[0].train()
+        pruner, building = timed(lambda model=model: pruner_of(model, inputs, **options))
+        share = held(pruner) / sum(p.numel() * p.element_size() for p in model.parameters())
+        rows.append((building, first_step(pruner), share))
+        pruner.detach()
+    return tuple(map(median, zip(*rows, strict=True)))
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
-    **dict.fromkeys(("random_selection", "random_release"), "abrupt"),
+    **dict.fromkeys(IMAGES_CONTROLS, "abrupt"),
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
     "sp_sr_back": "abrupt",
 }

@@ -202,23 +202,22 @@ def normalised_anew(runs: Sequence[Run]) -> Scores:
 
 def both_ways(runs: Sequence[Run]) -> list[str]:
     """Arms judged with running statistics as they were, and taken anew, on the same runs."""
-    anew = normalised_anew(runs)
     kept = Scores([run for run in runs if run.get(ANEW) is not None])
+    ways = (kept, normalised_anew(runs))
     lines = [
         "| steps | arm | running | taken anew | sensitive_abrupt over it: running | anew | seeds |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for steps, arm in itertools.product(STEPS, ARMS):
-        cell = (BUDGETS[0], steps)
-        found = [statistics.fmean(s.accuracies(cell, arm).values() or [0]) for s in (kept, anew)]
-        gains = [s.gain(cell, SENSITIVE[0], arm) for s in (kept, anew)]
-        if arm == SENSITIVE[0]:
-            gains = [None, None]
-        if anew.runs(cell, arm):
-            words = " | ".join("" if one is None else one.words for one in gains)
-            means = " | ".join(f"{one:.2f}" for one in found)
-            seeds = len(anew.runs(cell, arm))
-            lines.append(f"| {steps:,} | {arm} | {means} | {words} | {seeds} |")
+        cell, ours = (BUDGETS[0], steps), SENSITIVE[0]
+        seeds = len(kept.runs(cell, arm))
+        if not seeds:
+            continue
+        means = [f"{statistics.fmean(way.accuracies(cell, arm).values()):.2f}" for way in ways]
+        gains = [None if arm == ours else way.gain(cell, ours, arm) for way in ways]
+        words = ["" if one is None else one.words for one in gains]
+        cells = [f"{steps:,}", arm, *means, *words, str(seeds)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
