@@ -27,13 +27,14 @@ from decayprune.app.study import figures, grid
 from decayprune.app.study.trial import Trial
 
 FOLDER = Path(__file__).resolve().parent / "results" / "settings"
-LONGER = 4
+LONGER, LONGEST = 4, 16
 PAIR = ("alone", "sp_sr")
 TITLES = {
     "local": "DepGraph with the same share of every layer",
     "longer": f"{LONGER} times the recovery",
     "calibrated": "Our own selection, calibrated",
     "calibrated_longer": f"Our own selection, calibrated, {LONGER} times the recovery",
+    "calibrated_longest": f"Our own selection, calibrated, {LONGEST} times the recovery",
 }
 
 
@@ -55,8 +56,13 @@ def cells(seed: int) -> dict[str, list[Trial]]:
         + [longer.with_(variant="small")],
     }
     calibrated = longer.with_(options={"calibrate": 16})
-    for name, training in (("calibrated", PRUNING), ("calibrated_longer", longer.training)):
-        variants = ("alone", "small", "sp_sr")
+    against_small = ("alone", "small")
+    for name, epochs, variants in (
+        ("calibrated", 1, (*against_small, "sp_sr")),
+        ("calibrated_longer", LONGER, (*against_small, "sp_sr")),
+        ("calibrated_longest", LONGEST, against_small),
+    ):
+        training = replace(PRUNING, epochs=epochs)
         found[name] = [calibrated.with_(training=training, variant=one) for one in variants]
     return {name: [one.with_(seed=seed) for one in trials] for name, trials in found.items()}
 

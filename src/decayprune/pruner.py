@@ -189,7 +189,7 @@ class DecayPruner(BesideOptimizer):
         floor: float,
         spared: torch.Tensor | None,
     ) -> ImportanceSelector:
-        session = self._session
+        session, learned = self._session, self._learned
         selector = ImportanceSelector(
             self.structures,
             self.cost,
@@ -201,6 +201,7 @@ class DecayPruner(BesideOptimizer):
             floor=floor,
             spared=spared,
             rectify=self.rectify,
+            worth=None if learned is None else lambda: learned.worth,
         )
         if self._latency is not None:  # measured again near the widths that will be chosen
             self._latency.refine(partial(selector.preview, session.parameters))
@@ -232,8 +233,8 @@ class DecayPruner(BesideOptimizer):
         assert self._learned is not None
         self._learned.learn(batches)
         if self.structures.branches:
-            worth = branch_effects(self._session.model, self.structures, batches)
-            self._learned.worth = self._selector.depth.worth = worth
+            model = self._session.model
+            self._learned.worth = branch_effects(model, self.structures, batches)
 
     def _fast_units(self, target: str | Hardware | None) -> tuple[int, ...]:
         """Multiples that the target is fast at: in a data-parallel run those of one process."""
@@ -351,7 +352,6 @@ class DecayPruner(BesideOptimizer):
             self._selector.set_multiples(self._units)
         if self._calibrated is not None:
             self._calibrated.load_state_dict(state)
-            self._selector.depth.worth = self._calibrated.learned.worth
         super()._restore(state)
 
     def _close_own(self) -> None:

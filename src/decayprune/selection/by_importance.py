@@ -17,7 +17,7 @@ from decayprune.cost import Budget, CostModel
 from decayprune.method.lifecycle import ACTIVE, LifecycleState
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selection
-from decayprune.selection.depth import Depth
+from decayprune.selection.depth import Depth, Worth
 from decayprune.selection.importance import Importance, magnitude, normalised, refreshed
 from decayprune.selection.schedule import Schedule
 from decayprune.selection.target import Target, lowest_first, rank_within
@@ -50,7 +50,8 @@ class ImportanceSelector:
         spared: Groups that are left whole as long as the budget can be met without them, bool,
             shape ``(G,)``; None: none.
         rectify: Its tournament has a round commit more than it needs.
-        worth: Of each residual branch, shape ``(B,)``; None: its importance.
+        worth: Gives that of each residual branch, shape ``(B,)``, or None: its importance, as
+            without it.
 
     Raises:
         ValueError: The budget cannot be reached; says what can.
@@ -69,7 +70,7 @@ class ImportanceSelector:
         floor: float = 0.1,
         spared: Tensor | None = None,
         rectify: Rectify | None = None,
-        worth: Tensor | None = None,
+        worth: Worth | None = None,
     ) -> None:
         if scope not in get_args(Scope):
             known = ", ".join(map(repr, get_args(Scope)))

@@ -7,6 +7,7 @@ among themselves, by importance per multiply-accumulate, and as many leave as th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from decayprune.cost import Budget, CostModel
 from decayprune.structures.branches import branch_around, branch_groups
 from decayprune.structures.structure_map import StructureMap
 
+Worth = Callable[[], Tensor | None]
+"""What is known of branches by now."""
+
 
 class Depth:
     """The residual branches of a model, as a selector sees them.
@@ -22,21 +26,20 @@ class Depth:
     Args:
         structures: What can be pruned.
         cost: What remains costs.
-        worth: Of each branch, shape ``(B,)``; None: its importance.
+        worth: Gives that of each branch, shape ``(B,)``, or None: its importance, as without it.
 
     Attributes:
         groups: Which groups are branches, bool, shape ``(G,)``.
         macs: Multiply-accumulates of each branch in the dense model, ``(B,)``.
-        worth: As above.
     """
 
     def __init__(
-        self, structures: StructureMap, cost: CostModel, worth: Tensor | None = None
+        self, structures: StructureMap, cost: CostModel, worth: Worth | None = None
     ) -> None:
         self.groups = branch_groups(structures)
         numbers = [branch.structure for branch in structures.branches]
         self._ids = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-        self.worth = worth
+        self._worth = worth
         self._around, self._sizes = branch_around(structures), cost.sizes
         self._group_of = structures.group_of
         whole = cost.macs(cost.sizes)
@@ -84,7 +87,8 @@ class Depth:
         here = torch.isin(self._ids, order)
         number = self.leaving(budget) - int((~here).sum())
         number = max(0, number + math.ceil(extra * number - 1e-9))
-        worth = score[self._ids].double() if self.worth is None else self.worth
+        known = None if self._worth is None else self._worth()
+        worth = score[self._ids].double() if known is None else known
         ranked = self._ids[(worth / self.macs.clamp(min=1)).sort(stable=True).indices]
         ranked = ranked[torch.isin(ranked, order)]
         awake_first = cooling[ranked].int().sort(stable=True).indices
