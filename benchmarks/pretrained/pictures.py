@@ -60,7 +60,7 @@ def overview(runs: Sequence[Run], folder: Path) -> None:
     panel.set_ylim(-0.5, len(order) - 0.3)
     dense = statistics.fmean(100 * run["dense_accuracy"] for run in runs)
     panel.axvline(dense, color="#212529", linewidth=0.8, linestyle=":")
-    panel.set_xlabel("test accuracy (%); dots: seeds; dotted line: the dense network before")
+    panel.set_xlabel("test accuracy (%)\ndots: seeds; dotted line: the dense network before")
     _saved(figure, "trained.svg", folder)
 
 
