@@ -15,7 +15,7 @@ from decayprune.structures.example import ExampleInputs, arguments, quiet
 from decayprune.structures.ranks import gathered, several
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.sums import labelled, sum_products
-from decayprune.structures.tracing.call import tensors_in
+from decayprune.structures.tracing.call import in_words
 
 
 class Calibration:
@@ -165,11 +165,10 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     except torch.OutOfMemoryError:  # which says nothing about the batch
         raise
     except Exception as error:
-        passed = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors_in((args, kwargs)))
         raise ValueError(
-            f"The model does not run on a batch of calibrate. Passed: {passed or 'no tensor'}. It "
-            f"raised {type(error).__name__}: {str(error).strip().rstrip('.')}. Pass your training "
-            "loader, or a list of batches of the form of example_inputs."
+            f"The model does not run on a batch of calibrate. Passed: {in_words((args, kwargs))}. "
+            f"It raised {type(error).__name__}: {str(error).strip().rstrip('.')}. Pass your "
+            "training loader, or a list of batches of the form of example_inputs."
         ) from error
 
 

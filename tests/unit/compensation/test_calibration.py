@@ -132,7 +132,7 @@ def test_words() -> None:
     [
         (
             INPUTS[:, :1],
-            r"Passed: \(.*, 1, .*\) torch.float32. It raised RuntimeError: ",
+            r"Passed: \(.*, 1, .*\) torch.float32 on cpu. It raised RuntimeError: ",
         ),
         ({"pixels": INPUTS}, r"It raised TypeError: .*unexpected keyword argument 'pixels'. Pass "),
         ((), r"Passed: no tensor"),

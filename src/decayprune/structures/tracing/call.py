@@ -83,6 +83,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def in_words(value: Any) -> str:
+    """Shape, type and device of every tensor in it, for a message; or that there is none."""
+    found = (f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors_in(value))
+    return ", ".join(found) or "no tensor"
+
+
 @lru_cache(maxsize=1024)
 def canonical(func: Callable[..., Any]) -> str:
     """The name of an operator, the same for function, method, operator sign and in-place form.

@@ -30,7 +30,7 @@ from decayprune.structures.example import (
 )
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.tracing.assemble import assemble
-from decayprune.structures.tracing.call import Call, canonical, tensors_in
+from decayprune.structures.tracing.call import Call, canonical, in_words, tensors_in
 from decayprune.structures.tracing.rules.attention import HEADS
 from decayprune.structures.tracing.rules.constants import CONSTANTS
 from decayprune.structures.tracing.rules.elementwise import RULES, words
@@ -302,7 +302,6 @@ def _check_devices(model: nn.Module, inputs: Any) -> None:
 
 def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: str) -> str:
     """What was passed, what the first layer expects, what went wrong."""
-    given = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors_in((args, kwargs))]
     first = next(iter(tape.holders()), None)
     expects = ""
     if first is not None:
@@ -313,7 +312,7 @@ def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: st
         )
     running = f" in `{where}`" if where else ""
     return (
-        f"The model does not run on example_inputs. Passed: {', '.join(given) or 'no tensor'}."
+        f"The model does not run on example_inputs. Passed: {in_words((args, kwargs))}."
         f"{expects} It raised{running}: {type(error).__name__}: {str(error).strip().rstrip('.')}. "
         "Pass inputs that `model(*example_inputs)` accepts; use a dict for keyword arguments."
     )

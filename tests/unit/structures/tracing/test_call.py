@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decayprune.structures.tracing.call import Call, canonical, tensors_in
+from decayprune.structures.tracing.call import Call, canonical, in_words, tensors_in
 from decayprune.structures.tracing.tape import Tape
 
 
@@ -49,3 +49,9 @@ def test_tensors_are_found_in_nested_containers() -> None:
     a, b, c = torch.ones(3).unbind()
     found = list(tensors_in([a, ({"x": b}, 3, "text"), (None, [c])]))
     assert [id(t) for t in found] == [id(a), id(b), id(c)]
+
+
+def test_tensors_are_told_with_what_a_model_may_refuse() -> None:
+    passed = (torch.ones(2, 3), {"mask": torch.ones(2, dtype=torch.bool, device="meta")})
+    assert in_words(passed) == "(2, 3) torch.float32 on cpu, (2,) torch.bool on meta"
+    assert in_words(({}, 1)) == "no tensor"
