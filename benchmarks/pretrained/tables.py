@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,16 +118,17 @@ def cell_table(scores: Scores, cell: Cell) -> list[str]:
             key: statistics.fmean(run[key] for run in runs)
             for key in ("macs", "params", "accuracy", "dense_accuracy", "released")
         }
-        spread = statistics.stdev(100 * r["accuracy"] for r in runs) if len(runs) > 1 else math.nan
+        apart = [100 * run["accuracy"] for run in runs]
+        spread = f" ± {statistics.stdev(apart):.2f}" if len(runs) > 1 else ""
         found = None if arm == "abrupt" else scores.gain(cell, arm, "abrupt")
         lines.append(
             f"| {arm} | {mean['macs']:.1%} | {mean['params']:.1%} "
             f"| {statistics.median(run['speedup'] for run in runs):.2f}x "
-            f"| {100 * mean['accuracy']:.2f} ± {spread:.2f} "
+            f"| {100 * mean['accuracy']:.2f}{spread} "
             f"| {mean['accuracy'] / mean['dense_accuracy']:.1%} | {_gain_cells(found)} "
             f"| {mean['released']:.0f} |"
         )
-    return lines
+    return lines if len(lines) > 2 else ["Not run."]
 
 
 def _gain_cells(found: Gain | None) -> str:
