@@ -85,7 +85,6 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     **dict.fromkeys((*SENSITIVE, *BESIDE_IT, TAUGHT[0]), "ridge_abrupt"),
     TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
-    "scratch_total": "scratch_extra",
     **dict.fromkeys(IMAGES_CONTROLS, "abrupt"),
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
     "sp_sr_back": "abrupt",
