@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from decayprune.compensation.consumers import Consumer, by_structure, consumers
 from decayprune.compensation.moments import Moments, RunningMoments, pooled
-from decayprune.structures.example import ExampleInputs, arguments, quiet
+from decayprune.structures.example import ExampleInputs, arguments, quiet, refusal
 from decayprune.structures.ranks import gathered, several
 from decayprune.structures.structure_map import StructureMap
 from decayprune.structures.sums import labelled, sum_products
@@ -167,8 +167,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     except Exception as error:
         raise ValueError(
             f"The model does not run on a batch of calibrate. Passed: {in_words((args, kwargs))}. "
-            f"It raised {type(error).__name__}: {str(error).strip().rstrip('.')}. Pass your "
-            "training loader, or a list of batches of the form of example_inputs."
+            f"It raised {refusal(error)}. Pass your training loader, or a list of batches of the "
+            "form of example_inputs."
         ) from error
 
 

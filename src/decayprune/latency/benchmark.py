@@ -28,7 +28,7 @@ from decayprune.latency.form import compiled_call
 from decayprune.latency.memory_format import formats, in_format
 from decayprune.latency.race import Race, fastest, interval, known, paired
 from decayprune.latency.widths import Layer, busiest, widths
-from decayprune.structures.example import arguments, batch_size
+from decayprune.structures.example import arguments, batch_size, refusal
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ def _macs(call: Callable[[], object], name: str) -> int:
             call()
         except Exception as error:  # whatever a forward() raises
             raise ValueError(
-                f"{name} does not run on example_inputs: {type(error).__name__}: "
-                f"{str(error).strip().rstrip('.')}. Pass one batch as both models take it."
+                f"{name} does not run on example_inputs: {refusal(error)}. Pass one batch as both "
+                "models take it."
             ) from error
     return int(counter.get_total_flops()) // 2
 

@@ -208,6 +208,15 @@ def batch_size(example_inputs: ExampleInputs) -> int:
     return 1
 
 
+def refusal(error: Exception) -> str:
+    """What a model said to inputs it does not take, for the middle of a sentence.
+
+    Args:
+        error: Whatever its ``forward()`` raised.
+    """
+    return f"{type(error).__name__}: {str(error).strip().rstrip('.')}"
+
+
 def _is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3
 

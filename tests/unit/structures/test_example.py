@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from cases import Lambda
 from decayprune.structures import trace
-from decayprune.structures.example import arguments, batch_size, outputs, quiet, returned
+from decayprune.structures.example import (
+    arguments,
+    batch_size,
+    outputs,
+    quiet,
+    refusal,
+    returned,
+)
 
 
 def test_inputs_are_one_tensor_positions_or_keywords() -> None:
@@ -116,3 +123,7 @@ def test_a_cache_is_no_result() -> None:
 )
 def test_a_batch_is_a_list_of_images_or_the_first_size(inputs, size: int) -> None:
     assert batch_size(inputs) == size
+
+
+def test_a_refusal_goes_into_a_sentence() -> None:
+    assert refusal(ValueError(" expected 3 channels.\n")) == "ValueError: expected 3 channels"

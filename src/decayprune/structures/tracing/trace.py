@@ -26,6 +26,7 @@ from decayprune.structures.example import (
     batch_size,
     plain_arithmetic,
     random_state_kept,
+    refusal,
     returned,
 )
 from decayprune.structures.structure_map import StructureMap
@@ -313,7 +314,7 @@ def _did_not_run(tape: Tape, args: Any, kwargs: Any, error: Exception, where: st
     running = f" in `{where}`" if where else ""
     return (
         f"The model does not run on example_inputs. Passed: {in_words((args, kwargs))}."
-        f"{expects} It raised{running}: {type(error).__name__}: {str(error).strip().rstrip('.')}. "
+        f"{expects} It raised{running}: {refusal(error)}. "
         "Pass inputs that `model(*example_inputs)` accepts; use a dict for keyword arguments."
     )
 
