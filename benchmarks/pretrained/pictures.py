@@ -27,6 +27,8 @@ LOOK = {  # arm: label, colour, marker
     "torch_pruning_taylor": ("Torch-Pruning, Taylor", "#66a80f", "X"),
     "last_layers": ("last layers dropped", "#5f3dc4", "*"),
     "scratch_total": ("same shape from scratch, equal compute in all", "#a0752a", ">"),
+    "sensitive_early": ("calibrated, cut early, equal compute in all", "#e03131", "1"),
+    "torch_pruning_taylor_early": ("Torch-Pruning, Taylor, early", "#099268", "2"),
     "scratch_extra": ("same shape from scratch", "#c2a25d", "<"),
     "dense_on": ("dense, trained on", "#212529", "h"),
 }

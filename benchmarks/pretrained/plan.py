@@ -36,8 +36,9 @@ CONTROLS = (
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
+EARLY = ("sensitive_early", "torch_pruning_taylor_early")  # the same, and pretrained
 ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
-ARMS += ("dense_on", *LONG_CONTROLS)
+ARMS += ("dense_on", *LONG_CONTROLS, *EARLY)
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
@@ -99,7 +100,7 @@ def tuned_as(task: str, arm: str) -> str:
 
 def timed_as(arm: str) -> str:
     """The arm whose model has the shape of an arm's, and costs less to make."""
-    return "scratch_extra" if arm.startswith("scratch") else arm
+    return "scratch_extra" if arm.startswith("scratch") else arm.removesuffix("_early")
 
 
 def rate(task: str, arm: str) -> float | None:
@@ -133,6 +134,7 @@ def queue(task: str) -> list[Run]:
             (DISTILLED, quarter),
             (CONTROLS, quarter),
             (SENSITIVE[:1] + PRIMARY + RIVALS + ("dense_on",), half),
+            (EARLY, quarter[1:]),
             (("scratch_total_distil",), quarter[1:]),
             (("scratch_total",), quarter[:1]),
         ]
@@ -152,6 +154,7 @@ def queue(task: str) -> list[Run]:
     ]
     if task == "efficientnet":
         confirming = (*dict.fromkeys(itertools.chain(*CONFIRMED)), "torch_pruning")
+        confirming += ("scratch_total", *EARLY)
         cells = quarter[::-1]
         runs += [(arm, seed, *cell) for seed in FRESH for cell in cells for arm in confirming]
     return list(dict.fromkeys(runs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,9 @@ from decayprune.structures.structure_map import Role
 from decayprune.structures.sums import labelled, sum_products
 
 CALIBRATION = 15  # batches, without their labels
+
+EARLY = 100
+"""Steps of the dense fine-tuning before what is pruned early, a schedule of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,23 @@ def distilled(arm: Arm) -> Arm:
     return taught
 
 
+def early(arm: Arm) -> Arm:
+    """The same arm after a short dense fine-tuning; what that saves goes to the small network.
+
+    For as much compute in all as the dense fine-tuning and the steps after it; of an arm that cuts
+    before or at its first step.
+    """
+
+    def sooner(start: Start) -> Subject:
+        run = start.run
+        begun = min(EARLY, run.dense_steps)
+        subject = arm(replace(start, run=replace(run, dense_steps=begun)))
+        subject.steps += round((run.dense_steps - begun) / run.budget)
+        return subject
+
+    return sooner
+
+
 def random_release(start: Start) -> Subject:
     """As many structures released as the tournament would, drawn at random."""
     model, run = start.dense, start.run
@@ -294,11 +314,13 @@ ARMS: dict[str, Arm] = {
     "sensitive_sp_sr": compensated("sensitivity"),
     "sensitive_depth": compensated("sensitivity", smooth=False, depth=0.75),
     "sensitive_abrupt_distil": distilled(compensated("sensitivity", smooth=False)),
+    "sensitive_early": early(compensated("sensitivity", smooth=False)),
     "ridge_abrupt_distil": distilled(compensated(smooth=False)),
     "ridge_sp_sr_distil": distilled(compensated()),
     "torch_pruning": torch_pruning("magnitude"),
     "torch_pruning_taylor": torch_pruning("taylor"),
     "torch_pruning_taylor_distil": distilled(torch_pruning("taylor")),
+    "torch_pruning_taylor_early": early(torch_pruning("taylor")),
     "last_layers": last_layers,
     "random_selection": pruned(importance="random"),
     "random_release": random_release,

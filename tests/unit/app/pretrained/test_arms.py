@@ -9,12 +9,13 @@ from torch import Tensor
 import decayprune as dp
 from decayprune.app.pretrained.arms import ARMS, ArmRun, Start, averaged_taylor, by_variance
 from decayprune.app.pretrained.loop import train
+from decayprune.app.pretrained.task import dense
 from pretrained_toy import WIDTH, Net, Points, Toy
 
 PRUNED = ("abrupt", "sp", "sp_sr", "variance_abrupt", "variance_sp_sr", "taylor_abrupt")
 PRUNED += ("ridge_taylor_abrupt", "ridge_abrupt", "ridge_sp_sr", "random_selection")
 PRUNED += ("random_release", "ridge_abrupt_distil", "ridge_sp_sr_distil")
-PRUNED += ("sensitive_abrupt", "sensitive_sp_sr")
+PRUNED += ("sensitive_abrupt", "sensitive_sp_sr", "sensitive_early")
 
 
 def start(folder: Path, arm: str, **changes: Any) -> Start:
@@ -55,6 +56,24 @@ def test_from_scratch_the_shape_is_the_pruned_one_and_the_weights_are_new(tmp_pa
     torch.manual_seed(0)
     rows = {tuple(row) for row in Net().up.weight.tolist()}
     assert {tuple(row) for row in extra.model.up.weight.tolist()} < rows
+
+
+def test_pruned_early_the_small_network_gets_the_dense_steps_that_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("decayprune.app.pretrained.arms.EARLY", 8)
+    begun = start(tmp_path, "sensitive_early")
+    subject = ARMS["sensitive_early"](begun)
+    assert subject.steps == 30 + (20 - 8) * 2  # at half of the price
+    fine_tuned, little = begun.dense.up.weight, subject.model.up.weight
+    assert not torch.equal(little, fine_tuned)
+    assert torch.equal(little, dense(begun.task, 0, begun.data, 8).up.weight)
+
+
+def test_a_dense_fine_tuning_shorter_than_the_early_one_leaves_nothing_to_save(
+    tmp_path: Path,
+) -> None:
+    assert ARMS["sensitive_early"](start(tmp_path, "sensitive_early")).steps == 30
 
 
 def test_dense_on_goes_on_with_the_dense_network(tmp_path: Path) -> None:
