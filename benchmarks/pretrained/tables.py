@@ -14,7 +14,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from names import NAMES, called
@@ -29,78 +29,51 @@ from plan import (
     RESULTS,
     SENSITIVE,
     STEPS,
-    TIMING_STEPS,
     TUNING_SEEDS,
     rate,
-    timed_as,
 )
+from scores import ANEW, AS_TRAINED, Cell, Run, Scores, read
 
-from decayprune.app.study.figures import Gain, holm, paired
-
-Run = dict[str, Any]
-Cell = tuple[float, int]  # budget, steps
+from decayprune.app.study.figures import Gain, holm
 
 TITLES = {
     "minilm": "MiniLM-L6 on WordNet's glosses",
     "efficientnet": "EfficientNet-Lite0 on Fashion-MNIST",
 }
 DECIDING: Cell = (0.25, 1200)
+SHORT: Cell = (0.25, 300)
+HALF: Cell = (0.5, 300)
 CANDIDATES = ("ridge_abrupt", "ridge_sp_sr", "ridge_handover")
 RIVALS_OF_IT = ("torch_pruning_taylor", "ridge_abrupt", "ridge_sp_sr", "abrupt", "sensitive_abrupt")
-COLUMNS: dict[str, tuple[str, Cell, Sequence[str]]] = {  # of the docs: task, cell, what ran first
-    "pretrained": ("minilm", DECIDING, DECISIVE),
-    "pretrained_short": ("minilm", (0.25, 300), ()),
-    "pretrained_half": ("minilm", (0.5, 300), ()),
-    "pretrained_images": ("efficientnet", (0.25, 300), (*IMAGES, *SENSITIVE[:1])),
-    "pretrained_images_long": ("efficientnet", (0.25, 1200), ()),
-    "pretrained_images_half": ("efficientnet", (0.5, 300), ()),
-    "pretrained_images_anew": ("efficientnet", (0.25, 300), ()),
-}
-ANEW = "accuracy_normalised_anew"
-GOALS = {(0.25, 1200): 0.97, (0.25, 300): 0.95}  # shares of the dense accuracy
 
 
-def read(folder: Path) -> tuple[list[Run], int]:
-    """Finished runs of committed code, and how many of changed code there are."""
-    runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    clean = [retimed(run, folder.parent / "timing") for run in runs if not run["changed"]]
-    return clean, len(runs) - len(clean)
+@dataclass(frozen=True)
+class Column:
+    """What a file of the docs holds.
 
-
-def retimed(run: Run, folder: Path) -> Run:
-    """A run with the speed of its arm as measured apart, where one machine has timed all arms."""
-    arm, budget = timed_as(run["trial"]["arm"]), run["trial"]["budget"]
-    file = folder / f"{arm}-{budget:g}-{TIMING_STEPS}-s0.json"
-    if not file.is_file():
-        return run
-    timed = json.loads(file.read_text())
-    return run | {key: timed[key] for key in ("speedup", "milliseconds")} | {"timed": timed["cpu"]}
-
-
-class Scores:
-    """Runs by cell and arm; accuracies in percent, by seed.
-
-    Args:
-        runs: Finished ones.
+    Attributes:
+        task: Of its runs.
+        cell: Which of them.
+        first: Arms that run first: the seeds are those that all of them have; all if left out.
+        judged: A way of judging.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self._of: dict[tuple[Cell, str], list[Run]] = {}
-        for run in runs:
-            trial = run["trial"]
-            self._of.setdefault(((trial["budget"], trial["steps"]), trial["arm"]), []).append(run)
+    task: str
+    cell: Cell
+    first: Sequence[str] = ()
+    judged: str = AS_TRAINED
 
-    def runs(self, cell: Cell, arm: str) -> list[Run]:
-        """Of an arm in a cell."""
-        return self._of.get((cell, arm), [])
 
-    def accuracies(self, cell: Cell, arm: str) -> dict[int, float]:
-        """By seed."""
-        return {run["trial"]["seed"]: 100 * run["accuracy"] for run in self.runs(cell, arm)}
-
-    def gain(self, cell: Cell, ours: str, theirs: str) -> Gain | None:
-        """Of one arm over another, paired by seed."""
-        return paired(self.accuracies(cell, ours), self.accuracies(cell, theirs))
+COLUMNS = {
+    "pretrained": Column("minilm", DECIDING, DECISIVE),
+    "pretrained_short": Column("minilm", SHORT),
+    "pretrained_half": Column("minilm", HALF),
+    "pretrained_images": Column("efficientnet", SHORT, (*IMAGES, *SENSITIVE[:1])),
+    "pretrained_images_anew": Column("efficientnet", SHORT, judged=ANEW),
+    "pretrained_images_long": Column("efficientnet", DECIDING),
+    "pretrained_images_half": Column("efficientnet", HALF),
+}
+GOALS = {DECIDING: 0.97, SHORT: 0.95}  # shares of the dense accuracy
 
 
 def cell_table(scores: Scores, cell: Cell) -> list[str]:
@@ -189,28 +162,22 @@ def endpoints(scores: Scores) -> list[str]:
 
 def confirmed(runs: Sequence[Run]) -> list[str]:
     """What the fresh seeds of the images say, as endpoints.md declares it."""
-    fresh = normalised_anew([run for run in runs if run["trial"]["seed"] in FRESH])
+    fresh = Scores([run for run in runs if run["trial"]["seed"] in FRESH], ANEW)
     gains = {f"{ours} over {other}": fresh.gain(DECIDING, ours, other) for ours, other in CONFIRMED}
     return gain_table("fresh seeds", gains)
 
 
-def normalised_anew(runs: Sequence[Run]) -> Scores:
-    """Those that were judged with statistics of their end as well, by these."""
-    anew = [run | {"accuracy": run[ANEW]} for run in runs if run.get(ANEW) is not None]
-    return Scores(anew)
-
-
 def both_ways(runs: Sequence[Run]) -> list[str]:
     """Arms judged with running statistics as they were, and taken anew, on the same runs."""
-    kept = Scores([run for run in runs if run.get(ANEW) is not None])
-    ways = (kept, normalised_anew(runs))
+    both = [run for run in runs if run.get(ANEW) is not None]
+    ways = (Scores(both), Scores(both, ANEW))
     lines = [
         "| steps | arm | running | taken anew | sensitive_abrupt over it: running | anew | seeds |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for steps, arm in itertools.product(STEPS, ARMS):
         cell, ours = (BUDGETS[0], steps), SENSITIVE[0]
-        seeds = len(kept.runs(cell, arm))
+        seeds = len(ways[0].runs(cell, arm))
         if not seeds:
             continue
         means = [f"{statistics.fmean(way.accuracies(cell, arm).values()):.2f}" for way in ways]
@@ -234,13 +201,15 @@ def gain_table(about: str, gains: Mapping[str, Gain | None]) -> list[str]:
     return lines
 
 
-def decided(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, list[Run]]:
-    """A column, on the seeds that all arms that run first have finished; all if there are none."""
-    if not first:
-        return {arm: scores.runs(cell, arm) for arm in ARMS}
-    done = set.intersection(*(set(scores.accuracies(cell, arm)) for arm in first))
+def decided(scores: Scores, column: Column) -> dict[str, list[Run]]:
+    """The runs of a column by arm, on its seeds."""
+    of_arm = {arm: scores.runs(column.cell, arm) for arm in ARMS}
+    if not column.first:
+        return of_arm
+    done = [set(scores.accuracies(column.cell, arm)) for arm in column.first]
+    seeds = set.intersection(*done)
     return {
-        arm: [run for run in scores.runs(cell, arm) if run["trial"]["seed"] in done] for arm in ARMS
+        arm: [run for run in runs if run["trial"]["seed"] in seeds] for arm, runs in of_arm.items()
     }
 
 
@@ -273,33 +242,41 @@ def rates(task: str) -> dict[str, Any]:
     return {"dense_lr": json.loads(next(dense).read_text())["trial"]["lr"], "arms": arms}
 
 
-def summary(scores: Scores, cell: Cell, first: Sequence[str]) -> dict[str, Any]:
-    """A column for the docs, an entry per arm."""
-    rows = {}
-    for arm, runs in decided(scores, cell, first).items():
-        if not runs:
-            continue
-        over = {
-            other: None if arm == other else scores.gain(cell, arm, other)
-            for other in ("abrupt", SENSITIVE[0])
-        }
-        rows[arm] = {
-            "name": called(arm, cell[0]),
-            "seeds": sorted(run["trial"]["seed"] for run in runs),
-            "accuracies": [round(100 * run["accuracy"], 3) for run in runs],
-            "dense": [round(100 * run["dense_accuracy"], 3) for run in runs],
-            "macs": statistics.fmean(run["macs"] for run in runs),
-            "params": statistics.fmean(run["params"] for run in runs),
-            "speedup": statistics.median(run["speedup"] for run in runs),
-            **{f"over {to}": None if one is None else one.words for to, one in over.items()},
-        }
-    if not rows:
+def summary(runs: Sequence[Run], column: Column) -> dict[str, Any]:
+    """A column for the docs, an entry per arm; empty if nothing of it has run."""
+    scores, cell = Scores(runs, column.judged), column.cell
+    of_arm = {arm: found for arm, found in decided(scores, column).items() if found}
+    if not of_arm:
         return {}
-    every = [run for arm in rows for run in scores.runs(cell, arm)]
-    one, timed = every[0], sorted({run.get("timed", run["cpu"]) for run in every})
-    machine = {"cpu": one["cpu"], "threads": 1, **one["versions"]}
-    machine["cpu"] = " and ".join(sorted({run["cpu"] for run in every}))
-    return {"steps": cell[1], "arms": rows, "timed on": timed, "machine": machine}
+    every = [run for arm in of_arm for run in scores.runs(cell, arm)]
+    machine = {"cpu": " and ".join(sorted({run["cpu"] for run in every})), "threads": 1}
+    return {
+        "task": column.task,
+        "steps": cell[1],
+        "arms": {arm: _entry(scores, cell, arm, found) for arm, found in of_arm.items()},
+        "timed on": sorted({run.get("timed", run["cpu"]) for run in every}),
+        "machine": machine | every[0]["versions"],
+    }
+
+
+def _entry(scores: Scores, cell: Cell, arm: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Of an arm, its runs those of the column."""
+    seeds = [run["trial"]["seed"] for run in runs]
+    accuracies = scores.accuracies(cell, arm)
+    over = {
+        other: None if arm == other else scores.gain(cell, arm, other)
+        for other in ("abrupt", SENSITIVE[0])
+    }
+    return {
+        "name": called(arm, cell[0]),
+        "seeds": seeds,
+        "accuracies": [round(accuracies[seed], 3) for seed in seeds],
+        "dense": [round(100 * run["dense_accuracy"], 3) for run in runs],
+        "macs": statistics.fmean(run["macs"] for run in runs),
+        "params": statistics.fmean(run["params"] for run in runs),
+        "speedup": statistics.median(run["speedup"] for run in runs),
+        **{f"over {to}": None if one is None else one.words for to, one in over.items()},
+    }
 
 
 def document(task: str, runs: Sequence[Run], left_out: int) -> list[str]:
@@ -319,14 +296,6 @@ def document(task: str, runs: Sequence[Run], left_out: int) -> list[str]:
     return lines
 
 
-def column(file_name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """What a file of the docs holds; empty if nothing of it has run."""
-    task, cell, first = COLUMNS[file_name]
-    judged = normalised_anew if file_name.endswith("_anew") else Scores
-    found = summary(judged(runs[task]), cell, first)
-    return {"task": task} | found if found else {}
-
-
 def write(task: str) -> list[Run]:
     """The tables and pictures of a task, beside its runs, which are returned."""
     from pictures import draw
@@ -343,9 +312,8 @@ def write(task: str) -> list[Run]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     of_task = {task: write(task) for task in TITLES}
-    for file_name in COLUMNS:
-        found = column(file_name, of_task)
-        if found:
+    for file_name, column in COLUMNS.items():
+        if found := summary(of_task[column.task], column):
             file = HERE.parent / "results" / f"{file_name}.json"
             file.write_text(json.dumps(found, indent=1) + "\n")
             print(file)
@@ -353,7 +321,7 @@ def main() -> None:
     (HERE.parent / "results" / "rates.json").write_text(json.dumps(known, indent=1) + "\n")
     from pictures import overview
 
-    runs = itertools.chain(*decided(Scores(of_task["minilm"]), DECIDING, DECISIVE).values())
+    runs = itertools.chain(*decided(Scores(of_task["minilm"]), COLUMNS["pretrained"]).values())
     overview(list(runs), HERE.parents[1] / "docs" / "images")
 
 

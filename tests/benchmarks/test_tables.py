@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import statistics
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,17 +34,28 @@ def test_pages(tables: ModuleType, runs: dict[str, Any]) -> None:
 
 def test_columns_of_the_docs(tables: ModuleType, runs: dict[str, Any]) -> None:
     of_task = {task: found for task, (found, _) in runs.items()}
-    for name in tables.COLUMNS:
+    for name, column in tables.COLUMNS.items():
         committed = json.loads((PRETRAINED.parent / "results" / f"{name}.json").read_text())
-        found = json.loads(json.dumps(tables.column(name, of_task)))
+        found = json.loads(json.dumps(tables.summary(of_task[column.task], column)))
         assert found == committed, "run python benchmarks/tables.py"
 
 
-def test_a_mean_is_that_of_its_files(tables: ModuleType) -> None:
-    name, arm = "pretrained_short", "sensitive_abrupt"
-    files = PRETRAINED.glob(f"results/runs/{arm}-0.25-300-s*.json")
-    expected = statistics.fmean(100 * json.loads(file.read_text())["accuracy"] for file in files)
-    column = json.loads((PRETRAINED.parent / "results" / f"{name}.json").read_text())
-    found = column["arms"][arm]["accuracies"]
-    assert statistics.fmean(found) == pytest.approx(expected, abs=1e-3)
-    assert len(found) >= 7
+def test_accuracies_are_those_of_the_files_seed_by_seed(tables: ModuleType) -> None:
+    name, arm = "pretrained", "sensitive_abrupt"
+    column = json.loads((PRETRAINED.parent / "results" / f"{name}.json").read_text())["arms"][arm]
+    assert len(column["seeds"]) >= 11
+    for seed, found in zip(column["seeds"], column["accuracies"], strict=True):
+        run = json.loads((PRETRAINED / f"results/runs/{arm}-0.25-1200-s{seed}.json").read_text())
+        assert found == pytest.approx(100 * run["accuracy"], abs=1e-3)
+
+
+def test_runs_that_were_not_judged_in_a_way_are_left_out_of_it(tables: ModuleType) -> None:
+    trial = {"arm": "abrupt", "seed": 3, "steps": 300, "budget": 0.25}
+    runs = [
+        {"trial": trial, "accuracy": 0.5, tables.ANEW: 0.75},
+        {"trial": trial | {"seed": 4}, "accuracy": 0.25, tables.ANEW: None},
+        {"trial": trial | {"seed": 5}, "accuracy": 0.25},
+    ]
+    cell = (0.25, 300)
+    assert tables.Scores(runs).accuracies(cell, "abrupt") == {3: 50.0, 4: 25.0, 5: 25.0}
+    assert tables.Scores(runs, tables.ANEW).accuracies(cell, "abrupt") == {3: 75.0}
