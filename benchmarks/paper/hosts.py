@@ -6,9 +6,10 @@ r"""An idea for the probe: a host of the study in place of our own pruner, to tu
 It is the host alone that is tuned, for its smooth variants have to beat it at its best.
 ``results/oto.jsonl`` (DHSPG) and ``results/ticks.jsonl`` (Gate Decorator; ``stop`` and ``tock_lr``
 stand for ``x.ticks={"tick_steps": 4, "tock_steps": 8, "ticks": 4, "share": 0.05, "stop": 43}``
-and ``x.tock_lr``) were made so, by one file for each host. ``x.per_mac=1`` asks another question,
-whether a tournament had better compare the work per MAC that a structure saves
-(``results/per_mac.jsonl``).
+and ``x.tock_lr``) were made so, by one file for each host; ``results/oto_divisible.jsonl`` holds
+``x.group_divisible`` of 1, 2, 4 and 8 at ``x.lmbda`` of 0.3, 1 and 3.
+``x.per_mac=1`` asks another question, whether a tournament had better compare the work per MAC that
+a structure saves (``results/per_mac.jsonl``).
 """
 
 from __future__ import annotations

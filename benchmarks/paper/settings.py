@@ -4,10 +4,12 @@
 
 What decays and releases add to a host is worth as much as the host alone is at its best. DepGraph's
 global comparison starves layers; the same share of every layer, Torch-Pruning's own default, does
-not. Four times the recovery gives every host time to mend what it cut. Two controls stand beside
-them: our own selection cut at once, and a network of the final shape from scratch for all steps.
-Our own pruner stands in its best setting as well, calibrated on sixteen batches, and with sixteen
-times the recovery, too.
+not. OTOv2 leaves single channels; where widths stay multiples of eight (``group_divisible``, chosen
+for the host alone on held-out images, ``results/oto_divisible.jsonl``) it does not. Four times the
+recovery gives every host time to mend what it cut. Two controls stand beside them: our own
+selection cut at once, and a network of the final shape from scratch for all steps. Our own pruner
+stands in its best setting as well, calibrated on sixteen batches, and with sixteen times the
+recovery, too.
 ``study.py tables`` makes the tables, once something has run.
 """
 
@@ -29,9 +31,12 @@ from decayprune.app.study.trial import Trial
 
 FOLDER = Path(__file__).resolve().parent / "results" / "settings"
 LONGER, LONGEST = 4, 16
+MULTIPLE = 8
 PAIR = ("alone", "sp_sr")
 TITLES = {
     "local": "DepGraph with the same share of every layer",
+    "divisible": f"OTOv2 with multiples of {MULTIPLE}",
+    "divisible_longer": f"OTOv2 with multiples of {MULTIPLE}, {LONGER} times the recovery",
     "longer": f"{LONGER} times the recovery",
     "calibrated": "Our own selection, calibrated",
     "calibrated_longer": f"Our own selection, calibrated, {LONGER} times the recovery",
@@ -44,12 +49,19 @@ def cells(seed: int) -> dict[str, list[Trial]]:
     local = {"host": "depgraph", "options": {"global_pruning": False}}
     budgets = (0.25, HARD)
     longer = RESNET.with_(training=replace(PRUNING, epochs=LONGER), budget=HARD)
-    hosts = {"dhspg": OF_HOST["dhspg"], "depgraph": local, "default": {}}
+    otov2 = OF_HOST["dhspg"]
+    divisible = {"host": "dhspg", "options": otov2["options"] | {"group_divisible": MULTIPLE}}
+    hosts = {"dhspg": otov2, "depgraph": local, "default": {}}
     found = {
         "local": [
             net.with_(**local, budget=budget, variant=variant)
             for net, budget, variant in itertools.product((VGG, RESNET), budgets, PAIR)
         ],
+        "divisible": [
+            RESNET.with_(**divisible, budget=budget, variant=variant)
+            for budget, variant in itertools.product(budgets, PAIR)
+        ],
+        "divisible_longer": [longer.with_(**divisible, variant=variant) for variant in PAIR],
         "longer": [
             longer.with_(**{"host": host, **options}, variant=variant)
             for (host, options), variant in itertools.product(hosts.items(), PAIR)
