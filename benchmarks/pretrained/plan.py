@@ -66,6 +66,8 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "torch_pruning_taylor_distil": "torch_pruning_taylor",
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
+    "sensitive_early": "ridge_abrupt",
+    "torch_pruning_taylor_early": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
     "scratch_total_distil": "scratch_extra",
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_sp_sr"),
