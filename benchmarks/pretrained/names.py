@@ -27,6 +27,7 @@ NAMES = {
     "scratch_extra": "the same shape from scratch, as many steps",
     "scratch_total": "the same shape from scratch, equal compute in all",
     "sensitive_early": "calibrated, cut after 100 dense steps, equal compute in all",
+    "sensitive_within": "calibrated, cut at step 100 of one loop, equal compute in all",
     "torch_pruning_taylor_early": "Torch-Pruning, Taylor, after 100 dense steps, equal compute",
     "dense_on": "not pruned, trained on for as long",
 }

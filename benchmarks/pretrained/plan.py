@@ -36,7 +36,11 @@ CONTROLS = (
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
-EARLY = ("sensitive_early", "torch_pruning_taylor_early")  # the same, and pretrained
+EARLY = (
+    "sensitive_early",
+    "sensitive_within",
+    "torch_pruning_taylor_early",
+)  # the same, and pretrained
 ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
 ARMS += ("dense_on", *LONG_CONTROLS, *EARLY)
 
@@ -67,6 +71,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "sensitive_early": "ridge_abrupt",
+    "sensitive_within": "ridge_abrupt",
     "torch_pruning_taylor_early": "torch_pruning_taylor",
     "scratch_total": "scratch_extra",
     "scratch_total_distil": "scratch_extra",
@@ -86,6 +91,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "variance_abrupt": "ridge_abrupt",
     "sp_sr": "abrupt",
     **dict.fromkeys((*SENSITIVE, *BESIDE_IT, TAUGHT[0]), "ridge_abrupt"),
+    "sensitive_within": "sensitive_early",
     TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
     **dict.fromkeys(IMAGES_CONTROLS, "abrupt"),
@@ -102,7 +108,11 @@ def tuned_as(task: str, arm: str) -> str:
 
 def timed_as(arm: str) -> str:
     """The arm whose model has the shape of an arm's, and costs less to make."""
-    return "scratch_extra" if arm.startswith("scratch") else arm.removesuffix("_early")
+    return (
+        "scratch_extra"
+        if arm.startswith("scratch")
+        else arm.removesuffix("_early").replace("within", "abrupt")
+    )
 
 
 def rate(task: str, arm: str) -> float | None:

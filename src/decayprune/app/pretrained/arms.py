@@ -67,6 +67,11 @@ class Start:
         """The fine-tuned dense network, to be pruned in place."""
         return dense(self.task, self.run.seed, self.data, self.run.dense_steps)
 
+    def pretrained(self) -> Any:
+        """What the dense network was fine-tuned from, to be pruned in place."""
+        torch.manual_seed(self.run.seed)
+        return self.task.pretrained()
+
     def teacher(self) -> Any:
         """Another copy of it, for its answers."""
         again = dense(self.task, self.run.seed, self.data, self.run.dense_steps)
@@ -107,20 +112,21 @@ def prune(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
+    begin: int = 0,
     smooth: bool = True,
     releases: bool = True,
     rectify: dp.Rectify = RECTIFY,
     depth: float | None = None,
     **options: Any,
 ) -> dp.DecayPruner:
-    """The library's pruner; without ``smooth`` all is cut at the first step."""
+    """The library's pruner; without ``smooth`` all is cut at the step at which it begins."""
     decay_steps = max(1, start.run.steps // 10) if smooth else 1
     return dp.DecayPruner(
         model,
         optimizer,
         start.task.example(),
         budget=dp.Budget(macs=start.run.budget, depth=depth),
-        schedule=dp.Schedule(stop=decay_steps, decay_steps=decay_steps),
+        schedule=dp.Schedule(start=begin, stop=begin + decay_steps, decay_steps=decay_steps),
         rectify=rectify if smooth and releases else None,
         ignored_layers=start.task.ignored,
         **{"round_to": None, **options},
@@ -240,6 +246,18 @@ def early(arm: Arm) -> Arm:
     return sooner
 
 
+def early_within(start: Start) -> Subject:
+    """As calibrated and cut early, in one loop: one schedule of the rate, calibrated on the way."""
+    run, model = start.run, start.pretrained()
+    begin = min(EARLY, run.dense_steps)
+    steps = begin + run.steps + round((run.dense_steps - begin) / run.budget)
+    return Subject(
+        model,
+        steps,
+        lambda opt: prune(start, model, opt, begin=begin, smooth=False, calibrate=CALIBRATION),
+    )
+
+
 def random_release(start: Start) -> Subject:
     """As many structures released as the tournament would, drawn at random."""
     model, run = start.dense, start.run
@@ -315,6 +333,7 @@ ARMS: dict[str, Arm] = {
     "sensitive_depth": compensated("sensitivity", smooth=False, depth=0.75),
     "sensitive_abrupt_distil": distilled(compensated("sensitivity", smooth=False)),
     "sensitive_early": early(compensated("sensitivity", smooth=False)),
+    "sensitive_within": early_within,
     "ridge_abrupt_distil": distilled(compensated(smooth=False)),
     "ridge_sp_sr_distil": distilled(compensated()),
     "torch_pruning": torch_pruning("magnitude"),

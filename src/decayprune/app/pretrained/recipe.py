@@ -64,6 +64,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
             {
                 "dense_on": 3e-4,
                 "sensitive_abrupt": 3e-4,
+                "sensitive_early": 3e-4,
                 "sensitive_sp_sr": 1e-4,
                 "abrupt": 3e-4,
                 "torch_pruning_taylor": 3e-4,
@@ -78,6 +79,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
             {
                 "dense_on": 1e-3,
                 "sensitive_abrupt": 1e-3,
+                "sensitive_early": 1e-3,
                 "sensitive_sp_sr": 1e-3,
                 "abrupt": 3e-3,
                 "sp_sr": 3e-3,
@@ -93,6 +95,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
 WORDS = {
     "dense_on": "dense, trained on",
     "sensitive_abrupt": "calibrated, at once",
+    "sensitive_early": "calibrated, early",
     "sensitive_sp_sr": "calibrated, smooth",
     "sp_sr": "magnitude, smooth",
     "abrupt": "magnitude, at once",

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import decayprune as dp
-from decayprune.app.pretrained.arms import ARMS, ArmRun, Start, averaged_taylor, by_variance
+from decayprune.app.pretrained.arms import (
+    ARMS,
+    EARLY,
+    ArmRun,
+    Start,
+    averaged_taylor,
+    by_variance,
+)
 from decayprune.app.pretrained.loop import train
 from decayprune.app.pretrained.task import dense
 from pretrained_toy import WIDTH, Net, Points, Toy
@@ -15,7 +22,7 @@ from pretrained_toy import WIDTH, Net, Points, Toy
 PRUNED = ("abrupt", "sp", "sp_sr", "variance_abrupt", "variance_sp_sr", "taylor_abrupt")
 PRUNED += ("ridge_taylor_abrupt", "ridge_abrupt", "ridge_sp_sr", "random_selection")
 PRUNED += ("random_release", "ridge_abrupt_distil", "ridge_sp_sr_distil")
-PRUNED += ("sensitive_abrupt", "sensitive_sp_sr", "sensitive_early")
+PRUNED += ("sensitive_abrupt", "sensitive_sp_sr", "sensitive_early", "sensitive_within")
 
 
 def start(folder: Path, arm: str, **changes: Any) -> Start:
@@ -68,6 +75,22 @@ def test_pruned_early_the_small_network_gets_the_dense_steps_that_are_saved(
     fine_tuned, little = begun.dense.up.weight, subject.model.up.weight
     assert not torch.equal(little, fine_tuned)
     assert torch.equal(little, dense(begun.task, 0, begun.data, 8).up.weight)
+
+
+def test_pruned_early_in_one_loop_it_takes_as_much_compute_and_begins_with_the_pretrained(
+    tmp_path: Path,
+) -> None:
+    begun = start(tmp_path, "sensitive_within", dense_steps=120)
+    subject = ARMS["sensitive_within"](begun)
+    assert subject.steps == EARLY + 30 + (120 - EARLY) * 2
+    torch.manual_seed(0)
+    assert torch.equal(subject.model.up.weight, begun.task.pretrained().up.weight)
+    assert subject.pruner_on is not None
+    pruner = subject.pruner_on(torch.optim.SGD(subject.model.parameters(), lr=0.0))
+    assert (pruner.schedule, pruner.finished) == (
+        dp.Schedule(start=100, stop=101, decay_steps=1),
+        False,
+    )
 
 
 def test_a_dense_fine_tuning_shorter_than_the_early_one_leaves_nothing_to_save(

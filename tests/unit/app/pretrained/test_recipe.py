@@ -22,7 +22,8 @@ def test_every_arm_of_a_recipe_is_known_and_has_words() -> None:
 
 def test_runs_go_seed_by_seed_and_steps_shorten_both_phases() -> None:
     found = runs(RECIPES["minilm-wordnet"], 2, None)
-    assert [run.seed for run in found] == [0] * 6 + [1] * 6
+    arms = len(RECIPES["minilm-wordnet"].rates)
+    assert [run.seed for run in found] == [0] * arms + [1] * arms
     assert {(run.steps, run.dense_steps, run.budget) for run in found} == {(1200, 800, 0.25)}
     assert {(run.steps, run.dense_steps) for run in runs(RECIPES["minilm-wordnet"], 1, 900)} == {
         (900, 800)
