@@ -21,6 +21,7 @@ NAMES = {
     "torch_pruning": "Torch-Pruning, group norm",
     "last_layers": "four of six layers dropped (a third of the MACs)",
     "otov2": "OTOv2 by itself",
+    "otov2_divisible": "OTOv2 by itself, multiples of eight",
     "random_selection": "smooth, releases, drawn at random",
     "random_release": "smooth, by magnitude, as many MACs released at random",
     "depth": "ranked by variance, a quarter of the branches leaves whole",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import decayprune as dp
-from decayprune.app.pretrained.arms import Start, Subject
+from decayprune.app.pretrained.arms import Arm, Start, Subject
 from decayprune.app.pretrained.loop import WEIGHT_DECAY
 from decayprune.hosts.otov2.dhspg import DHSPG
 
@@ -42,29 +42,35 @@ class ByItself:
         return self.optimizer.compact()
 
 
-def otov2(start: Start) -> Subject:
-    """DHSPG on AdamW, projecting at once as published."""
-    model, steps = start.dense, start.run.steps
-    split, stop = max(1, round(SPLIT * steps)), max(2, round(CAUGHT * steps))
+def otov2(divisible: int = 1) -> Arm:
+    """DHSPG on AdamW, projecting at once as published; widths stay multiples of a number."""
 
-    def optimizer_on(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        return DHSPG(
-            model,
-            start.task.example(),
-            lr,
-            variant="adamw",
-            weight_decay=WEIGHT_DECAY,
-            lmbda=max(1e-2, LENGTH / (lr * (stop - split))),
-            tolerance_group_sparsity=0.0,
-            start_step=split,
-            stop_step=stop,
-            budget=dp.Budget(macs=start.run.budget),
-            ignored_layers=start.task.ignored,
-            params=parameters,
-        )
+    def arm(start: Start) -> Subject:
+        model, steps = start.dense, start.run.steps
+        split, stop = max(1, round(SPLIT * steps)), max(2, round(CAUGHT * steps))
 
-    def pruner_on(optimizer: torch.optim.Optimizer) -> ByItself:
-        assert isinstance(optimizer, DHSPG)
-        return ByItself(optimizer)
+        def optimizer_on(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+            return DHSPG(
+                model,
+                start.task.example(),
+                lr,
+                variant="adamw",
+                weight_decay=WEIGHT_DECAY,
+                lmbda=max(1e-2, LENGTH / (lr * (stop - split))),
+                tolerance_group_sparsity=0.0,
+                group_divisible=divisible,
+                start_step=split,
+                stop_step=stop,
+                budget=dp.Budget(macs=start.run.budget),
+                ignored_layers=start.task.ignored,
+                params=parameters,
+            )
 
-    return Subject(model, steps, pruner_on, optimizer_on=optimizer_on)
+        return Subject(model, steps, _by_itself, optimizer_on=optimizer_on)
+
+    return arm
+
+
+def _by_itself(optimizer: torch.optim.Optimizer) -> ByItself:
+    assert isinstance(optimizer, DHSPG)
+    return ByItself(optimizer)

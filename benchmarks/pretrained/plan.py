@@ -32,6 +32,7 @@ CONTROLS = (
     "scratch_extra",
     "depth",
     "otov2",
+    "otov2_divisible",  # on the images
 )
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
@@ -84,7 +85,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
 IMAGES = ("ridge_abrupt", "abrupt", "torch_pruning_taylor", "ridge_sp_sr", "sp_sr")
 HANDED = ("ridge_handover",)
 IMAGES_TOO = ("dense_on", "torch_pruning", "variance_abrupt", "scratch_total")
-IMAGES_CONTROLS = ("random_selection", "random_release")  # two others: endpoints.md
+IMAGES_CONTROLS = ("random_selection", "random_release", "otov2_divisible")  # more: endpoints.md
 IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "ridge_sp_sr": "ridge_abrupt",
     "ridge_handover": "ridge_abrupt",
@@ -94,7 +95,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "sensitive_within": "sensitive_early",
     TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
-    **dict.fromkeys(IMAGES_CONTROLS, "abrupt"),
+    **dict.fromkeys(IMAGES_CONTROLS[:2], "abrupt"),
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_abrupt"),
     "sp_sr_back": "abrupt",
 }
@@ -144,7 +145,7 @@ def queue(task: str) -> list[Run]:
             (RELEASES + BACK, quarter[:1]),
             (PRIMARY, quarter),
             (DISTILLED, quarter),
-            (CONTROLS, quarter),
+            (CONTROLS[:-1], quarter),
             (SENSITIVE[:1] + PRIMARY + RIVALS + ("dense_on",), half),
             (EARLY, quarter[1:]),
             (("scratch_total_distil",), quarter[1:]),

@@ -60,7 +60,7 @@ from decayprune.latency.benchmark import cpu_name
 
 ARMS = (
     arms.ARMS
-    | {"ridge_handover": by_variance(HandOver), "otov2": otov2}
+    | {"ridge_handover": by_variance(HandOver), "otov2": otov2(), "otov2_divisible": otov2(8)}
     | {"sensitive_tpp": decorrelated(compensated("sensitivity", releases=False))}
     | {f"ridge_by_{order}": released_by(order, 0.25) for order in ORDERS}
     | {f"{arm}_back": restored(arms.ARMS[arm]) for arm in ("sp_sr", "ridge_sp_sr")}
