@@ -15,6 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pretrained_tables import pretrained, pretrained_arms, rates
+from tables_markdown import machine, table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(
@@ -22,17 +25,6 @@ MARK = re.compile(
     r"(?P<end><!-- /table -->)",
     re.DOTALL,
 )
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Lay rows out as Markdown; the first column is left-aligned, the others right."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def machine(found: dict[str, Any]) -> str:
-    """What it was measured on, in one line."""
-    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in found.items())
 
 
 def run(found: dict[str, Any]) -> str:
@@ -141,68 +133,6 @@ def hosts_overhead(found: dict[str, Any]) -> str:
         rows.append([phase, *values, "" if bar is None else f"{bar:g}"])
     facts = f"Median of {found['repeats']}; {machine(found['machine'])}.\n"
     return f"{table(['phase', 'adds', 'in all', 'goal: adds'], rows)}\n{facts}"
-
-
-def pretrained(found: dict[str, Any]) -> str:
-    """A column of benchmarks/pretrained, best first."""
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    rows = [
-        [
-            one["name"],
-            f"{one['macs']:.0%}",
-            f"{one['speedup']:.1f}x",
-            f"{mean(one['accuracies']):.1f}",
-            f"{mean(one['accuracies']) - mean(one['dense']):+.1f}",
-            str(len(one["seeds"])),
-        ]
-        for one in sorted(found["arms"].values(), key=lambda one: -mean(one["accuracies"]))
-        if one["name"]
-    ]
-    head = ["", "MACs left", "as fast", "accuracy (%)", "against the dense one", "seeds"]
-    facts = (
-        f"After {found['steps']:,} steps of 32 examples, pruning included; speeds: one thread of "
-        f"{' and '.join(found['timed on'])}; {machine(found['machine'])}. `python "
-        f"benchmarks/pretrained/run.py queue --task {found['task']}`, then `tables.py` beside it.\n"
-    )
-    return f"{table(head, rows)}\n{facts}"
-
-
-def pretrained_arms(found: dict[str, Any]) -> str:
-    """All that ran in a column, best first by what seeds have in common with our default."""
-    rows = []
-    for one in found["arms"].values():
-        mean = sum(one["accuracies"]) / len(one["accuracies"])
-        gain = one["over sensitive_abrupt"] or ""
-        cells = [f"{one['macs']:.0%}", f"{mean:.1f}", gain, str(len(one["seeds"]))]
-        if one["name"] and len(one["seeds"]) > 1:
-            rows.append((float(gain.split()[0]) if gain else 0.0, [one["name"], *cells]))
-    rows.sort(key=lambda row: -row[0])
-    head = ["", "MACs left", "accuracy (%)", "over calibrated, paired (95 %)", "seeds"]
-    facts = (
-        f"After {found['steps']:,} steps of 32 examples, pruning included; "
-        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue --task "
-        f"{found['task']}`, then `tables.py` beside it.\n"
-    )
-    return f"{table(head, [row for _, row in rows])}\n{facts}"
-
-
-def rates(found: dict[str, dict[str, Any]]) -> str:
-    """How an arm ends by its learning rate, in shares of the dense network's; the best in bold."""
-    rows, shares = [], ["1/10", "1/3", "1", "3", "9"]
-    for task, one in found.items():
-        for name, by_rate in one["arms"].items():
-            ends = {_share(float(lr) / one["dense_lr"]): value for lr, value in by_rate.items()}
-            best = max(ends, key=lambda share: ends[share])
-            shown = {k: f"**{v:.1f}**" if k == best else f"{v:.1f}" for k, v in ends.items()}
-            rows.append([name, task, *(shown.get(share, "") for share in shares)])
-    return table(["", "task", *shares], rows) + "\n"
-
-
-def _share(value: float) -> str:
-    return f"1/{round(1 / value)}" if value < 0.9 else f"{round(value)}"
 
 
 def repeated(found: dict[str, Any]) -> list[list[dict[str, Any]]]:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plan import EARLY as EARLY_ARMS
 from plan import TIMING_STEPS, timed_as
 
+from decayprune.app.pretrained.arms import EARLY
+from decayprune.app.pretrained.task import DENSE_STEPS
 from decayprune.app.study.figures import Gain, paired
 
 Run = dict[str, Any]
@@ -35,6 +38,24 @@ def retimed(run: Run, folder: Path) -> Run:
         return run
     timed = json.loads(file.read_text())
     return run | {key: timed[key] for key in ("speedup", "milliseconds")} | {"timed": timed["cpu"]}
+
+
+def compute(run: Run) -> float:
+    """What training cost in multiplications, the dense fine-tuning being 1.
+
+    That of the dense network is counted in, and a teacher's forward passes, each a third of a step.
+    """
+    trial, steps, share = run["trial"], run["steps_trained"], run["macs"]
+    arm, dense = trial["arm"], trial.get("dense_steps", DENSE_STEPS)
+    if arm.startswith("scratch"):
+        whole = 0
+    elif arm in EARLY_ARMS:
+        whole = EARLY
+        steps -= EARLY if arm == "sensitive_within" else 0  # one loop counts them as its own
+    else:
+        whole = dense
+    taught = run["steps_trained"] / 3 if arm.endswith("distil") else 0
+    return float((whole + steps * share + taught) / dense)
 
 
 class Scores:

@@ -32,7 +32,7 @@ from plan import (
     TUNING_SEEDS,
     rate,
 )
-from scores import ANEW, AS_TRAINED, Cell, Run, Scores, read
+from scores import ANEW, AS_TRAINED, Cell, Run, Scores, compute, read
 
 from decayprune.app.study.figures import Gain, holm
 
@@ -275,6 +275,7 @@ def _entry(scores: Scores, cell: Cell, arm: str, runs: Sequence[Run]) -> dict[st
         "macs": statistics.fmean(run["macs"] for run in runs),
         "params": statistics.fmean(run["params"] for run in runs),
         "speedup": statistics.median(run["speedup"] for run in runs),
+        "compute": statistics.fmean(compute(run) for run in runs),
         **{f"over {to}": None if one is None else one.words for to, one in over.items()},
     }
 

@@ -59,3 +59,23 @@ def test_runs_that_were_not_judged_in_a_way_are_left_out_of_it(tables: ModuleTyp
     cell = (0.25, 300)
     assert tables.Scores(runs).accuracies(cell, "abrupt") == {3: 50.0, 4: 25.0, 5: 25.0}
     assert tables.Scores(runs, tables.ANEW).accuracies(cell, "abrupt") == {3: 75.0}
+
+
+@pytest.mark.parametrize(
+    ("arm", "steps", "share", "compute"),
+    [
+        ("dense_on", 1200, 1.0, 2.5),
+        ("abrupt", 1200, 0.25, 1.375),
+        ("sensitive_abrupt_distil", 1200, 0.25, 1.875),  # the teacher: a third of 1,200 steps
+        ("scratch_total", 4400, 0.25, 1.375),
+        ("sensitive_early", 4000, 0.25, 1.375),
+        ("sensitive_within", 4100, 0.25, 1.375),
+    ],
+)
+def test_compute_counts_the_dense_fine_tuning(
+    tables: ModuleType, arm: str, steps: int, share: float, compute: float
+) -> None:
+    run = {"trial": {"arm": arm}, "steps_trained": steps, "macs": share}
+    assert tables.compute(run) == pytest.approx(compute)
+    said = run["trial"] | {"dense_steps": 800}
+    assert tables.compute(run | {"trial": said}) == pytest.approx(compute)

@@ -1,0 +1,79 @@
+"""Tables of the experiment on pretrained models, from what ``benchmarks/pretrained`` wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables_markdown import machine, table
+
+
+def pretrained(found: dict[str, Any]) -> str:
+    """A column of benchmarks/pretrained, best first."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    rows = [
+        [
+            one["name"],
+            f"{one['macs']:.0%}",
+            f"{one['speedup']:.1f}x",
+            f"{one['compute']:.1f}",
+            f"{mean(one['accuracies']):.1f}",
+            f"{mean(one['accuracies']) - mean(one['dense']):+.1f}",
+            str(len(one["seeds"])),
+        ]
+        for one in sorted(found["arms"].values(), key=lambda one: -mean(one["accuracies"]))
+        if one["name"]
+    ]
+    head = [
+        "",
+        "MACs left",
+        "as fast",
+        "trained for",
+        "accuracy (%)",
+        "over the dense one",
+        "seeds",
+    ]
+    facts = (
+        f"After {found['steps']:,} steps of 32 examples, pruning included, or for as much compute. "
+        "*Trained for*: compute in all, the dense fine-tuning being 1. Speeds: one thread of "
+        f"{' and '.join(found['timed on'])}; {machine(found['machine'])}. `python "
+        f"benchmarks/pretrained/run.py queue --task {found['task']}`, then `tables.py` beside it.\n"
+    )
+    return f"{table(head, rows)}\n{facts}"
+
+
+def pretrained_arms(found: dict[str, Any]) -> str:
+    """All that ran in a column, best first by what seeds have in common with our default."""
+    rows = []
+    for one in found["arms"].values():
+        mean = sum(one["accuracies"]) / len(one["accuracies"])
+        gain = one["over sensitive_abrupt"] or ""
+        cells = [f"{one['macs']:.0%}", f"{mean:.1f}", gain, str(len(one["seeds"]))]
+        if one["name"] and len(one["seeds"]) > 1:
+            rows.append((float(gain.split()[0]) if gain else 0.0, [one["name"], *cells]))
+    rows.sort(key=lambda row: -row[0])
+    head = ["", "MACs left", "accuracy (%)", "over calibrated, paired (95 %)", "seeds"]
+    facts = (
+        f"After {found['steps']:,} steps of 32 examples, pruning included; "
+        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py queue --task "
+        f"{found['task']}`, then `tables.py` beside it.\n"
+    )
+    return f"{table(head, [row for _, row in rows])}\n{facts}"
+
+
+def rates(found: dict[str, dict[str, Any]]) -> str:
+    """How an arm ends by its learning rate, in shares of the dense network's; the best in bold."""
+    rows, shares = [], ["1/10", "1/3", "1", "3", "9"]
+    for task, one in found.items():
+        for name, by_rate in one["arms"].items():
+            ends = {_share(float(lr) / one["dense_lr"]): value for lr, value in by_rate.items()}
+            best = max(ends, key=lambda share: ends[share])
+            shown = {k: f"**{v:.1f}**" if k == best else f"{v:.1f}" for k, v in ends.items()}
+            rows.append([name, task, *(shown.get(share, "") for share in shares)])
+    return table(["", "task", *shares], rows) + "\n"
+
+
+def _share(value: float) -> str:
+    return f"1/{round(1 / value)}" if value < 0.9 else f"{round(value)}"
