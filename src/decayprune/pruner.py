@@ -15,6 +15,7 @@ from torch import nn
 
 from decayprune.compensation.batches import inputs_from
 from decayprune.compensation.calibrated import Calibrated
+from decayprune.compensation.given import GivenBatches
 from decayprune.compensation.learned import Learned
 from decayprune.compensation.training import TrainingBatches
 from decayprune.cost import Budget
@@ -65,11 +66,11 @@ class DecayPruner(BesideOptimizer):
             parameters) -> scores``. None: ``"sensitivity"`` if there is something to calibrate on,
             else ``"magnitude"``.
         calibrate: Your training loader, of which 16 batches are read at once, or batches like
-            ``example_inputs``, at most 64; labels are left out. Or a number: the inputs of so many
-            last forward passes in training before the first round, on which the model is run
-            then. Structures are ranked by how much the outputs change without them, and their
-            consumers take over what is picked by ridge regression
-            (:mod:`decayprune.compensation`). For a trained model.
+            ``example_inputs``, at most 64; labels are left out. If the schedule starts later, the
+            model is run on them again then. Or a number: the inputs of so many last forward passes
+            in training before the first round, on which the model is run then. Structures are
+            ranked by how much the outputs change without them, and their consumers take over what
+            is picked by ridge regression (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
         round_to: None: any width, unless ``target`` is named. ``"auto"``: widths it is fast at,
             for a tenth or two of a point of accuracy on narrow networks
@@ -212,22 +213,23 @@ class DecayPruner(BesideOptimizer):
         """Learn from data, or keep that of the training to learn from it later."""
         if calibrate is None or self._learned is None:
             return None
-        if isinstance(calibrate, int):
-            watching = self._watch(calibrate)
-        else:
-            watching = None
-            self._learn(inputs_from(calibrate, self._session.example_inputs))
+        watching = self._watch(calibrate)
         return Calibrated(self._selector, self._learned, self._learn, watching)
 
-    def _watch(self, number: int) -> TrainingBatches:
+    def _watch(self, calibrate: Iterable[Any] | int) -> TrainingBatches | GivenBatches | None:
+        """Who keeps what there is to learn from at the first round; None if that is now."""
         session, first = self._session, self.schedule.begins(0)
-        return TrainingBatches(
-            session.model,
-            arguments.as_number_of_batches(number, first),
-            session.example_inputs,
-            first=first,
-            step=lambda: session.ledger.last + 1,
-        )
+
+        def step() -> int:
+            return session.ledger.last + 1
+
+        example = session.example_inputs
+        if isinstance(calibrate, int):
+            number = arguments.as_number_of_batches(calibrate, first)
+            return TrainingBatches(session.model, number, example, first=first, step=step)
+        batches = inputs_from(calibrate, example)
+        self._learn(batches)  # at once in any case: what it refuses is refused before training
+        return GivenBatches(batches, first=first, step=step) if first > 1 else None
 
     def _learn(self, batches: Sequence[ExampleInputs]) -> None:
         assert self._learned is not None

@@ -130,11 +130,37 @@ def test_batches_of_the_training_are_as_good_as_a_loader() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("importance", ["sensitivity", "variance"])
+def test_a_list_is_learned_from_when_the_first_round_comes(importance: str) -> None:
+    """While weights move, batches 3 to 6 say the same if they were given as if they passed by."""
+    ends = []
+    for given in (4, [images for images, _ in batches(4, first=2)]):
+        model = net()
+        optimizer = OPTIMIZERS["SGD"](model.parameters())
+        options = WATCHED | {"calibrate": given, "importance": importance}
+        pruner = pruner_for(model, optimizer, **options)
+        train(model, optimizer, 24, pruner)
+        assert pruner.finished
+        ends.append(model)
+    assert same(*ends)
+
+
+def test_a_list_that_the_model_refuses_is_refused_before_training() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    with pytest.raises(ValueError, match="not finite"):
+        pruner_for(
+            model, optimizer, **WATCHED | {"calibrate": [torch.full_like(DATA[0], torch.nan)]}
+        )
+
+
+@pytest.mark.parametrize("given", [4, DATA])
 @pytest.mark.parametrize("saved_at", [1, 4, 5, 6, 9])
-def test_resume_bit_for_bit_within_the_batches(saved_at: int) -> None:
+def test_resume_bit_for_bit_within_the_batches(saved_at: int, given: Any) -> None:
+    options = WATCHED | {"calibrate": given}
     straight = net()
     optimizer = OPTIMIZERS["AdamW"](straight.parameters())
-    pruner = pruner_for(straight, optimizer, **WATCHED)
+    pruner = pruner_for(straight, optimizer, **options)
     train(straight, optimizer, saved_at, pruner)
     buffer = io.BytesIO()
     torch.save([straight.state_dict(), optimizer.state_dict(), pruner.state_dict()], buffer)
@@ -145,7 +171,7 @@ def test_resume_bit_for_bit_within_the_batches(saved_at: int) -> None:
 
     model = net(seed=5)
     resumed = OPTIMIZERS["AdamW"](model.parameters())
-    again = pruner_for(model, resumed, **WATCHED)
+    again = pruner_for(model, resumed, **options)
     for part, state in zip((model, resumed, again), saved, strict=True):
         part.load_state_dict(state)
     train(model, resumed, 24 - saved_at, again, first=saved_at)

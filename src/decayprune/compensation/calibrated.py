@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from decayprune.compensation.compensated import Compensated
+from decayprune.compensation.given import GivenBatches
 from decayprune.compensation.learned import Learned
 from decayprune.compensation.training import TrainingBatches
 from decayprune.method.selector import Selector
@@ -19,7 +20,7 @@ class Calibrated:
         selector: Who selects.
         learned: What is known by now, or will be.
         learn: Fills that in from batches.
-        watching: Who keeps the batches to learn from; None if it was learned already.
+        watching: Who keeps the batches to learn from; None if nothing is left to learn.
 
     Attributes:
         selector: The same, compensated.
@@ -31,7 +32,7 @@ class Calibrated:
         selector: Selector,
         learned: Learned,
         learn: Callable[[Sequence[ExampleInputs]], None],
-        watching: TrainingBatches | None,
+        watching: TrainingBatches | GivenBatches | None,
     ) -> None:
         self.selector = Compensated(selector, learned.calibration)
         self.learned, self._learn, self._watching = learned, learn, watching
