@@ -75,6 +75,8 @@ def check_data(settings: Settings, datasets: Sequence[str]) -> None:
         raise ValueError("--image-size is for --data FOLDER, a folder of images: leave it out.")
     if settings.weights is not None and not Path(settings.weights).expanduser().exists():
         raise ValueError(f"--weights expects a file or a folder; there is no {settings.weights}.")
+    if settings.new_head and settings.weights is None:
+        raise ValueError("--new-head says that --weights are of other classes: give them as well.")
 
 
 def check_device(device: str) -> None:

@@ -217,7 +217,13 @@ class Run:
     # ------------------------------------------------------------ steps
 
     def _doubt(self) -> None:
-        """Say so if a model that was to be trained already does no better than guessing."""
+        """Say so if the dense model has not been trained to what it could do."""
+        if self.settings.new_head:
+            self.watch.note(
+                f"The dense model has a new head, trained for --epochs {self.settings.epochs}: its "
+                "accuracy is not what it could have reached."
+            )
+            return
         classes = self.data.num_classes or self._outputs()
         right = self.figures["accuracy_before"]
         if self.dense_steps or self.objective.name != "accuracy" or right > 1.5 / max(classes, 1):

@@ -89,6 +89,11 @@ class Settings:
         WHAT,
         "PATH",
     )
+    new_head: bool = _option(
+        False,
+        "The weights are of other classes: the one layer that does not fit is drawn anew.",
+        WHAT,
+    )
     data: str | None = _option(
         None,
         "A folder of images, one folder per class; or pkg.mod:loaders, your function that returns "
@@ -143,7 +148,8 @@ class Settings:
         "SHARE",
     )
     epochs: int | None = _option(
-        None, "Dense training first. Default: 0 for trained weights, else by the data."
+        None,
+        "Dense training first. Default: 0 for trained weights, 1 for --new-head, else by the data.",
     )
     prune_epochs: int | None = _option(None, "Training while structures decay.")
     finetune_epochs: int | None = _option(None, "Training of the compact model.")
@@ -278,7 +284,7 @@ class Settings:
             "threads": defaults.threads or torch.get_num_threads(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         }
-        usual |= {"epochs": 0} if self.trained else {}
+        usual |= {"epochs": int(self.new_head)} if self.trained else {}
         usual |= {"calibrate": _CALIBRATION} if self.trained and self.host == "default" else {}
         # Decays on top of a selection on data have cost accuracy: docs/results.md.
         calibrated = usual.get("calibrate") if self.calibrate is None else self.calibrate
@@ -378,6 +384,7 @@ _LATER = (
     ),
     frozenset(["calibrate", "target", "residual_width"]),
     frozenset(["depth"]),
+    frozenset(["new_head"]),
 )
 """Fields that the folder of an older run does not have, by the release that brought them."""
 

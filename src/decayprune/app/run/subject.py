@@ -47,7 +47,8 @@ def fresh_model(settings: Settings, data: datasets.Data) -> nn.Module:
     seed_all(settings.seed)
     model = _built(settings, data)
     if settings.weights is not None:
-        load_weights(model, Path(settings.weights).expanduser())
+        file = Path(settings.weights).expanduser()
+        load_weights(model, file, new_head=settings.new_head)
     return model.to(torch.device(settings.device or "cpu"))
 
 

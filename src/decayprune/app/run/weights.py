@@ -24,19 +24,20 @@ _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 """What a folder may hold them in."""
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> None:
     """Load trained weights into a model, all of them or none.
 
     Args:
         model: Changed in place.
         path: The file, or a folder that ``save_pretrained`` wrote.
+        new_head: One layer is not in the file, or has other outputs there: it stays as it is.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, or does not hold this model's weights.
     """
-    found = _fitted(_read(path), model, path)
-    model.load_state_dict(found)
+    found = _fitted(_read(path), model, path, new_head=new_head)
+    model.load_state_dict(model.state_dict() | found)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -103,11 +104,13 @@ def _state_in(content: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _fitted(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The entries under the model's own names.
+def _fitted(
+    state: dict[str, Tensor], model: nn.Module, path: Path, *, new_head: bool
+) -> dict[str, Tensor]:
+    """The entries under the model's own names; with a new head those that fit.
 
     Raises:
-        ValueError: Some are missing, or of another shape.
+        ValueError: Some are missing, or of another shape, and not those of one layer alone.
     """
     wanted = model.state_dict()
     found = max(
@@ -115,15 +118,23 @@ def _fitted(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str,
         key=lambda renamed: len(renamed.keys() & wanted.keys()),
     )
     missing = [name for name in wanted if name not in found]
-    odd = [
-        f"{name} is {tuple(found[name].shape)} in the file and {tuple(wanted[name].shape)} in the "
-        "model"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    if missing or odd:
+    others = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    layers = {name.rpartition(".")[0] for name in (*missing, *others)}
+    if new_head and not layers:
+        raise ValueError(
+            f"--new-head expects one layer of --weights {path} not to fit; found that all do. "
+            "Leave it out, and give --epochs 1 if the classes are others all the same."
+        )
+    outputs_only = all(found[n].shape[1:] == wanted[n].shape[1:] for n in others)
+    a_head = len(layers) == 1 and outputs_only and len(missing + others) < len(wanted)
+    if layers and not (new_head and a_head):
+        odd = [
+            f"{name} is {tuple(found[name].shape)} in the file and {tuple(wanted[name].shape)} in "
+            "the model"
+            for name in others
+        ]
         _refuse(path, wanted, missing, odd, [n for n in state if n not in wanted])
-    return {name: found[name] for name in wanted}
+    return {name: found[name] for name in wanted if name not in (*missing, *others)}
 
 
 def _prefixes(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
@@ -149,5 +160,8 @@ def _refuse(
     parts += odd[:2]
     hint = "Is it another model"
     if odd and not missing:
-        hint = "Give the model the file's sizes, as in NAME?num_classes=1000; or is it another one"
+        hint = (
+            "If the last layer alone is of other classes, --new-head draws it anew. Else give the "
+            "model the file's sizes, as in NAME?num_classes=1000; or is it another one"
+        )
     raise ValueError(f"--weights {path} does not fit --model: {'; '.join(parts)}. {hint}?")

@@ -19,6 +19,7 @@ from decayprune.app.cli.app import app
 from decayprune.app.report import Report
 from decayprune.app.run import run
 from decayprune.app.run.methods import HOSTS, VARIANTS
+from decayprune.app.run.models import MODELS
 
 OWN = """
 import torch
@@ -221,13 +222,31 @@ class Blind(nn.Sequential):
     sys.modules.pop("blind")
 
 
-def test_a_folder_of_images(folder: Path) -> None:
+def two_classes(folder: Path) -> None:
     pixels = np.random.default_rng(0)
     for number, name in enumerate(("cat", "dog")):
         (folder / "images" / name).mkdir(parents=True)
         for i in range(10):
             image = pixels.integers(90 * number, 90 * number + 90, (10, 12, 3), dtype=np.uint8)
             Image.fromarray(image).save(folder / "images" / name / f"{i}.png")
+
+
+def test_weights_of_other_classes_get_a_new_head(folder: Path) -> None:
+    two_classes(folder)
+    torch.save(MODELS["resnet8"](in_channels=3, num_classes=7).state_dict(), folder / "seven.pt")
+    words = ["--data", "images", "--image-size", "8", "--batch-size", "8", "--model", "resnet8"]
+    words += ["--weights", "seven.pt", "--prune-epochs", "1", "--finetune-epochs", "1"]
+    code, _, err = prune(*words, "--threads", "1")
+    assert code == 2
+    assert "fc.weight is (7, 64) in the file and (2, 64) in the model" in err
+    assert "--new-head draws it anew" in err
+    code, out, err = prune(*words, "--new-head", "--threads", "1")
+    assert (code, err) == (0, "")
+    assert "The dense model has a new head, trained for --epochs 1" in out
+
+
+def test_a_folder_of_images(folder: Path) -> None:
+    two_classes(folder)
     (folder / "run.toml").write_text("data = 'images'\nimage-size = 8\nbatch-size = 8\n")
     words = ["--config", "run.toml", "--model", "resnet8", "--epochs", "1", "--prune-epochs", "2"]
     code, out, err = prune(*words, "--finetune-epochs", "1", "--budget", "60%", "--threads", "1")

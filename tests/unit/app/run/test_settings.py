@@ -70,6 +70,10 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
         assert (found.trained, found.epochs, found.lr) == (True, 0, 0.01)
         assert (found.calibrate, found.variant, found.schedule(20).decay_steps) == (16, "alone", 1)
     assert Settings(weights=str(weights), epochs=2, lr=0.3).resolved().epochs == 2
+    other = Settings(weights=str(weights), new_head=True).resolved()
+    assert (other.epochs, other.lr, other.variant, other.calibrate) == (1, 0.01, "alone", 16)
+    with pytest.raises(ValueError, match="--new-head says that --weights are of other classes"):
+        Settings(new_head=True).resolved()
     plainer = Settings(weights=str(weights), calibrate=0).resolved()
     assert (plainer.calibrate, plainer.variant) == (0, "sp_sr")
     assert Settings(weights=str(weights), decay_steps=9).resolved().variant == "sp_sr"

@@ -86,6 +86,35 @@ def test_weights_of_another_model_are_refused_and_none_is_loaded(tmp_path: Path)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("without", [False, True])
+def test_a_new_head_stays_as_it_was_drawn(tmp_path: Path, without: bool) -> None:
+    """The file has a head of three classes, or none."""
+    model = net(classes=5)
+    head = model[2].weight.detach().clone()
+    content = prefixed("module.")
+    if without:
+        content = {n: t for n, t in content.items() if not n.startswith("module.2.")}
+    torch.save(content, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", new_head=True)
+    assert torch.equal(model[2].weight, head)
+    assert torch.equal(model[0].weight, TRAINED["0.weight"])
+    assert torch.equal(model[1].running_var, TRAINED["1.running_var"])
+
+
+def test_what_is_more_than_a_head_is_refused(tmp_path: Path) -> None:
+    torch.save(TRAINED, tmp_path / "w.pt")
+    wide, stem = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Linear(9, 3)), net()
+    stem[0] = nn.Linear(5, 8)
+    for model in (wide, stem):
+        with pytest.raises(ValueError, match="does not fit --model"):
+            load_weights(model, tmp_path / "w.pt", new_head=True)
+    with pytest.raises(ValueError, match="found that all do"):
+        load_weights(net(), tmp_path / "w.pt", new_head=True)
+    torch.save({"x": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="0 of the model's 2"):
+        load_weights(nn.Sequential(nn.Linear(4, 3)), tmp_path / "w.pt", new_head=True)
+
+
 def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*none\.pt"):
         load_weights(net(), tmp_path / "none.pt")
