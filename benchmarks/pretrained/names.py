@@ -27,9 +27,9 @@ NAMES = {
     "depth": "ranked by variance, a quarter of the branches leaves whole",
     "scratch_extra": "the same shape from scratch, as many steps",
     "scratch_total": "the same shape from scratch, equal compute in all",
-    "sensitive_early": "calibrated, cut after 100 dense steps, equal compute in all",
-    "sensitive_within": "calibrated, cut at step 100 of one loop, equal compute in all",
-    "torch_pruning_taylor_early": "Torch-Pruning, Taylor, after 100 dense steps, equal compute",
+    "sensitive_early": "calibrated, cut after 100 steps, two loops, equal compute",
+    "sensitive_within": "**calibrated, cut at step 100 of the fine-tuning**, equal compute",
+    "torch_pruning_taylor_early": "Torch-Pruning, Taylor, cut after 100 steps, equal compute",
     "dense_on": "not pruned, trained on for as long",
 }
 

@@ -27,8 +27,9 @@ LOOK = {  # arm: label, colour, marker
     "torch_pruning_taylor": ("Torch-Pruning, Taylor", "#66a80f", "X"),
     "last_layers": ("last layers dropped", "#5f3dc4", "*"),
     "scratch_total": ("same shape from scratch, equal compute in all", "#a0752a", ">"),
-    "sensitive_early": ("calibrated, cut early, equal compute in all", "#e03131", "1"),
-    "torch_pruning_taylor_early": ("Torch-Pruning, Taylor, early", "#099268", "2"),
+    "sensitive_within": ("cut early in one loop, equal compute", "#e03131", "H"),
+    "sensitive_early": ("cut early in two loops, equal compute", "#f76707", "^"),
+    "torch_pruning_taylor_early": ("Torch-Pruning, cut early, equal compute", "#099268", "X"),
     "scratch_extra": ("same shape from scratch", "#c2a25d", "<"),
     "dense_on": ("dense, trained on", "#212529", "h"),
 }
@@ -60,6 +61,7 @@ def overview(runs: Sequence[Run], folder: Path) -> None:
         panel.annotate(f"{middle:.1f}", (middle, line), (0, 7), textcoords="offset points")
     panel.set_yticks(range(len(order)), [LOOK[arm][0] for arm in order])
     panel.set_ylim(-0.5, len(order) - 0.3)
+    panel.margins(x=0.08)  # labels stand right of their marks
     dense = statistics.fmean(100 * run["dense_accuracy"] for run in runs)
     panel.axvline(dense, color="#212529", linewidth=0.8, linestyle=":")
     panel.set_xlabel("test accuracy (%)\ndots: seeds; dotted line: the dense network before")

@@ -101,6 +101,9 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
 }
 
 
+TIMED_AS = dict(zip(EARLY, ("sensitive_abrupt", "sensitive_abrupt", RIVALS[0]), strict=True))
+
+
 def tuned_as(task: str, arm: str) -> str:
     """The arm whose learning rate an arm takes; its own if it is tuned."""
     others = TUNED_AS if task == "minilm" else IMAGES_TUNED_AS
@@ -109,11 +112,7 @@ def tuned_as(task: str, arm: str) -> str:
 
 def timed_as(arm: str) -> str:
     """The arm whose model has the shape of an arm's, and costs less to make."""
-    return (
-        "scratch_extra"
-        if arm.startswith("scratch")
-        else arm.removesuffix("_early").replace("within", "abrupt")
-    )
+    return "scratch_extra" if arm.startswith("scratch") else TIMED_AS.get(arm, arm)
 
 
 def rate(task: str, arm: str) -> float | None:

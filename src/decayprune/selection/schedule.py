@@ -80,7 +80,8 @@ class Schedule:
         what leaves, and decays on top of that have cost accuracy (docs/results.md).
 
         Args:
-            start: Step of the round: 0 for a trained model.
+            start: Step of the round: 0 for a fine-tuned model. If the fine-tuning is still to come,
+                some hundred steps into it are better (docs/trained.md, "When").
         """
         return cls(start=start, stop=start, decay_steps=1)
 

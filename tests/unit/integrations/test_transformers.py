@@ -281,6 +281,15 @@ def test_batches_of_the_training_calibrate_it(tmp_path: Path) -> None:
     )
 
 
+def test_early_in_the_fine_tuning_it_is_cut_once_and_trained_on(tmp_path: Path) -> None:
+    prune = callback(schedule=dp.Schedule.at_once(start=3), calibrate=3)
+    run = trainer(tmp_path, bert(), prune, steps=6)
+    run.train()
+    assert prune.report.params_after <= 0.7 * prune.report.params_before
+    assert prune.pruner.steps == 3
+    assert run.state.global_step == 6
+
+
 def test_with_nothing_to_prune_the_weights_are_those_of_a_plain_run(tmp_path: Path) -> None:
     plain, watched = bert(), bert()
     trainer(tmp_path, plain, steps=5, lr_scheduler_type="constant").train()
