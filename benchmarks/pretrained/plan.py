@@ -37,11 +37,8 @@ CONTROLS = (
 RELEASES = ("ridge_by_work", "ridge_by_residual", "ridge_by_both", "ridge_by_random")
 BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
-EARLY = (
-    "sensitive_early",
-    "sensitive_within",
-    "torch_pruning_taylor_early",
-)  # the same, and pretrained
+# The same, and pretrained.
+EARLY = ("sensitive_early", "sensitive_within", "torch_pruning_taylor_early")
 ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
 ARMS += ("dense_on", *LONG_CONTROLS, *EARLY)
 

@@ -213,23 +213,22 @@ class DecayPruner(BesideOptimizer):
         """Learn from data, or keep that of the training to learn from it later."""
         if calibrate is None or self._learned is None:
             return None
-        watching = self._watch(calibrate)
-        return Calibrated(self._selector, self._learned, self._learn, watching)
-
-    def _watch(self, calibrate: Iterable[Any] | int) -> TrainingBatches | GivenBatches | None:
-        """Who keeps what there is to learn from at the first round; None if that is now."""
         session, first = self._session, self.schedule.begins(0)
+        watching: TrainingBatches | GivenBatches | None = None
 
         def step() -> int:
             return session.ledger.last + 1
 
-        example = session.example_inputs
         if isinstance(calibrate, int):
             number = arguments.as_number_of_batches(calibrate, first)
-            return TrainingBatches(session.model, number, example, first=first, step=step)
-        batches = inputs_from(calibrate, example)
-        self._learn(batches)  # at once in any case: what it refuses is refused before training
-        return GivenBatches(batches, first=first, step=step) if first > 1 else None
+            example = session.example_inputs
+            watching = TrainingBatches(session.model, number, example, first=first, step=step)
+        else:
+            batches = inputs_from(calibrate, session.example_inputs)
+            self._learn(batches)  # now in any case: what it refuses is refused before training
+            if first > 1:
+                watching = GivenBatches(batches, first=first, step=step)
+        return Calibrated(self._selector, self._learned, self._learn, watching)
 
     def _learn(self, batches: Sequence[ExampleInputs]) -> None:
         assert self._learned is not None

@@ -237,10 +237,9 @@ def early(arm: Arm) -> Arm:
     """
 
     def sooner(start: Start) -> Subject:
-        run = start.run
-        begun = min(EARLY, run.dense_steps)
-        subject = arm(replace(start, run=replace(run, dense_steps=begun)))
-        subject.steps += round((run.dense_steps - begun) / run.budget)
+        begun, more = _saved(start.run)
+        subject = arm(replace(start, run=replace(start.run, dense_steps=begun)))
+        subject.steps += more
         return subject
 
     return sooner
@@ -248,14 +247,19 @@ def early(arm: Arm) -> Arm:
 
 def early_within(start: Start) -> Subject:
     """As calibrated and cut early, in one loop: one schedule of the rate, calibrated on the way."""
-    run, model = start.run, start.pretrained()
-    begin = min(EARLY, run.dense_steps)
-    steps = begin + run.steps + round((run.dense_steps - begin) / run.budget)
+    model = start.pretrained()
+    begin, more = _saved(start.run)
     return Subject(
         model,
-        steps,
+        begin + start.run.steps + more,
         lambda opt: prune(start, model, opt, begin=begin, smooth=False, calibrate=CALIBRATION),
     )
+
+
+def _saved(run: ArmRun) -> tuple[int, int]:
+    """Dense steps before an early cut, and how many of the small network the others pay for."""
+    begun = min(EARLY, run.dense_steps)
+    return begun, round((run.dense_steps - begun) / run.budget)
 
 
 def random_release(start: Start) -> Subject:

@@ -119,14 +119,15 @@ def _fitted(
     )
     missing = [name for name in wanted if name not in found]
     others = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
-    layers = {name.rpartition(".")[0] for name in (*missing, *others)}
+    fits = {n: found[n] for n in wanted if n not in (*missing, *others)}
+    layers = {name.rpartition(".")[0] for name in wanted if name not in fits}
     if new_head and not layers:
         raise ValueError(
             f"--new-head expects one layer of --weights {path} not to fit; found that all do. "
             "Leave it out, and give --epochs 1 if the classes are others all the same."
         )
     outputs_only = all(found[n].shape[1:] == wanted[n].shape[1:] for n in others)
-    a_head = len(layers) == 1 and outputs_only and len(missing + others) < len(wanted)
+    a_head = len(layers) == 1 and outputs_only and bool(fits)
     if layers and not (new_head and a_head):
         odd = [
             f"{name} is {tuple(found[name].shape)} in the file and {tuple(wanted[name].shape)} in "
@@ -134,7 +135,7 @@ def _fitted(
             for name in others
         ]
         _refuse(path, wanted, missing, odd, [n for n in state if n not in wanted])
-    return {name: found[name] for name in wanted if name not in (*missing, *others)}
+    return fits
 
 
 def _prefixes(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
