@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -44,10 +45,9 @@ ARMS += ("dense_on", *LONG_CONTROLS, *EARLY)
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
-TWELVE = (*PRIMARY, SENSITIVE[0], *RIVALS)
+TWELVE = (*PRIMARY, SENSITIVE[0], *RIVALS, EARLY[1], "scratch_total")
 SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(TWELVE, 12)  # at 25 % of the MACs
 FRESH = range(8, 16)  # seeds of the images that confirm: endpoints.md
-CONFIRMED = [(SENSITIVE[0], "torch_pruning_taylor"), (SENSITIVE[0], "abrupt")]
 TIMING_STEPS = 10  # speeds of all arms are measured apart, on one machine, after so short a run
 TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
@@ -99,6 +99,32 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
 
 
 TIMED_AS = dict(zip(EARLY, ("sensitive_abrupt", "sensitive_abrupt", RIVALS[0]), strict=True))
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What fresh seeds decide, at 25 % of the MACs, all of it Holm's family: endpoints.md.
+
+    Attributes:
+        task: Of its runs.
+        steps: After the dense fine-tuning.
+        seeds: On which nothing was chosen that makes the arm what it is.
+        arm: That is put to the test.
+        others: What it is compared with.
+    """
+
+    task: str
+    steps: int
+    seeds: range
+    arm: str
+    others: tuple[str, ...]
+
+
+CONFIRMATIONS = (
+    Confirmation("efficientnet", 1200, FRESH, SENSITIVE[0], ("torch_pruning_taylor", "abrupt")),
+    Confirmation("efficientnet", 300, range(10, 16), EARLY[1], ("scratch_total",)),
+    Confirmation("minilm", 1200, range(4, 12), EARLY[1], (*RIVALS, "scratch_total", "abrupt")),
+)
 
 
 def tuned_as(task: str, arm: str) -> str:
@@ -162,7 +188,7 @@ def queue(task: str) -> list[Run]:
         if seed < (SEEDS[arm] if budget == BUDGETS[0] and task == "minilm" else OTHER_SEEDS)
     ]
     if task == "efficientnet":
-        confirming = (*dict.fromkeys(itertools.chain(*CONFIRMED)), "torch_pruning")
+        confirming = (SENSITIVE[0], "torch_pruning_taylor", "abrupt", "torch_pruning")
         confirming += ("scratch_total", *EARLY)
         cells = quarter[::-1]
         runs += [(arm, seed, *cell) for seed in FRESH for cell in cells for arm in confirming]

@@ -79,3 +79,27 @@ def test_compute_counts_the_dense_fine_tuning(
     assert tables.compute(run) == pytest.approx(compute)
     said = run["trial"] | {"dense_steps": 800}
     assert tables.compute(run | {"trial": said}) == pytest.approx(compute)
+
+
+def test_a_confirmation_reads_its_seeds_alone_and_is_not_passed_by_what_has_not_run(
+    tables: ModuleType,
+) -> None:
+    test = tables.Confirmation("minilm", 1200, range(4, 12), "ours", ("first", "second", "third"))
+    runs = [
+        {
+            "trial": {"arm": arm, "seed": seed, "steps": 1200, "budget": 0.25},
+            "accuracy": accuracy + (0.001 * seed if arm == "ours" else 0.0) - (seed < 4),
+        }
+        for arm, accuracy in (("ours", 0.8), ("first", 0.7), ("second", 0.9))
+        for seed in range(12)
+    ]
+    first, second, third = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tables.confirmed(runs, test)[2:]
+    )
+    # Ahead by 10.4 to 11.1 points on eight pairs: p = 2 / 2**8, three times that after Holm.
+    assert first[1].startswith("+10.75 (")
+    assert first[3:] == ["8 of 8, 0.0078", "0.0234"]
+    assert second[1].startswith("-9.25 (")
+    assert second[3:] == ["0 of 8, 0.0078", "0.0234"]
+    assert third[1:] == ["", "", "", ""]
