@@ -66,9 +66,9 @@ class DecayPruner(BesideOptimizer):
             parameters) -> scores``. None: ``"sensitivity"`` if there is something to calibrate on,
             else ``"magnitude"``.
         calibrate: Your training loader, of which 16 batches are read at once, or batches like
-            ``example_inputs``, at most 64; labels are left out. If the schedule starts later, the
-            model is run on them again then. Or a number: the inputs of so many last forward passes
-            in training before the first round, on which the model is run then. Structures are
+            ``example_inputs``, at most 64; labels are left out. At every round that begins later
+            the model is run on them again. Or a number: the inputs of so many last forward passes
+            in training before each round, on which the model is run then. Structures are
             ranked by how much the outputs change without them, and their consumers take over what
             is picked by ridge regression (:mod:`decayprune.compensation`). For a trained model.
         ignored_layers: Names, globs or modules whose output widths are left alone.
@@ -213,21 +213,22 @@ class DecayPruner(BesideOptimizer):
         """Learn from data, or keep that of the training to learn from it later."""
         if calibrate is None or self._learned is None:
             return None
-        session, first = self._session, self.schedule.begins(0)
+        session, schedule = self._session, self.schedule
+        rounds = {schedule.begins(number) for number in range(schedule.rounds)}
         watching: TrainingBatches | GivenBatches | None = None
 
         def step() -> int:
             return session.ledger.last + 1
 
         if isinstance(calibrate, int):
-            number = arguments.as_number_of_batches(calibrate, first)
+            number = arguments.as_number_of_batches(calibrate, min(rounds))
             example = session.example_inputs
-            watching = TrainingBatches(session.model, number, example, first=first, step=step)
+            watching = TrainingBatches(session.model, number, example, rounds=rounds, step=step)
         else:
             batches = inputs_from(calibrate, session.example_inputs)
             self._learn(batches)  # now in any case: what it refuses is refused before training
-            if first > 1:
-                watching = GivenBatches(batches, first=first, step=step)
+            if later := rounds - {1}:
+                watching = GivenBatches(batches, rounds=later, step=step)
         return Calibrated(self._selector, self._learned, self._learn, watching)
 
     def _learn(self, batches: Sequence[ExampleInputs]) -> None:

@@ -137,12 +137,31 @@ def test_a_list_is_learned_from_when_the_first_round_comes(importance: str) -> N
     for given in (4, [images for images, _ in batches(4, first=2)]):
         model = net()
         optimizer = OPTIMIZERS["SGD"](model.parameters())
-        options = WATCHED | {"calibrate": given, "importance": importance}
+        schedule = dp.Schedule(start=6, stop=14, decay_steps=5)
+        options = {"schedule": schedule, "calibrate": given, "importance": importance}
         pruner = pruner_for(model, optimizer, **options)
         train(model, optimizer, 24, pruner)
         assert pruner.finished
         ends.append(model)
     assert same(*ends)
+
+
+@pytest.mark.parametrize(("given", "read"), [(DATA, DATA), (4, None)], ids=["list", "number"])
+def test_every_round_ranks_the_model_as_it_is_then(given: Any, read: Any) -> None:
+    """At step 10, the second round, on the list or on what passed in steps 7 to 10."""
+    model = net()
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = pruner_for(model, still, **WATCHED | {"calibrate": given})
+    train(model, still, 9, pruner)
+    for parameter in (one for one in model.parameters() if one.dim() == 1):
+        parameter.data += 0.1  # by what somebody trained meanwhile
+    twin = copy.deepcopy(model)
+    train(model, still, 1, pruner, first=9)
+    twin.load_state_dict({**twin.state_dict(), **dict(model.named_buffers())})
+    read = read or [images for images, _ in batches(4, first=6)]
+    ranked = pruner.state_dict()["learned"]["sensitivity"]
+    moments = calibrate(twin, pruner.structures, read)
+    torch.testing.assert_close(ranked, sensitivity(twin, pruner.structures, read, moments))
 
 
 def test_a_list_that_the_model_refuses_is_refused_before_training() -> None:

@@ -45,7 +45,7 @@ class Calibrated:
         """
         if self._watching is not None and self._watching.due():
             self._learn(list(self._watching.kept))
-            self._watching.close()
+            self._watching.learned()
 
     def keeps(self, step: int) -> bool:
         """Whether batches of a step are kept."""

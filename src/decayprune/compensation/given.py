@@ -1,47 +1,54 @@
-"""Batches that were handed over, kept until the round that they are for."""
+"""Batches that were handed over, kept until the last round that they are for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from decayprune.structures.example import ExampleInputs
 
 
 class GivenBatches:
-    """Batches to learn from again at a step: by then the model is another one.
+    """Batches to learn from again at some steps: by then the model is another one.
 
     Args:
         batches: Inputs, without labels.
-        first: The step: that of the first round.
+        rounds: The steps: those at which rounds begin.
         step: The step that is being taken.
 
     Attributes:
-        kept: The batches, until somebody has learned from them.
+        kept: The batches, until the last round has learned from them.
     """
 
     def __init__(
-        self, batches: Sequence[ExampleInputs], *, first: int, step: Callable[[], int]
+        self, batches: Sequence[ExampleInputs], *, rounds: Iterable[int], step: Callable[[], int]
     ) -> None:
         self.kept = list(batches)
-        self._first, self._step = first, step
+        self._rounds, self._step = sorted(rounds), step
 
     def near(self, step: int) -> bool:
         """Whether what passes at a step is kept: nothing is."""
         return False
 
     def due(self) -> bool:
-        """Whether the step is there, and nobody has learned from them since."""
-        return bool(self.kept) and self._step() >= self._first
+        """Whether a round begins that has not learned from them."""
+        return bool(self._rounds) and self._step() >= self._rounds[0]
+
+    def learned(self) -> None:
+        """A round has: wait for the next one, or let go of them."""
+        self._rounds = [one for one in self._rounds if one > self._step()]
+        if not self._rounds:
+            self.close()
 
     def close(self) -> None:
         """Let go of them."""
         self.kept.clear()
+        self._rounds.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is still to be learned from."""
-        return {"kept": list(self.kept)}
+        """What is still to be learned from, and when."""
+        return {"rounds": list(self._rounds), "kept": list(self.kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
-        self.kept = list(state["kept"])
+        self._rounds, self.kept = list(state["rounds"]), list(state["kept"])

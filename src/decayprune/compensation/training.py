@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsIndex
 
 import torch
@@ -18,13 +18,13 @@ from decayprune.structures.example import ExampleInputs
 
 
 class TrainingBatches:
-    """The inputs of the last forward passes before a step, without labels, on the CPU.
+    """The inputs of the last forward passes before some steps, without labels, on the CPU.
 
     Args:
-        model: Called by the user's loop; a hook on it is there for those passes.
+        model: Called by the user's loop; a hook on it is there until the last of the steps.
         number: How many are kept, and of how many steps at most.
         example_inputs: One batch as the model takes it.
-        first: The step: that of the first round, which counts as well.
+        rounds: The steps: those at which rounds begin, which count as well.
         step: The step that is being taken.
 
     Attributes:
@@ -37,11 +37,11 @@ class TrainingBatches:
         number: int,
         example_inputs: ExampleInputs,
         *,
-        first: int,
+        rounds: Iterable[int],
         step: Callable[[], int],
     ) -> None:
         self._model, self._example, self._called = model, example_inputs, False
-        self._first, self._step, self._number = first, step, number
+        self._rounds, self._step, self._number = sorted(rounds), step, number
         self.kept: deque[ExampleInputs] = deque(maxlen=number)
         self._watch()
 
@@ -62,16 +62,15 @@ class TrainingBatches:
 
     def near(self, step: int) -> bool:
         """Whether what passes at a step is kept."""
-        waits = self._hook is not None
-        return waits and self._first - self._number < step <= self._first
+        return any(one - self._number < step <= one for one in self._rounds)
 
     def due(self) -> bool:
-        """Whether the step is there, and nobody has learned from what was kept.
+        """Whether a round begins that has not learned from what was kept.
 
         Raises:
             RuntimeError: The model is being trained without being called.
         """
-        if self._hook is None:
+        if not self._rounds:
             return False
         if not self._called:
             raise RuntimeError(
@@ -80,7 +79,13 @@ class TrainingBatches:
                 "compiled, or in evaluation mode, or its parts are called one by one). Pass the "
                 "data itself: calibrate=loader, your training loader."
             )
-        return self._step() >= self._first
+        return self._step() >= self._rounds[0]
+
+    def learned(self) -> None:
+        """A round has: wait for the next one, or let go of the model and of what was kept."""
+        self._rounds = [one for one in self._rounds if one > self._step()]
+        if not self._rounds:
+            self.close()
 
     def close(self) -> None:
         """Let go of the model, and of what was kept."""
@@ -88,15 +93,17 @@ class TrainingBatches:
             self._hook.remove()
             self._hook = None
         self.kept.clear()
+        self._rounds.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether anybody waits for what is kept, and that."""
-        return {"waits": self._hook is not None, "kept": list(self.kept)}
+        """The rounds that are still to learn, and what is kept for them."""
+        return {"rounds": list(self._rounds), "kept": list(self.kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
         self.close()
-        if state["waits"]:
+        if state["rounds"]:
+            self._rounds = list(state["rounds"])
             self.kept.extend(state["kept"])
             self._watch()
 

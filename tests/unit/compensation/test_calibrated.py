@@ -47,7 +47,7 @@ class Training:
         self.calibrated = Calibrated(OnceStructureZero(), self.learned, self._learn, watching)
 
     def _watching(self) -> TrainingBatches:
-        return TrainingBatches(self.model, 2, INPUTS, first=FIRST, step=lambda: self.step)
+        return TrainingBatches(self.model, 2, INPUTS, rounds=(FIRST,), step=lambda: self.step)
 
     def _learn(self, kept: Sequence[Any]) -> None:
         self.read.append(len(kept))

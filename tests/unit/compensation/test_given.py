@@ -13,17 +13,37 @@ class Clock:
 
 def waiting() -> tuple[GivenBatches, Clock]:
     clock = Clock()
-    return GivenBatches([torch.ones(2), torch.zeros(2)], first=4, step=lambda: clock.step), clock
+    batches = [torch.ones(2), torch.zeros(2)]
+    return GivenBatches(batches, rounds={6, 4}, step=lambda: clock.step), clock
 
 
-def test_they_are_due_at_their_step_until_they_are_let_go_of() -> None:
+def test_they_are_due_at_every_round_until_it_has_learned_and_kept_until_the_last_one() -> None:
     found, clock = waiting()
     due = []
     for clock.step in range(1, 6):
         due.append(found.due())
     assert due == [False, False, False, True, True]
+    found.learned()
+    assert not found.due()
     assert [float(batch[0]) for batch in found.kept] == [1, 0]
+    clock.step = 6
+    assert found.due()
+    found.learned()
+    assert not found.due()
+    assert not found.kept
+
+
+def test_rounds_that_were_missed_are_learned_for_once() -> None:
+    found, clock = waiting()
+    clock.step = 7
+    found.learned()
+    assert not found.due()
+
+
+def test_closed_they_are_never_due() -> None:
+    found, clock = waiting()
     found.close()
+    clock.step = 6
     assert not found.due()
 
 
@@ -33,8 +53,10 @@ def test_nothing_that_passes_is_kept() -> None:
 
 
 def test_a_state_goes_on_elsewhere_and_is_a_copy() -> None:
-    found, _ = waiting()
-    other = GivenBatches([], first=4, step=lambda: 4)
+    found, clock = waiting()
+    clock.step = 4
+    found.learned()
+    other = GivenBatches([], rounds=(), step=lambda: 6)
     assert not other.due()
     other.load_state_dict(found.state_dict())
     found.close()

@@ -6,7 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -27,11 +27,11 @@ class Masked(nn.Linear):
 
 
 def watching(
-    model: nn.Module, number: int = 2, first: int = 4, example: Any = None
+    model: nn.Module, number: int = 2, rounds: Sequence[int] = (4,), example: Any = None
 ) -> tuple[TrainingBatches, Clock]:
     clock = Clock()
     given = torch.zeros(2, 3) if example is None else example
-    found = TrainingBatches(model, number, given, first=first, step=lambda: clock.step)
+    found = TrainingBatches(model, number, given, rounds=rounds, step=lambda: clock.step)
     return found, clock
 
 
@@ -55,6 +55,21 @@ def test_the_last_steps_before_the_first_round_are_kept() -> None:
         model.train()
         assert found.due() == (step >= 4)
     assert values(found) == [3, 4]
+
+
+def test_later_rounds_keep_what_came_before_them() -> None:
+    model = nn.Linear(3, 2)
+    found, clock = watching(model, rounds=(7, 3, 4))
+    seen = {}
+    for step in range(1, 9):
+        clock.step = step
+        model(batch(step))
+        if found.due():
+            seen[step] = values(found)
+            found.learned()
+    assert seen == {3: [2, 3], 4: [3, 4], 7: [6, 7]}
+    assert not model._forward_pre_hooks
+    assert not found.kept
 
 
 def test_of_several_passes_in_a_step_the_last_are_kept() -> None:
