@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pretrained_tables import pretrained, pretrained_arms, rates
+from pretrained_tables import first, pretrained, pretrained_arms, rates
 from tables_markdown import machine, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(
-    r"(?P<begin><!-- table:(?P<name>[\w-]+)(\.(?P<host>[\w-]+))? -->\n).*?"
+    r"(?P<begin><!-- table:(?P<name>[\w-]+)(\.(?P<part>[\w-]+))? -->\n).*?"
     r"(?P<end><!-- /table -->)",
     re.DOTALL,
 )
@@ -300,8 +300,10 @@ def filled(text: str) -> str:
         if mark["name"] not in TABLES or not path.is_file():
             return mark[0]
         found = json.loads(path.read_text(encoding="utf-8"))
-        if mark["host"]:
-            found = of_host(found, mark["host"])
+        if mark["part"] == "first":
+            found = first(found)
+        elif mark["part"]:
+            found = of_host(found, mark["part"])
             if not (found.get("runs") or found.get("figures")):
                 return mark[0]
         return f"{mark['begin']}{TABLES[mark['name']](found)}{mark['end']}"
