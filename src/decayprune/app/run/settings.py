@@ -22,8 +22,8 @@ from decayprune.selection.schedule import Schedule
 DATA_DIR = Path.home() / ".cache" / "decayprune"
 """Where data sets are looked for and downloaded to unless the user says otherwise."""
 
-OLD_WORDS = {"torch-pruning": "depgraph", "sp+sr": "sp_sr"}
-"""Spellings of version 0.1, which scripts and folders of runs still have."""
+SAME_WORDS = {"torch-pruning": "depgraph", "sp+sr": "sp_sr", "self": "dense"}
+"""Other spellings: of version 0.1, which scripts and folders of runs still have; of a teacher."""
 
 WHAT, HOW, WHERE = "What is pruned", "How", "Where and when"
 """Panels of the help."""
@@ -123,8 +123,8 @@ class Settings:
     )
     teacher: str | None = _option(
         None,
-        "Whose logits are imitated as well: dense, the model as it was before pruning; or a "
-        "model as in --model.",
+        "Whose logits are imitated as well: dense (or self), the model as it was before pruning; "
+        "or a model as in --model.",
         WHAT,
         "NAME",
     )
@@ -241,9 +241,9 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for name in ("host", "variant"):
+        for name in ("host", "variant", "teacher"):
             word = getattr(self, name)
-            object.__setattr__(self, name, OLD_WORDS.get(word or "", word))
+            object.__setattr__(self, name, SAME_WORDS.get(word or "", word))
 
     @property
     def trained(self) -> bool:

@@ -105,6 +105,7 @@ def test_teachers() -> None:
     data = Data(Served(None), None, Served(None))
     dense = torch.nn.Linear(2, 2)
     assert subject.teacher(Settings(), data, dense) is None
+    assert Settings(teacher="self") == Settings(teacher="dense")
     found = subject.teacher(Settings(teacher="dense", device="cpu"), data, dense)
     assert found is dense
     with pytest.raises(ValueError, match=r"--teacher expects dense, .*found 'professor'"):
