@@ -26,6 +26,7 @@ NAMES = {
     "random_release": "smooth, by magnitude, as many MACs released at random",
     "depth": "ranked by variance, a quarter of the branches leaves whole",
     "scratch_extra": "the same shape from scratch, as many steps",
+    "scratch_extra_distil": "the same shape from scratch, as many steps, taught by the dense model",
     "scratch_total": "the same shape from scratch, equal compute in all",
     "sensitive_early": "calibrated, cut after 100 steps, two loops, equal compute",
     "sensitive_within": "**calibrated, cut at step 100 of the fine-tuning**, equal compute",

@@ -31,6 +31,7 @@ CONTROLS = (
     "random_selection",
     "random_release",
     "scratch_extra",
+    "scratch_extra_distil",
     "depth",
     "otov2",
     "otov2_divisible",  # on the images
@@ -71,6 +72,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "sensitive_early": "ridge_abrupt",
     "sensitive_within": "ridge_abrupt",
     "torch_pruning_taylor_early": "torch_pruning_taylor",
+    "scratch_extra_distil": "scratch_extra",
     "scratch_total": "scratch_extra",
     "scratch_total_distil": "scratch_extra",
     **dict.fromkeys((*RELEASES, *BACK[1:]), "ridge_sp_sr"),

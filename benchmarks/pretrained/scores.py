@@ -47,7 +47,7 @@ def compute(run: Run) -> float:
     """
     trial, steps, share = run["trial"], run["steps_trained"], run["macs"]
     arm, dense = trial["arm"], trial.get("dense_steps", DENSE_STEPS)
-    if arm.startswith("scratch"):
+    if arm.startswith("scratch") and not arm.endswith("distil"):  # a teacher was trained
         whole = 0
     elif arm in EARLY_ARMS:
         whole = EARLY

@@ -68,6 +68,7 @@ def test_runs_that_were_not_judged_in_a_way_are_left_out_of_it(tables: ModuleTyp
         ("abrupt", 1200, 0.25, 1.375),
         ("sensitive_abrupt_distil", 1200, 0.25, 1.875),  # the teacher: a third of 1,200 steps
         ("scratch_total", 4400, 0.25, 1.375),
+        ("scratch_extra_distil", 1200, 0.25, 1.875),  # it needs the dense network as well
         ("sensitive_early", 4000, 0.25, 1.375),
         ("sensitive_within", 4100, 0.25, 1.375),
     ],

@@ -350,6 +350,7 @@ ARMS: dict[str, Arm] = {
     "depth": compensated(smooth=False, depth=0.75),
     "dense_on": dense_on,
     "scratch_extra": scratch(total=False),
+    "scratch_extra_distil": distilled(scratch(total=False)),
     "scratch_total": scratch(total=True),
     "scratch_total_distil": distilled(scratch(total=True)),
 }
