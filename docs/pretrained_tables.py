@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from tables_markdown import machine, table
@@ -26,12 +27,14 @@ def first(found: dict[str, Any]) -> dict[str, Any]:
 
 def pretrained(found: dict[str, Any]) -> str:
     """A column of benchmarks/pretrained, best first, with what everything is compared with."""
-    ends = [(_mean(one["accuracies"]), _row(one)) for one in found["arms"].values() if one["name"]]
-    dense = {s: v for one in found["arms"].values() for s, v in _by_seed(one, "dense").items()}
+    ends = [(fmean(one["accuracies"]), _row(one)) for one in found["arms"].values() if one["name"]]
+    dense: dict[int, float] = {}
+    for one in found["arms"].values():
+        dense |= zip(one["seeds"], one["dense"], strict=True)
     whole = {"name": "the whole network, fine-tuned", "macs": 1.0, "speedup": 1.0, "compute": 1.0}
     values = list(dense.values())
     row = _row(whole | {"accuracies": values, "dense": values})
-    ends.append((_mean(values), [*row[:-2], "", row[-1]]))
+    ends.append((fmean(values), [*row[:-2], "", row[-1]]))
     rows = [row for _, row in sorted(ends, key=lambda end: -end[0])]
     head = [
         "",
@@ -57,18 +60,10 @@ def _row(one: dict[str, Any]) -> list[str]:
         f"{one['macs']:.0%}",
         f"{one['speedup']:.1f}x",
         f"{one['compute']:.1f}",
-        f"{_mean(one['accuracies']):.1f}",
-        f"{_mean(one['accuracies']) - _mean(one['dense']):+.1f}",
+        f"{fmean(one['accuracies']):.1f}",
+        f"{fmean(one['accuracies']) - fmean(one['dense']):+.1f}",
         str(len(one["accuracies"])),
     ]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _by_seed(one: dict[str, Any], what: str) -> dict[int, float]:
-    return dict(zip(one["seeds"], one[what], strict=True))
 
 
 def pretrained_arms(found: dict[str, Any]) -> str:
@@ -78,7 +73,7 @@ def pretrained_arms(found: dict[str, Any]) -> str:
         gain = one["over sensitive_abrupt"] or ""
         cells = [
             f"{one['macs']:.0%}",
-            f"{_mean(one['accuracies']):.1f}",
+            f"{fmean(one['accuracies']):.1f}",
             gain,
             str(len(one["seeds"])),
         ]
