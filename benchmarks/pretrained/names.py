@@ -30,6 +30,10 @@ NAMES = {
     "scratch_total": "the same shape from scratch, equal compute in all",
     "sensitive_early": "calibrated, cut after 100 steps, two loops, equal compute",
     "sensitive_within": "**calibrated, cut at step 100 of the fine-tuning**, equal compute",
+    "sensitive_within_15": "the same, cut at step 15",
+    "sensitive_within_300": "the same, cut at step 300",
+    "sensitive_within_sp_sr": "the same, decays from step 50 to 100, releases",
+    "sensitive_within_rounds": "the same, a quarter at each of steps 25, 50, 75, 100",
     "torch_pruning_taylor_early": "Torch-Pruning, Taylor, cut after 100 steps, equal compute",
     "dense_on": "not pruned, trained on for as long",
 }

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import decayprune as dp
+from decayprune.app.pretrained.arms import EARLY as EARLY_STEPS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = {"minilm": HERE / "results", "efficientnet": HERE / "results" / "efficientnet"}
@@ -41,8 +45,21 @@ BACK = ("sp_sr_back", "ridge_sp_sr_back", "ridge_by_work_back")
 LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as dense and pruned
 # The same, and pretrained.
 EARLY = ("sensitive_early", "sensitive_within", "torch_pruning_taylor_early")
+SOONER_OR_LATER = {"sensitive_within_15": 15, "sensitive_within_300": 300}  # not at EARLY_STEPS
+OTHERWISE: dict[str, Callable[[int], dp.Schedule]] = {  # all has left when the cut would be
+    "sensitive_within_sp_sr": lambda cut: dp.Schedule(
+        start=cut // 2, stop=cut, decay_steps=cut // 2
+    ),
+    "sensitive_within_rounds": lambda cut: dp.Schedule(
+        start=cut // 4, stop=cut // 4 + cut, rounds=4, decay_steps=1
+    ),
+}
+WITHIN = {EARLY[1]: EARLY_STEPS} | SOONER_OR_LATER | dict.fromkeys(OTHERWISE, EARLY_STEPS)
+CUT_AT = dict.fromkeys(EARLY, EARLY_STEPS) | WITHIN
+"""Steps of the whole network, by arm, of those that are cut early; ``WITHIN``: in one loop."""
+
 ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
-ARMS += ("dense_on", *LONG_CONTROLS, *EARLY)
+ARMS += ("dense_on", *LONG_CONTROLS, *EARLY, *SOONER_OR_LATER, *OTHERWISE)
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
@@ -70,7 +87,7 @@ TUNED_AS = {  # arms that take the rate of another, from which they differ in on
     "random_selection": "sp_sr",
     "random_release": "sp_sr",
     "sensitive_early": "ridge_abrupt",
-    "sensitive_within": "ridge_abrupt",
+    **dict.fromkeys(WITHIN, "ridge_abrupt"),
     "torch_pruning_taylor_early": "torch_pruning_taylor",
     "scratch_extra_distil": "scratch_extra",
     "scratch_total": "scratch_extra",
@@ -91,7 +108,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
     "variance_abrupt": "ridge_abrupt",
     "sp_sr": "abrupt",
     **dict.fromkeys((*SENSITIVE, *BESIDE_IT, TAUGHT[0]), "ridge_abrupt"),
-    "sensitive_within": "sensitive_early",
+    **dict.fromkeys(WITHIN, "sensitive_early"),
     TAUGHT[1]: "torch_pruning_taylor",
     "torch_pruning": "torch_pruning_taylor",
     **dict.fromkeys(IMAGES_CONTROLS[:2], "abrupt"),
@@ -100,7 +117,7 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
 }
 
 
-TIMED_AS = dict(zip(EARLY, ("sensitive_abrupt", "sensitive_abrupt", RIVALS[0]), strict=True))
+TIMED_AS = dict.fromkeys(CUT_AT, SENSITIVE[0]) | {EARLY[2]: RIVALS[0]}
 
 
 @dataclass(frozen=True)
@@ -172,6 +189,7 @@ def queue(task: str) -> list[Run]:
             (CONTROLS[:-1], quarter),
             (SENSITIVE[:1] + PRIMARY + RIVALS + ("dense_on",), half),
             (EARLY, quarter[1:]),
+            ((*SOONER_OR_LATER, *OTHERWISE), quarter[1:]),
             (("scratch_total_distil",), quarter[1:]),
             (("scratch_total",), quarter[:1]),
         ]

@@ -36,8 +36,10 @@ from otov2 import otov2
 from plan import (
     BUDGETS,
     HERE,
+    OTHERWISE,
     RATES,
     RESULTS,
+    SOONER_OR_LATER,
     STEPS,
     TIMING_STEPS,
     TUNING_SEEDS,
@@ -65,6 +67,8 @@ ARMS = (
     | {f"ridge_by_{order}": released_by(order, 0.25) for order in ORDERS}
     | {f"{arm}_back": restored(arms.ARMS[arm]) for arm in ("sp_sr", "ridge_sp_sr")}
     | {"ridge_by_work_back": restored(released_by("work", 0.25))}
+    | {arm: arms.within(gone) for arm, gone in SOONER_OR_LATER.items()}
+    | {arm: arms.within(schedule=by) for arm, by in OTHERWISE.items()}
 )
 TASKS = {"minilm": RECIPES["minilm-wordnet"], "efficientnet": RECIPES["efficientnet-fashion"]}
 

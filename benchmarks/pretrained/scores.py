@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import EARLY as EARLY_ARMS
-from plan import TIMING_STEPS, timed_as
+from plan import CUT_AT, TIMING_STEPS, WITHIN, timed_as
 
-from decayprune.app.pretrained.arms import EARLY
 from decayprune.app.pretrained.task import DENSE_STEPS
 from decayprune.app.study.figures import Gain, paired
 
@@ -49,11 +47,9 @@ def compute(run: Run) -> float:
     arm, dense = trial["arm"], trial.get("dense_steps", DENSE_STEPS)
     if arm.startswith("scratch") and not arm.endswith("distil"):  # a teacher was trained
         whole = 0
-    elif arm in EARLY_ARMS:
-        whole = EARLY
-        steps -= EARLY if arm == "sensitive_within" else 0  # one loop counts them as its own
     else:
-        whole = dense
+        whole = CUT_AT.get(arm, dense)
+    steps -= WITHIN.get(arm, 0)  # one loop counts them as its own
     taught = run["steps_trained"] / 3 if arm.endswith("distil") else 0
     return float((whole + steps * share + taught) / dense)
 

@@ -71,6 +71,8 @@ def test_runs_that_were_not_judged_in_a_way_are_left_out_of_it(tables: ModuleTyp
         ("scratch_extra_distil", 1200, 0.25, 1.875),  # it needs the dense network as well
         ("sensitive_early", 4000, 0.25, 1.375),
         ("sensitive_within", 4100, 0.25, 1.375),
+        ("sensitive_within_15", 4355, 0.25, 1.375),
+        ("sensitive_within_300", 3500, 0.25, 1.375),
     ],
 )
 def test_compute_counts_the_dense_fine_tuning(

@@ -112,22 +112,24 @@ def prune(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    begin: int = 0,
+    schedule: dp.Schedule | None = None,
     smooth: bool = True,
     releases: bool = True,
     rectify: dp.Rectify = RECTIFY,
     depth: float | None = None,
     **options: Any,
 ) -> dp.DecayPruner:
-    """The library's pruner; without ``smooth`` all is cut at the step at which it begins."""
-    decay_steps = max(1, start.run.steps // 10) if smooth else 1
+    """The library's pruner, from the first step on unless a schedule says otherwise."""
+    if schedule is None:
+        smoothly = dp.Schedule.for_run(start.run.steps)
+        schedule = smoothly if smooth else dp.Schedule.at_once()
     return dp.DecayPruner(
         model,
         optimizer,
         start.task.example(),
         budget=dp.Budget(macs=start.run.budget, depth=depth),
-        schedule=dp.Schedule(start=begin, stop=begin + decay_steps, decay_steps=decay_steps),
-        rectify=rectify if smooth and releases else None,
+        schedule=schedule,
+        rectify=rectify if schedule.decay_steps > 1 and releases else None,
         ignored_layers=start.task.ignored,
         **{"round_to": None, **options},
     )
@@ -237,29 +239,43 @@ def early(arm: Arm) -> Arm:
     """
 
     def sooner(start: Start) -> Subject:
-        begun, more = _saved(start.run)
+        begun = min(EARLY, start.run.dense_steps)
         subject = arm(replace(start, run=replace(start.run, dense_steps=begun)))
-        subject.steps += more
+        subject.steps += _bought(start.run, begun)
         return subject
 
     return sooner
 
 
-def early_within(start: Start) -> Subject:
-    """As calibrated and cut early, in one loop: one schedule of the rate, calibrated on the way."""
-    model = start.pretrained()
-    begin, more = _saved(start.run)
-    return Subject(
-        model,
-        begin + start.run.steps + more,
-        lambda opt: prune(start, model, opt, begin=begin, smooth=False, calibrate=CALIBRATION),
-    )
+def at_once(gone: int) -> dp.Schedule:
+    """All of it cut at a step."""
+    return dp.Schedule.at_once(start=gone)
 
 
-def _saved(run: ArmRun) -> tuple[int, int]:
-    """Dense steps before an early cut, and how many of the small network the others pay for."""
-    begun = min(EARLY, run.dense_steps)
-    return begun, round((run.dense_steps - begun) / run.budget)
+def within(gone: int = EARLY, schedule: Callable[[int], dp.Schedule] = at_once) -> Arm:
+    """As calibrated and cut early, in one loop: one schedule of the rate, calibrated on the way.
+
+    Args:
+        gone: Step at which all has left; what the dense fine-tuning would have cost from there on
+            goes to the small network. At the end of that fine-tuning if it is shorter.
+        schedule: By which all has left at such a step.
+    """
+
+    def arm(start: Start) -> Subject:
+        model, cut = start.pretrained(), min(gone, start.run.dense_steps)
+
+        def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
+            when = schedule(cut)
+            return prune(start, model, optimizer, schedule=when, calibrate=CALIBRATION)
+
+        return Subject(model, cut + start.run.steps + _bought(start.run, cut), pruner_on)
+
+    return arm
+
+
+def _bought(run: ArmRun, begun: int) -> int:
+    """Steps of the small network that the rest of the dense fine-tuning would cost."""
+    return round((run.dense_steps - begun) / run.budget)
 
 
 def random_release(start: Start) -> Subject:
@@ -337,7 +353,7 @@ ARMS: dict[str, Arm] = {
     "sensitive_depth": compensated("sensitivity", smooth=False, depth=0.75),
     "sensitive_abrupt_distil": distilled(compensated("sensitivity", smooth=False)),
     "sensitive_early": early(compensated("sensitivity", smooth=False)),
-    "sensitive_within": early_within,
+    "sensitive_within": within(),
     "ridge_abrupt_distil": distilled(compensated(smooth=False)),
     "ridge_sp_sr_distil": distilled(compensated()),
     "torch_pruning": torch_pruning("magnitude"),
