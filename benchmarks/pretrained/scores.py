@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import CUT_AT, TIMING_STEPS, WITHIN, timed_as
+from plan import AS_TRAINED, CUT_AT, TIMING_STEPS, WITHIN, timed_as
 
 from decayprune.app.pretrained.task import DENSE_STEPS
 from decayprune.app.study.figures import Gain, paired
 
 Run = dict[str, Any]
 Cell = tuple[float, int]  # budget, steps
-
-AS_TRAINED = "accuracy"
-ANEW = "accuracy_normalised_anew"
-"""Ways of judging: running statistics as training leaves them, or taken anew in the end."""
 
 
 def read(folder: Path) -> tuple[list[Run], int]:

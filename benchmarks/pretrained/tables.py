@@ -19,7 +19,9 @@ from typing import Any
 
 from names import NAMES, called
 from plan import (
+    ANEW,
     ARMS,
+    AS_TRAINED,
     BUDGETS,
     CONFIRMATIONS,
     DECISIVE,
@@ -32,7 +34,7 @@ from plan import (
     Confirmation,
     rate,
 )
-from scores import ANEW, AS_TRAINED, Cell, Run, Scores, compute, read
+from scores import Cell, Run, Scores, compute, read
 
 from decayprune.app.study.figures import Gain, holm
 
@@ -161,9 +163,8 @@ def endpoints(scores: Scores) -> list[str]:
 
 
 def confirmed(runs: Sequence[Run], test: Confirmation) -> list[str]:
-    """What fresh seeds say, as endpoints.md declares it; on images with statistics taken anew."""
-    judged = ANEW if test.task == "efficientnet" else AS_TRAINED
-    fresh = Scores([run for run in runs if run["trial"]["seed"] in test.seeds], judged)
+    """What fresh seeds say, as endpoints.md declares it."""
+    fresh = Scores([run for run in runs if run["trial"]["seed"] in test.seeds], test.judged)
     cell = (BUDGETS[0], test.steps)
     gains = {
         f"{test.steps:,} steps: {test.arm} over {other}": fresh.gain(cell, test.arm, other)

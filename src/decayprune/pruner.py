@@ -15,7 +15,7 @@ from torch import nn
 
 from decayprune.compensation.batches import inputs_from
 from decayprune.compensation.calibrated import Calibrated
-from decayprune.compensation.given import GivenBatches
+from decayprune.compensation.kept import KeptBatches
 from decayprune.compensation.learned import Learned
 from decayprune.compensation.training import TrainingBatches
 from decayprune.cost import Budget
@@ -215,7 +215,7 @@ class DecayPruner(BesideOptimizer):
             return None
         session, schedule = self._session, self.schedule
         rounds = {schedule.begins(number) for number in range(schedule.rounds)}
-        watching: TrainingBatches | GivenBatches | None = None
+        watching: KeptBatches | None = None
 
         def step() -> int:
             return session.ledger.last + 1
@@ -228,7 +228,7 @@ class DecayPruner(BesideOptimizer):
             batches = inputs_from(calibrate, session.example_inputs)
             self._learn(batches)  # now in any case: what it refuses is refused before training
             if later := rounds - {1}:
-                watching = GivenBatches(batches, rounds=later, step=step)
+                watching = KeptBatches(batches, rounds=later, step=step)
         return Calibrated(self._selector, self._learned, self._learn, watching)
 
     def _learn(self, batches: Sequence[ExampleInputs]) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from decayprune.compensation.compensated import Compensated
-from decayprune.compensation.given import GivenBatches
+from decayprune.compensation.kept import KeptBatches
 from decayprune.compensation.learned import Learned
-from decayprune.compensation.training import TrainingBatches
 from decayprune.method.selector import Selector
 from decayprune.structures.example import ExampleInputs
 
@@ -32,7 +31,7 @@ class Calibrated:
         selector: Selector,
         learned: Learned,
         learn: Callable[[Sequence[ExampleInputs]], None],
-        watching: TrainingBatches | GivenBatches | None,
+        watching: KeptBatches | None,
     ) -> None:
         self.selector = Compensated(selector, learned.calibration)
         self.learned, self._learn, self._watching = learned, learn, watching

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsIndex
 
@@ -14,10 +13,11 @@ from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from decayprune.compensation.batches import inputs_of
+from decayprune.compensation.kept import KeptBatches
 from decayprune.structures.example import ExampleInputs
 
 
-class TrainingBatches:
+class TrainingBatches(KeptBatches):
     """The inputs of the last forward passes before some steps, without labels, on the CPU.
 
     Args:
@@ -26,9 +26,6 @@ class TrainingBatches:
         example_inputs: One batch as the model takes it.
         rounds: The steps: those at which rounds begin, which count as well.
         step: The step that is being taken.
-
-    Attributes:
-        kept: What was kept, the oldest first.
     """
 
     def __init__(
@@ -40,16 +37,13 @@ class TrainingBatches:
         rounds: Iterable[int],
         step: Callable[[], int],
     ) -> None:
-        self._model, self._example, self._called = model, example_inputs, False
-        self._rounds, self._step, self._number = sorted(rounds), step, number
-        self.kept: deque[ExampleInputs] = deque(maxlen=number)
-        self._watch()
+        super().__init__((), rounds=rounds, step=step, limit=number)
+        self._model, self._example, self._number = model, example_inputs, number
+        self._called, self._hook = False, self._watch()
 
-    def _watch(self) -> None:
+    def _watch(self) -> RemovableHandle:
         hook = _Hook(weakref.ref(self))  # one that a forgotten pruner has left does nothing
-        self._hook: RemovableHandle | None = self._model.register_forward_pre_hook(
-            hook, with_kwargs=True
-        )
+        return self._model.register_forward_pre_hook(hook, with_kwargs=True)
 
     def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is called."""
@@ -70,42 +64,25 @@ class TrainingBatches:
         Raises:
             RuntimeError: The model is being trained without being called.
         """
-        if not self._rounds:
-            return False
-        if not self._called:
+        if self._rounds and not self._called:
             raise RuntimeError(
                 "calibrate is a number of batches to be kept as the model is trained on them, and "
                 "the optimizer has stepped without a call of the model in training mode (it is "
                 "compiled, or in evaluation mode, or its parts are called one by one). Pass the "
                 "data itself: calibrate=loader, your training loader."
             )
-        return self._step() >= self._rounds[0]
-
-    def learned(self) -> None:
-        """A round has: wait for the next one, or let go of the model and of what was kept."""
-        self._rounds = [one for one in self._rounds if one > self._step()]
-        if not self._rounds:
-            self.close()
+        return super().due()
 
     def close(self) -> None:
         """Let go of the model, and of what was kept."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        self.kept.clear()
-        self._rounds.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rounds that are still to learn, and what is kept for them."""
-        return {"rounds": list(self._rounds), "kept": list(self.kept)}
+        super().close()
+        self._hook.remove()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
-        self.close()
-        if state["rounds"]:
-            self._rounds = list(state["rounds"])
-            self.kept.extend(state["kept"])
-            self._watch()
+        super().load_state_dict(state)
+        if self._rounds:
+            self._hook = self._watch()
 
 
 class _Hook:

@@ -1,20 +1,20 @@
-"""Batches that were handed over wait for their step, and are let go of after it."""
+"""Batches wait for their rounds, and are let go of after the last one."""
 
 from __future__ import annotations
 
 import torch
 
-from decayprune.compensation.given import GivenBatches
+from decayprune.compensation.kept import KeptBatches
 
 
 class Clock:
     step = 1
 
 
-def waiting() -> tuple[GivenBatches, Clock]:
+def waiting() -> tuple[KeptBatches, Clock]:
     clock = Clock()
     batches = [torch.ones(2), torch.zeros(2)]
-    return GivenBatches(batches, rounds={6, 4}, step=lambda: clock.step), clock
+    return KeptBatches(batches, rounds={6, 4}, step=lambda: clock.step), clock
 
 
 def test_they_are_due_at_every_round_until_it_has_learned_and_kept_until_the_last_one() -> None:
@@ -47,6 +47,12 @@ def test_closed_they_are_never_due() -> None:
     assert not found.due()
 
 
+def test_of_more_than_the_limit_the_last_are_kept() -> None:
+    batches = [torch.full((2,), float(value)) for value in range(3)]
+    found = KeptBatches(batches, rounds={1}, step=lambda: 1, limit=2)
+    assert [float(batch[0]) for batch in found.kept] == [1, 2]
+
+
 def test_nothing_that_passes_is_kept() -> None:
     found, _ = waiting()
     assert not any(found.near(step) for step in range(6))
@@ -56,7 +62,7 @@ def test_a_state_goes_on_elsewhere_and_is_a_copy() -> None:
     found, clock = waiting()
     clock.step = 4
     found.learned()
-    other = GivenBatches([], rounds=(), step=lambda: 6)
+    other = KeptBatches([], rounds=(), step=lambda: 6)
     assert not other.due()
     other.load_state_dict(found.state_dict())
     found.close()

@@ -1,29 +1,36 @@
-"""Batches that were handed over, kept until the last round that they are for."""
+"""Batches that are kept until the last round that learns from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from decayprune.structures.example import ExampleInputs
 
 
-class GivenBatches:
-    """Batches to learn from again at some steps: by then the model is another one.
+class KeptBatches:
+    """Batches to learn from at some steps, at each anew: by then the model is another one.
 
     Args:
         batches: Inputs, without labels.
         rounds: The steps: those at which rounds begin.
         step: The step that is being taken.
+        limit: How many are kept, the last ones; all if left out.
 
     Attributes:
-        kept: The batches, until the last round has learned from them.
+        kept: The batches, the oldest first, until the last round has learned from them.
     """
 
     def __init__(
-        self, batches: Sequence[ExampleInputs], *, rounds: Iterable[int], step: Callable[[], int]
+        self,
+        batches: Iterable[ExampleInputs],
+        *,
+        rounds: Iterable[int],
+        step: Callable[[], int],
+        limit: int | None = None,
     ) -> None:
-        self.kept = list(batches)
+        self.kept: deque[ExampleInputs] = deque(batches, maxlen=limit)
         self._rounds, self._step = sorted(rounds), step
 
     def near(self, step: int) -> bool:
@@ -46,9 +53,11 @@ class GivenBatches:
         self._rounds.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is still to be learned from, and when."""
+        """The rounds that are still to learn, and what is kept for them."""
         return {"rounds": list(self._rounds), "kept": list(self.kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
-        self._rounds, self.kept = list(state["rounds"]), list(state["kept"])
+        self.close()
+        self._rounds = list(state["rounds"])
+        self.kept.extend(state["kept"])
