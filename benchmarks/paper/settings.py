@@ -9,7 +9,7 @@ for the host alone on held-out images, ``results/oto_divisible.jsonl``) it does 
 recovery gives every host time to mend what it cut. Two controls stand beside them: our own
 selection cut at once, and a network of the final shape from scratch for all steps. Our own pruner
 stands in its best setting as well, calibrated on sixteen batches, and with sixteen times the
-recovery, too.
+recovery, too; and without a dense network, cut early in training from scratch.
 ``study.py tables`` makes the tables, once something has run.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from goals import HARD, SEEDS
-from trials import OF_HOST, PRUNING, RESNET, VGG
+from trials import DENSE, OF_HOST, PRUNING, RESNET, VGG
 
 from decayprune.app.run.settings import DATA_DIR
 from decayprune.app.study import figures, grid
@@ -32,6 +32,9 @@ from decayprune.app.study.trial import Trial
 FOLDER = Path(__file__).resolve().parent / "results" / "settings"
 LONGER, LONGEST = 4, 16
 MULTIPLE = 8
+EARLY = 100
+AS_MUCH = EARLY + round((3432 * HARD - EARLY) / HARD)
+"""Steps for the compute that the final shape takes in 3,432, eight epochs."""
 PAIR = ("alone", "sp_sr")
 TITLES = {
     "local": "DepGraph with the same share of every layer",
@@ -41,6 +44,7 @@ TITLES = {
     "calibrated": "Our own selection, calibrated",
     "calibrated_longer": f"Our own selection, calibrated, {LONGER} times the recovery",
     "calibrated_longest": f"Our own selection, calibrated, {LONGEST} times the recovery",
+    "early": f"Our own selection, calibrated, cut at step {EARLY} of training from scratch",
 }
 
 
@@ -77,6 +81,10 @@ def cells(seed: int) -> dict[str, list[Trial]]:
     ):
         training = replace(PRUNING, epochs=epochs)
         found[name] = [calibrated.with_(training=training, variant=one) for one in variants]
+    from_scratch = replace(DENSE, epochs=8, warm=EARLY)
+    share = (EARLY + 0.5) / AS_MUCH  # of which the step is the floor
+    early = calibrated.with_(dense=None, training=from_scratch, steps=AS_MUCH, start=share)
+    found["early"] = [early.with_(variant=one) for one in against_small]
     return {name: [one.with_(seed=seed) for one in trials] for name, trials in found.items()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def dense(
         if not file.is_file():
             steps = steps_of(trial, trial.dense, data)
             say(f"dense network of seed {trial.seed}: {steps} steps")
-            for _ in train(model, trial, data, trial.dense, steps, warm=_WARM):
+            for _ in train(model, trial, data, replace(trial.dense, warm=_WARM), steps):
                 pass
             file.parent.mkdir(parents=True, exist_ok=True)
             state = model.state_dict()
@@ -90,7 +91,7 @@ def from_scratch(model: nn.Module, trial: Trial, data: Data, steps: int) -> Iter
     """
     how = trial.dense or trial.training
     total = steps + (steps_of(trial, trial.dense, data) if trial.dense else 0)
-    return train(model, trial, data, how, total, warm=_WARM)
+    return train(model, trial, data, replace(how, warm=_WARM), total)
 
 
 def optimizer_of(how: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -114,7 +115,6 @@ def train(
     how: Training,
     steps: int,
     *,
-    warm: int = 0,
     pruning: Pruning | None = None,
 ) -> Iterator[Step]:
     """Train, one yield per step.
@@ -125,17 +125,15 @@ def train(
         data: To train on.
         how: Rates of the phase.
         steps: How long.
-        warm: Steps over which the rate rises first.
         pruning: What prunes meanwhile, with the optimizer that it brings.
     """
-    falling = rate(how, steps)
     return train_steps(
         model,
         optimizer_of(how, model) if pruning is None else pruning.optimizer,
         data.train,
         start=0,
         stop=steps,
-        lr=lambda step: falling(step) * (min(1.0, (step + 1) / warm) if warm else 1.0),
+        lr=rate(how, steps),
         seed=trial.seed,
         bf16=trial.bf16,
         pruner=pruning,
@@ -149,7 +147,7 @@ def steps_of(trial: Trial, how: Training, data: Data) -> int:
 
 
 def rate(how: Training, steps: int) -> Callable[[int], float]:
-    """Learning rate by step: half a cosine, or falls to a tenth at the milestones.
+    """Learning rate by step: half a cosine, or falls to a tenth at the milestones; warmed up.
 
     Args:
         how: Says which, and where it begins anew.
@@ -158,13 +156,13 @@ def rate(how: Training, steps: int) -> Callable[[int], float]:
     begins = [0, *(int(share * steps) for share in how.restarts), steps]
     falls = [int(share * steps) for share in how.milestones]
 
-    def of(step: int) -> float:
+    def falling(step: int) -> float:
         part = max(0, min(bisect_right(begins, step), len(begins) - 1) - 1)
         if not falls:
             return cosine(step, begins[part], begins[part + 1], how.lr)
         return how.lr * 0.1 ** sum(begins[part] < fall <= step for fall in falls)
 
-    return of
+    return lambda step: falling(step) * min(1.0, (step + 1) / max(1, how.warm))
 
 
 def digest_of(model: nn.Module) -> str:

@@ -39,6 +39,7 @@ class Training:
         restarts: Shares of the phase at which the rate is ``lr`` again: falls count from there,
             and a cosine reaches zero there.
         optimizer: ``"sgd"`` or ``"adamw"``.
+        warm: Steps over which the rate rises first, of a network that has learnt nothing yet.
 
     Raises:
         ValueError: The optimizer is unknown.
@@ -51,6 +52,7 @@ class Training:
     milestones: tuple[float, ...] = ()
     restarts: tuple[float, ...] = ()
     optimizer: Optimizer = "sgd"
+    warm: int = 0
 
     def __post_init__(self) -> None:
         _check_known("Training.optimizer", self.optimizer, get_args(Optimizer))
@@ -130,7 +132,7 @@ class Trial:
         """
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for how in (plain["dense"], plain["training"]):
-            for name, unused in (("optimizer", "sgd"), ("restarts", [])):
+            for name, unused in (("optimizer", "sgd"), ("restarts", []), ("warm", 0)):
                 if how is not None and how[name] == unused:
                     del how[name]
         return plain

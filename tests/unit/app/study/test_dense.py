@@ -67,6 +67,8 @@ def test_rates_fall_to_a_tenth_at_milestones_or_along_half_a_cosine() -> None:
     cosine = rate(Training(epochs=1, lr=1.0), 100)
     assert [cosine(0), cosine(100)] == pytest.approx([1.0, 0.0])
     assert cosine(50) == pytest.approx(0.5)
+    warm = rate(Training(epochs=1, lr=1.0, warm=10), 100)
+    assert [warm(step) / cosine(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
 
 
 def test_steps_are_whole_epochs_up_to_the_most(tmp_path: Path) -> None:

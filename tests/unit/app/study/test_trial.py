@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from decayprune.app.study.trial import Training, Trial
@@ -53,8 +57,9 @@ def test_unknown_names_are_refused() -> None:
         Training(epochs=1, lr=0.1, optimizer="adam")  # type: ignore[arg-type]
 
 
-def test_restarts_leave_old_names_alone_and_come_back_from_dict() -> None:
-    assert "restarts" not in BASE.to_dict()["training"]
-    again = BASE.with_(training=Training(epochs=2, lr=0.1, restarts=(0.5,)))
+@pytest.mark.parametrize("added", [{"restarts": (0.5,)}, {"warm": 10}])
+def test_what_was_added_leaves_old_names_alone_and_comes_back_from_dict(added: Any) -> None:
+    assert not BASE.to_dict()["training"].keys() & added.keys()
+    again = BASE.with_(training=Training(epochs=2, lr=0.1, **added))
     assert again.name != BASE.name
     assert Trial.from_dict(again.to_dict()) == again
