@@ -269,6 +269,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "pretrained": pretrained,
     "pretrained_half": pretrained_arms,
+    "pretrained_half_long": pretrained_arms,
     "pretrained_images": pretrained,
     "pretrained_images_anew": pretrained_arms,
     "pretrained_images_half": pretrained_arms,

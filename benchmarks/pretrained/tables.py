@@ -45,6 +45,7 @@ TITLES = {
 DECIDING: Cell = (0.25, 1200)
 SHORT: Cell = (0.25, 300)
 HALF: Cell = (0.5, 300)
+HALF_LONG: Cell = (0.5, 1200)
 CANDIDATES = ("ridge_abrupt", "ridge_sp_sr", "ridge_handover")
 RIVALS_OF_IT = ("torch_pruning_taylor", "ridge_abrupt", "ridge_sp_sr", "abrupt", "sensitive_abrupt")
 
@@ -70,6 +71,7 @@ COLUMNS = {
     "pretrained": Column("minilm", DECIDING, DECISIVE),
     "pretrained_short": Column("minilm", SHORT),
     "pretrained_half": Column("minilm", HALF),
+    "pretrained_half_long": Column("minilm", HALF_LONG),
     "pretrained_images": Column("efficientnet", SHORT, (*IMAGES, *SENSITIVE[:1])),
     "pretrained_images_anew": Column("efficientnet", SHORT, judged=ANEW),
     "pretrained_images_long": Column("efficientnet", DECIDING),
