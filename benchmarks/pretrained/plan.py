@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import decayprune as dp
 from decayprune.app.pretrained.arms import EARLY as EARLY_STEPS
 
 HERE = Path(__file__).resolve().parent
@@ -50,20 +48,14 @@ LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as 
 # The same, and pretrained.
 EARLY = ("sensitive_early", "sensitive_within", "torch_pruning_taylor_early")
 SOONER_OR_LATER = {"sensitive_within_15": 15, "sensitive_within_300": 300}  # not at EARLY_STEPS
-OTHERWISE: dict[str, Callable[[int], dp.Schedule]] = {  # all has left when the cut would be
-    "sensitive_within_sp_sr": lambda cut: dp.Schedule(
-        start=cut // 2, stop=cut, decay_steps=cut // 2
-    ),
-    "sensitive_within_rounds": lambda cut: dp.Schedule(
-        start=cut // 4, stop=cut // 4 + cut, rounds=4, decay_steps=1
-    ),
-}
+OTHERWISE = ("sensitive_within_sp_sr", "sensitive_within_rounds")  # all has left at that step
 WITHIN = {EARLY[1]: EARLY_STEPS} | SOONER_OR_LATER | dict.fromkeys(OTHERWISE, EARLY_STEPS)
 CUT_AT = dict.fromkeys(EARLY, EARLY_STEPS) | WITHIN
 """Steps of the whole network, by arm, of those that are cut early; ``WITHIN``: in one loop."""
+WHEN = (*SOONER_OR_LATER, *OTHERWISE)
 
 ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
-ARMS += ("dense_on", *LONG_CONTROLS, *EARLY, *SOONER_OR_LATER, *OTHERWISE)
+ARMS += ("dense_on", *LONG_CONTROLS, *EARLY, *WHEN)
 
 OTHER_SEEDS = 8
 BLOCK = 4  # seeds that are finished before others begin
@@ -197,7 +189,7 @@ def queue(task: str) -> list[Run]:
             (CONTROLS[:-1], quarter),
             (SENSITIVE[:1] + PRIMARY + RIVALS + ("dense_on",), half),
             (EARLY, quarter[1:]),
-            ((*SOONER_OR_LATER, *OTHERWISE), quarter[1:]),
+            (WHEN, quarter[1:]),
             (("scratch_total_distil",), quarter[1:]),
             (("scratch_total",), quarter[:1]),
         ]

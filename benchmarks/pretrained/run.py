@@ -36,7 +36,6 @@ from otov2 import otov2
 from plan import (
     BUDGETS,
     HERE,
-    OTHERWISE,
     RATES,
     RESULTS,
     SOONER_OR_LATER,
@@ -52,6 +51,7 @@ from plan import (
 from residual import ORDERS, released_by, restored
 from trainability import decorrelated
 
+import decayprune as dp
 from decayprune.app.pretrained import arms
 from decayprune.app.pretrained.arms import ArmRun, by_variance, compensated
 from decayprune.app.pretrained.execute import execute
@@ -59,6 +59,17 @@ from decayprune.app.pretrained.recipe import RECIPES
 from decayprune.app.pretrained.task import dense
 from decayprune.checkpoint.atomic import write_atomically
 from decayprune.latency.benchmark import cpu_name
+
+
+def decayed(cut: int) -> dp.Schedule:
+    """Picked at half of the steps to a cut, and gone at it."""
+    return dp.Schedule(start=cut // 2, stop=cut, decay_steps=cut // 2)
+
+
+def in_rounds(cut: int) -> dp.Schedule:
+    """A quarter of what leaves at each of four steps, the last of which is that of the cut."""
+    return dp.Schedule(start=cut // 4, stop=cut // 4 + cut, rounds=4, decay_steps=1)
+
 
 ARMS = (
     arms.ARMS
@@ -68,7 +79,10 @@ ARMS = (
     | {f"{arm}_back": restored(arms.ARMS[arm]) for arm in ("sp_sr", "ridge_sp_sr")}
     | {"ridge_by_work_back": restored(released_by("work", 0.25))}
     | {arm: arms.within(gone) for arm, gone in SOONER_OR_LATER.items()}
-    | {arm: arms.within(schedule=by) for arm, by in OTHERWISE.items()}
+    | {
+        "sensitive_within_sp_sr": arms.within(schedule=decayed),
+        "sensitive_within_rounds": arms.within(schedule=in_rounds),
+    }
 )
 TASKS = {"minilm": RECIPES["minilm-wordnet"], "efficientnet": RECIPES["efficientnet-fashion"]}
 
