@@ -53,6 +53,7 @@ WITHIN = {EARLY[1]: EARLY_STEPS} | SOONER_OR_LATER | dict.fromkeys(OTHERWISE, EA
 CUT_AT = dict.fromkeys(EARLY, EARLY_STEPS) | WITHIN
 """Steps of the whole network, by arm, of those that are cut early; ``WITHIN``: in one loop."""
 WHEN = (*SOONER_OR_LATER, *OTHERWISE)
+EMPTY = (SENSITIVE[1], "sensitive_depth", "otov2", "sp_sr")  # not run long, nor at 50 %
 
 ARMS = PRIMARY + SENSITIVE + BESIDE_IT + TAUGHT + DISTILLED + RIVALS + CONTROLS + RELEASES + BACK
 ARMS += ("dense_on", *LONG_CONTROLS, *EARLY, *WHEN)
@@ -192,6 +193,7 @@ def queue(task: str) -> list[Run]:
             (WHEN, quarter[1:]),
             (("scratch_total_distil",), quarter[1:]),
             (("scratch_total",), quarter[:1]),
+            (EMPTY, quarter[1:] + half),
         ]
     else:
         parts = [(SENSITIVE + BESIDE_IT + TAUGHT, quarter[:1]), (SENSITIVE[:1], quarter[1:])]
