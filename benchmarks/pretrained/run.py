@@ -155,12 +155,15 @@ class Bench:
         return True
 
     def tune(self, arms: Iterable[str]) -> None:
-        """The best rate of each arm on held-out examples; one more beyond a best at an end."""
+        """The best rate of each arm on held-out examples; one more beyond a best at an end.
+
+        Of two that are equally good it is the larger, by which more is learned in a longer run.
+        """
         for arm in arms:
             rates = sorted(RATES)
             while True:
                 scores = {lr: self._tuning_score(arm, lr) for lr in rates}
-                best = max(scores, key=lambda lr: scores[lr])
+                best = max(scores, key=lambda lr: (scores[lr], lr))
                 step = rates[1] / rates[0]
                 if best == rates[-1] and best < 1e-2:
                     rates.append(float(f"{best * step:.1g}"))
