@@ -90,16 +90,20 @@ def pretrained_arms(found: dict[str, Any]) -> str:
 
 
 def rates(found: dict[str, dict[str, Any]]) -> str:
-    """How an arm ends by its learning rate, in shares of the dense network's; the best in bold."""
-    rows, shares = [], ["1/10", "1/3", "1", "3", "9"]
+    """How an arm ends by its learning rate, in shares of the dense network's; the best in bold.
+
+    Of two that are equally good that is the larger, as in the tuning.
+    """
+    rows, shares = [], ["1/10", "1/3", "1", "3", "10", "30"]
     for task, one in found.items():
         for name, by_rate in one["arms"].items():
             ends = {_share(float(lr) / one["dense_lr"]): value for lr, value in by_rate.items()}
-            best = max(ends, key=lambda share: ends[share])
+            best = max(reversed(ends), key=lambda share: ends[share])
             shown = {k: f"**{v:.1f}**" if k == best else f"{v:.1f}" for k, v in ends.items()}
             rows.append([name, task, *(shown.get(share, "") for share in shares)])
     return table(["", "task", *shares], rows) + "\n"
 
 
 def _share(value: float) -> str:
-    return f"1/{round(1 / value)}" if value < 0.9 else f"{round(value)}"
+    """A power of ten or three of them, as rates are tried; 9e-3 for 1e-2 is such a one."""
+    return f"1/{round(1 / value)}" if value < 0.9 else {9: "10"}.get(round(value), f"{value:.0f}")
