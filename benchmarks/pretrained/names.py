@@ -34,6 +34,7 @@ NAMES = {
     "sensitive_within_300": "calibrated, cut at step 300 of the fine-tuning, equal compute",
     "sensitive_within_sp_sr": "calibrated, smooth from step 50 to 100, releases, equal compute",
     "sensitive_within_rounds": "calibrated, cut in four rounds from step 25 to 100, equal compute",
+    "sensitive_within_depth": "calibrated, cut at step 100, a quarter of the branches leaves whole",
     "torch_pruning_taylor_early": "Torch-Pruning, Taylor, cut after 100 steps, equal compute",
     "dense_on": "not pruned, trained on for as long",
 }

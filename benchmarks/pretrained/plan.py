@@ -48,7 +48,8 @@ LONG_CONTROLS = ("scratch_total", "scratch_total_distil")  # as much compute as 
 # The same, and pretrained.
 EARLY = ("sensitive_early", "sensitive_within", "torch_pruning_taylor_early")
 SOONER_OR_LATER = {"sensitive_within_15": 15, "sensitive_within_300": 300}  # not at EARLY_STEPS
-OTHERWISE = ("sensitive_within_sp_sr", "sensitive_within_rounds")  # all has left at that step
+# All has left at that step.
+OTHERWISE = ("sensitive_within_sp_sr", "sensitive_within_rounds", "sensitive_within_depth")
 WITHIN = {EARLY[1]: EARLY_STEPS} | SOONER_OR_LATER | dict.fromkeys(OTHERWISE, EARLY_STEPS)
 CUT_AT = dict.fromkeys(EARLY, EARLY_STEPS) | WITHIN
 """Steps of the whole network, by arm, of those that are cut early; ``WITHIN``: in one loop."""

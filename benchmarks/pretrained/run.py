@@ -82,6 +82,7 @@ ARMS = (
     | {
         "sensitive_within_sp_sr": arms.within(schedule=decayed),
         "sensitive_within_rounds": arms.within(schedule=in_rounds),
+        "sensitive_within_depth": arms.within(depth=0.75),
     }
 )
 TASKS = {"minilm": RECIPES["minilm-wordnet"], "efficientnet": RECIPES["efficientnet-fashion"]}

@@ -252,13 +252,16 @@ def at_once(gone: int) -> dp.Schedule:
     return dp.Schedule.at_once(start=gone)
 
 
-def within(gone: int = EARLY, schedule: Callable[[int], dp.Schedule] = at_once) -> Arm:
+def within(
+    gone: int = EARLY, schedule: Callable[[int], dp.Schedule] = at_once, **options: Any
+) -> Arm:
     """As calibrated and cut early, in one loop: one schedule of the rate, calibrated on the way.
 
     Args:
         gone: Step at which all has left; what the dense fine-tuning would have cost from there on
             goes to the small network. At the end of that fine-tuning if it is shorter.
         schedule: By which all has left at such a step.
+        options: Of :func:`prune`.
     """
 
     def arm(start: Start) -> Subject:
@@ -266,7 +269,7 @@ def within(gone: int = EARLY, schedule: Callable[[int], dp.Schedule] = at_once) 
 
         def pruner_on(optimizer: torch.optim.Optimizer) -> Any:
             when = schedule(cut)
-            return prune(start, model, optimizer, schedule=when, calibrate=CALIBRATION)
+            return prune(start, model, optimizer, schedule=when, calibrate=CALIBRATION, **options)
 
         return Subject(model, cut + start.run.steps + _bought(start.run, cut), pruner_on)
 
