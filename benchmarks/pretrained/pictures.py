@@ -15,7 +15,7 @@ Run = dict[str, Any]
 
 LOOK = {  # arm: label, colour, marker
     "abrupt": ("cut at once, by magnitude", "#8a8f98", "o"),
-    "sp_sr": ("smooth, releases", "#2f6fde", "s"),
+    "sp_sr": ("smooth, releases, by magnitude", "#2f6fde", "s"),
     "sensitive_abrupt": ("cut at once, calibrated", "#f2b01e", "8"),
     "sensitive_sp_sr": ("smooth, releases, calibrated", "#b8860b", "p"),
     "sensitive_abrupt_distil": ("cut at once, calibrated, taught", "#c92a2a", "d"),
@@ -33,6 +33,19 @@ LOOK = {  # arm: label, colour, marker
     "scratch_extra": ("same shape from scratch", "#c2a25d", "<"),
     "dense_on": ("dense, trained on", "#212529", "h"),
 }
+OVERVIEW = (
+    "torch_pruning_taylor_early",
+    "sensitive_within",
+    "dense_on",
+    "sensitive_abrupt",
+    "torch_pruning_taylor",
+    "sensitive_sp_sr",
+    "sp_sr",
+    "abrupt",
+    "last_layers",
+    "scratch_total",
+)
+"""What a person chooses from; ablations stand in the tables."""
 _PAIRS_FOR_AN_INTERVAL = 4
 _DEEP = 15
 """Points below the best that are shown: what is trained from scratch lies far below all others."""
@@ -46,12 +59,13 @@ def overview(runs: Sequence[Run], folder: Path) -> None:
         folder: Where ``trained.svg`` goes.
     """
     scores = {
-        arm: [100 * run["accuracy"] for run in runs if run["trial"]["arm"] == arm] for arm in LOOK
+        arm: [100 * run["accuracy"] for run in runs if run["trial"]["arm"] == arm]
+        for arm in OVERVIEW
     }
     order = sorted(
         (arm for arm, found in scores.items() if found), key=lambda a: statistics.fmean(scores[a])
     )
-    figure, panel = plt.subplots(figsize=(8, 0.5 * len(order) + 1.2), layout="constrained")
+    figure, panel = plt.subplots(figsize=(8, 0.42 * len(order) + 1.2), layout="constrained")
     for line, arm in enumerate(order):
         _, colour, marker = LOOK[arm]
         middle = statistics.fmean(scores[arm])
