@@ -61,6 +61,25 @@ def test_runs_that_were_not_judged_in_a_way_are_left_out_of_it(tables: ModuleTyp
     assert tables.Scores(runs, tables.ANEW).accuracies(cell, "abrupt") == {3: 75.0}
 
 
+def test_every_run_has_the_rate_of_its_arm(tables: ModuleType, runs: dict[str, Any]) -> None:
+    """An arm that differs from another in one thing does not differ from it in the rate."""
+    plan = importlib.import_module("plan")
+    for task, (of_task, _) in runs.items():
+        found = {(run["trial"]["arm"], run["trial"]["lr"]) for run in of_task}
+        expected = {(arm, plan.rate(task, arm)) for arm, _ in found if arm != "dense_on"}
+        assert {pair for pair in found if pair[0] != "dense_on"} == expected
+
+
+def test_a_rate_is_the_best_of_the_tuning_and_of_two_the_larger(tables: ModuleType) -> None:
+    by_another_judge = {"otov2_divisible"}  # endpoints.md
+    for folder in tables.RESULTS.values():
+        chosen = json.loads((folder / "rates.json").read_text())
+        for arm in chosen.keys() - by_another_judge:
+            tuned = [json.loads(f.read_text()) for f in folder.glob(f"tuning/{arm}-0.25-300-s*")]
+            best = max(tuned, key=lambda run: (run["accuracy"], run["trial"]["lr"]))
+            assert chosen[arm] == best["trial"]["lr"], arm
+
+
 @pytest.mark.parametrize(
     ("arm", "steps", "share", "compute"),
     [
