@@ -13,6 +13,7 @@ from torch import nn
 from decayprune import notebook
 from decayprune.cost import CostModel
 from decayprune.structures.example import ExampleInputs
+from decayprune.structures.refusals import alike
 from decayprune.structures.structure_map import Refusal, StructureMap
 from decayprune.structures.tracing.trace import trace
 from decayprune.structures.wrappers import check_whole
@@ -151,14 +152,11 @@ class Inspection:
 
 def _by_reason(refusals: Iterable[Refusal]) -> list[str]:
     """Every refusal under its reason; where only the particulars differ, under the first."""
-    kinds: dict[str, list[Refusal]] = {}
-    for refusal in refusals:
-        kinds.setdefault(refusal.reason.partition(" (")[0], []).append(refusal)
     lines = []
-    for alike in kinds.values():
-        lines.append(f"  {alike[0].reason}:")
+    for kind in alike(refusals):
+        lines.append(f"  {kind[0].reason}:")
         # With no-break spaces no line ends inside "name (8 wide)".
-        names = ", ".join(f"{r.layer or 'the model'}\xa0({r.width}\xa0wide)" for r in alike)
+        names = ", ".join(f"{r.layer or 'the model'}\xa0({r.width}\xa0wide)" for r in kind)
         rows = textwrap.wrap(names, 92, break_long_words=False, break_on_hyphens=False)
         lines += [f"    {row}".replace("\xa0", " ") for row in rows]
     return lines

@@ -112,7 +112,7 @@ def test_a_frozen_table_of_words_keeps_its_width() -> None:
             return self.head(self.norm(self.blocks(self.places(words))))
 
     found = dp.inspect(Words(looked_up=True), torch.randint(0, 5, (2, 7)))
-    frozen = "frozen: `places.weight` has requires_grad=False"
+    frozen = "frozen (`places.weight` has requires_grad=False)"
     assert {r.layer for r in found.refusals if r.reason.startswith(frozen)} >= {"places"}
 
 

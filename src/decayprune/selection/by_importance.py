@@ -21,10 +21,12 @@ from decayprune.selection.depth import Depth, Worth
 from decayprune.selection.importance import Importance, magnitude, normalised, refreshed
 from decayprune.selection.schedule import Schedule
 from decayprune.selection.target import Target, lowest_first, rank_within
+from decayprune.structures.refusals import by_weight
 from decayprune.structures.structure_map import StructureMap
 
 Scope = Literal["width", "global", "local", "isomorphic"]
 
+_NAMED = 3  # reasons in an error, of those for which widths stay
 _NARROWING = 1 / 3
 """How much faster wide groups are cut: what stays of a group is ``width ** -_NARROWING``."""
 
@@ -148,11 +150,12 @@ class ImportanceSelector:
         bounds = self._budget.bounds
         lowest = self._cost.fractions(self._least(), list(bounds))
         reachable = ", ".join(f"{name}={math.ceil(lowest[name] * 1e4) / 1e4:g}" for name in bounds)
+        stays = "; ".join(by_weight(self._structures.refusals)[:_NAMED])
         raise ValueError(
             f"The budget {self._budget} cannot be reached. With every prunable width at its floor "
             f"the model keeps {reachable}. Raise the budget to at least that, lower floor or "
-            "round_to, put fewer layers into ignored_layers, or see dp.inspect(model, "
-            "example_inputs) for the widths that are left alone and why."
+            f"round_to, or free what stays whole (the widest: {stays or 'nothing'}). "
+            "dp.inspect(model, example_inputs) lists all of it."
         )
 
     def preview(self, parameters: Mapping[str, Tensor]) -> Tensor:

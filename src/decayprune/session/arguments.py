@@ -14,7 +14,8 @@ from decayprune.method.rectify import Rectify
 from decayprune.selection.importance import IMPORTANCES, Importance, random
 from decayprune.selection.schedule import Schedule
 from decayprune.structures.ranks import shared
-from decayprune.structures.structure_map import Refusal, StructureMap
+from decayprune.structures.refusals import by_weight
+from decayprune.structures.structure_map import StructureMap
 
 FORMS = ("onnxruntime", "compiled")
 """Targets that say how a latency is measured, too."""
@@ -97,26 +98,12 @@ def check_prunable(structures: StructureMap) -> None:
     """Raise if there is no structure at all, and say why."""
     if structures.num_structures:
         return
-    reasons = "; ".join(_by_weight(structures.refusals))
+    reasons = "; ".join(by_weight(structures.refusals))
     raise ValueError(
         "Nothing in this model can be pruned. "
         + (f"What is left alone, and why: {reasons}. " if reasons else "No layer was found. ")
         + "See dp.inspect(model, example_inputs) for the whole list."
     )
-
-
-def _by_weight(refusals: Iterable[Refusal]) -> list[str]:
-    """Each reason once, with its widest layer; first what keeps the most channels."""
-    kinds: dict[str, list[Refusal]] = {}
-    for refusal in refusals:
-        kinds.setdefault(refusal.reason.partition(" (")[0], []).append(refusal)
-    lines = []
-    for alike in sorted(kinds.values(), key=lambda alike: -sum(r.width for r in alike)):
-        widest = max(alike, key=lambda r: r.width)
-        more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        name = f"`{widest.layer}`" if widest.layer else "the model itself"
-        lines.append(f"{name} ({widest.width} wide){more}: {widest.reason}")
-    return lines
 
 
 def check_held(

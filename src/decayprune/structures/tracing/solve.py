@@ -145,7 +145,7 @@ def _fix_by_parameter(tape: Tape, ignored: set[str]) -> None:
             continue
         also = item.table & np.isin(component[item.labels.numpy()], trained)
         labels = torch.where(torch.from_numpy(also), 0, item.labels)
-        tape.partition.fix(labels, f"frozen: `{item.name}` has requires_grad=False")
+        tape.partition.fix(labels, f"frozen (`{item.name}` has requires_grad=False)")
 
 
 def _fix_mixed(tape: Tape) -> None:

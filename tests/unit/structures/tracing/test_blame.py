@@ -45,4 +45,4 @@ def test_nothing_outside_the_run_is_blamed() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
     reasons = [r.reason for r in trace(model, torch.randn(2, 3)).refusals]
-    assert reasons == ["frozen: `0.weight` has requires_grad=False", "the model's output"]
+    assert reasons == ["frozen (`0.weight` has requires_grad=False)", "the model's output"]

@@ -68,7 +68,7 @@ def test_what_nothing_reads_stays() -> None:
 def test_ignored_and_frozen_layers() -> None:
     tape, labels = written()
     tape.model[1].weight.requires_grad_(False)
-    assert why(solve(tape, set()), labels) == {"frozen: `1.weight` has requires_grad=False"}
+    assert why(solve(tape, set()), labels) == {"frozen (`1.weight` has requires_grad=False)"}
     tape, labels = written()
     tape.partition.fix(labels, "said before")
     assert why(solve(tape, {"1"}), labels) == {"said before"}  # it produces another width

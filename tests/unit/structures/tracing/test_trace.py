@@ -355,7 +355,7 @@ def test_a_frozen_parameter_fixes_its_structures() -> None:
     model.a[1].bias.requires_grad_(False)
     structures = trace(model, inputs)
     assert [g.layer for g in structures.groups] == ["stem.0"]
-    assert "frozen: `a.1.bias`" in reason_of(structures, "a.0")
+    assert "frozen (`a.1.bias`" in reason_of(structures, "a.0")
 
 
 def test_an_unknown_operator_is_named() -> None:
