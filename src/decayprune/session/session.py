@@ -146,7 +146,8 @@ class Session:
         """
         arguments.check_slices(slices)
         self.selector, self.rectify = selector, rectify
-        self._needs_gradients = rectify is not None or reads_gradients
+        # Where nothing decays for longer than a step there is nothing to release.
+        self._needs_gradients = reads_gradients or (rectify is not None and decay_steps > 1)
         self._new_decayer = partial(
             Decayer,
             optimizers=self.optimizers,

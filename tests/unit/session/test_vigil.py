@@ -57,6 +57,21 @@ def test_smooth_pruning_alone_does_not_mind() -> None:
     assert same(one.model, other.model)
 
 
+def test_a_cut_at_once_has_nothing_to_release_and_needs_no_gradients() -> None:
+    at_once = {"schedule": dp.Schedule.at_once(), "rectify": dp.Rectify()}
+    one, other = run(**at_once), run(**at_once)
+    (batch,) = batches(1)
+    backward(other.model, batch)
+    other.optimizer.param_groups[0]["lr"] = 0.0
+    for each in (one, other):  # neither moves the weights; the other resists
+        each.optimizer.step()
+        each.pruner.step()
+    assert one.pruner.finished
+    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert one.pruner.compact().removed == other.pruner.compact().removed > 0
+
+
 def test_the_same_gradients_over_and_over_are_no_mistake() -> None:
     one = run()
     (batch,) = batches(1)
