@@ -65,6 +65,15 @@ TWELVE = (*PRIMARY, SENSITIVE[0], *RIVALS, EARLY[1], "scratch_total")
 SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(TWELVE, 12)  # at 25 % of the MACs
 FRESH = range(8, 16)  # seeds of the images that confirm: endpoints.md
 TIMING_STEPS = 10  # speeds of all arms are measured apart, on one machine, after so short a run
+UNTRAINED = (
+    SENSITIVE[0],
+    "ridge_abrupt",
+    "variance_abrupt",
+    "abrupt",
+    *RIVALS[:1],
+    "torch_pruning",
+)
+UNTRAINED_BUDGETS = (0.9, 0.75, 0.5, 0.25)  # what a cut costs before anything is trained
 TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
 

@@ -3,6 +3,7 @@ r"""The experiment on a pretrained model, run by run; stop and rerun at will.
     python benchmarks/pretrained/run.py tune            # learning rate per arm, held-out examples
     python benchmarks/pretrained/run.py queue           # everything, the important first
     python benchmarks/pretrained/run.py one --arm sp_sr --seed 0 --steps 300 --budget 0.25
+    python benchmarks/pretrained/run.py untrained       # what cuts cost before anything is trained
     python benchmarks/pretrained/run.py time            # speeds, all arms on one machine in a row
     python benchmarks/pretrained/tables.py              # tables and pictures from what has run
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import platform
@@ -34,6 +36,7 @@ import torch
 from handover import HandOver
 from otov2 import otov2
 from plan import (
+    BLOCK,
     BUDGETS,
     HERE,
     RATES,
@@ -42,6 +45,8 @@ from plan import (
     STEPS,
     TIMING_STEPS,
     TUNING_SEEDS,
+    UNTRAINED,
+    UNTRAINED_BUDGETS,
     Run,
     queue,
     rate,
@@ -209,6 +214,11 @@ class Bench:
         for arm in dict.fromkeys(timed_as(one) for one in arms or sorted(ran)):
             self.one((arm, 0, TIMING_STEPS, BUDGETS[0]), out=self._folder / "timing")
 
+    def untrained(self) -> None:
+        """What cuts cost before anything is trained."""
+        for seed, budget, arm in itertools.product(range(BLOCK), UNTRAINED_BUDGETS, UNTRAINED):
+            self.one((arm, seed, 0, budget), lr=0.0, out=self._folder / "untrained")
+
     def attempt(self, run: Run) -> None:
         """One run of the queue; if it fails the next one may do."""
         try:
@@ -219,7 +229,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("queue", "tune", "one", "time", "dense"))
+    parser.add_argument("what", choices=("queue", "tune", "one", "time", "dense", "untrained"))
     parser.add_argument("arms", nargs="*", help="of tune and time; all if none is named")
     parser.add_argument("--task", choices=[*RESULTS], default="minilm")
     parser.add_argument("--arm", choices=[*ARMS], help="of one")
@@ -239,6 +249,8 @@ def main() -> None:
         bench.tune(given.arms or [arm for arm in every if arm != "dense_on"])
     elif given.what == "time":
         bench.time(given.arms)
+    elif given.what == "untrained":
+        bench.untrained()
     elif given.what == "dense":
         dense(bench.task, given.seed, bench.data)
     elif given.what == "one":

@@ -121,8 +121,8 @@ def prune(
 ) -> dp.DecayPruner:
     """The library's pruner, from the first step on unless a schedule says otherwise."""
     if schedule is None:
-        smoothly = dp.Schedule.for_run(start.run.steps)
-        schedule = smoothly if smooth else dp.Schedule.at_once()
+        steps = start.run.steps
+        schedule = dp.Schedule.for_run(steps) if smooth else dp.Schedule.at_once()
     return dp.DecayPruner(
         model,
         optimizer,

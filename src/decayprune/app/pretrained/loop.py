@@ -73,7 +73,7 @@ def train(
     Args:
         model: Trained in place.
         batches: To train on.
-        steps: Optimizer steps.
+        steps: Optimizer steps. Of none is made what a cut needs: one that moves nothing.
         lr: Peak learning rate.
         title: Beside the progress bar.
         optimizer_on: Makes the optimizer of what is trained, with that rate; AdamW if left out.
@@ -93,6 +93,8 @@ def train(
     taught = None if teacher is None else dp.Distill(teacher, F.cross_entropy)
     report, begun = None, time.process_time()
     model.train()
+    if pruner is not None and not steps:
+        report = _cut_alone(pruner, optimizer)
     for step in track(range(steps), title):
         set_rate(optimizer, learning_rate(step, steps, lr))
         inputs, labels = next(batches)
@@ -113,6 +115,14 @@ def train(
     if pruner is not None and report is None:
         raise RuntimeError(f"{title}: the pruner has not finished within {steps} steps.")
     return {"pruner": pruner, "report": report, "seconds": time.process_time() - begun}
+
+
+def _cut_alone(pruner: Any, optimizer: torch.optim.Optimizer) -> Any:
+    """The cut of a pruner that needs no training, and its report."""
+    set_rate(optimizer, 0.0)
+    optimizer.step()
+    pruner.step()
+    return pruner.compact()
 
 
 @torch.inference_mode()

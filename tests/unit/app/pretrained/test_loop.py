@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import decayprune as dp
 from decayprune.app.pretrained.loop import evaluate, learning_rate, normalised_anew, set_rate, train
 from pretrained_toy import Net, Points, Toy
 
@@ -62,6 +63,26 @@ def test_a_pruner_that_does_not_finish_is_an_error() -> None:
 
     with pytest.raises(RuntimeError, match="toy: the pruner has not finished within 3 steps"):
         train(Net(), Points(0).forever(0), 3, 0.1, title="toy", pruner_on=lambda optimizer: Never())
+
+
+def test_of_no_steps_a_cut_alone_is_left() -> None:
+    model = Net()
+    whole = model.up.weight.detach().clone()
+
+    def pruner_on(optimizer: torch.optim.Optimizer) -> dp.DecayPruner:
+        return dp.DecayPruner(
+            model,
+            optimizer,
+            torch.randn(2, 4),
+            budget=dp.Budget(macs=0.5),
+            schedule=dp.Schedule.at_once(),
+            importance="magnitude",
+        )
+
+    found = train(model, Points(0).forever(0), 0, 0.1, title="toy", pruner_on=pruner_on)
+    assert len(model.up.weight) == len(whole) // 2
+    assert found["report"].removed == len(whole) // 2
+    assert torch.equal(model.up.weight, whole[found["report"].kept["up.weight", 0]])
 
 
 def test_what_is_taught_follows_the_teacher_against_the_labels() -> None:
