@@ -37,6 +37,7 @@ from decayprune.latency.hardware import Hardware
 from decayprune.method.lifecycle import Event
 from decayprune.method.rectify import Rectify
 from decayprune.method.selector import Selection, Selector
+from decayprune.one_shot import prune_one_shot
 from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.surgery.compact import CompactionReport
@@ -64,6 +65,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "prune_one_shot",
     "reshape",
     "save",
     "structure",

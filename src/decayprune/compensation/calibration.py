@@ -114,7 +114,7 @@ def _widths(mean: Tensor, covariance: Tensor) -> tuple[int, ...]:
 
 def _of_columns(reader: Consumer, parameters: Mapping[str, Tensor]) -> Tensor:
     """Squared norm of the column of each input channel, float64, on the CPU."""
-    weight = parameters[f"{reader.name}.weight"].detach().double().cpu()
+    weight = reader.turned(parameters[f"{reader.name}.weight"].detach()).double().cpu()
     return weight.movedim(1, 0).flatten(1).square().sum(1)
 
 

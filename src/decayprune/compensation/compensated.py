@@ -132,13 +132,13 @@ class Compensated:
         return settled
 
     def _prepared(self, due: _Due) -> _Writing:
-        part, layer = due.part, self._calibration.readers[due.part.reader].layer
+        part, reader = due.part, self._calibration.readers[due.part.reader]
         gain, offset = folded(StandIn(part.weights.double(), part.offset.double()), part.columns)
-        weight = layer.weight.detach().clone()
+        weight, bias = reader.weight.clone(), reader.layer.bias
         weight[:, part.staying.to(weight.device)] += due.sign * gain.to(weight)
-        writing = [(layer.weight, weight)]
-        if layer.bias is not None:
-            writing.append((layer.bias, layer.bias + due.sign * offset.to(layer.bias)))
+        writing = [(reader.weight, weight)]
+        if bias is not None:
+            writing.append((bias, bias + due.sign * offset.to(bias)))
         return tuple(writing)
 
     def _fitted(self, leaves: Tensor, stays: Tensor) -> tuple[Taken, ...]:
@@ -150,7 +150,7 @@ class Compensated:
             inside = reader.branch >= 0 and not bool(stays[reader.branch])
             if not leaving.numel() or not staying.numel() or inside:
                 continue  # with its whole branch it leaves itself
-            weight, bias = reader.layer.weight.detach(), reader.layer.bias
+            weight, bias = reader.weight, reader.layer.bias
             moments = self._calibration.moments[reader.name]
             fit = stand_in(moments, staying, leaving, offset=bias is not None)
             columns = weight[:, leaving.to(weight.device)].clone()

@@ -18,7 +18,7 @@ class Consumer(NamedTuple):
 
     Attributes:
         name: Of the module.
-        layer: A linear layer, or a convolution that is neither grouped nor transposed.
+        layer: A linear layer (GPT-2's too), or a convolution neither grouped nor transposed.
         structure: Structure of each input channel, -1 where it never leaves, ``(inputs,)``.
         outputs: Structure of each output channel, ``(outputs,)``.
         branch: Structure of the residual branch that it lies in, -1 if in none.
@@ -30,12 +30,25 @@ class Consumer(NamedTuple):
     outputs: Tensor
     branch: int = FIXED
 
+    @property
+    def weight(self) -> Tensor:
+        """Its weight, ``(outputs, inputs, ...)``; to write into it is to write into the layer's."""
+        return self.turned(self.layer.weight.detach())
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """A tensor like its weight with outputs first, a view."""
+        return weight if _inputs_of(self.layer) == 1 else weight.T
+
+    @property
+    def spatial(self) -> int:
+        """Dimensions of a position that it reads channels at: none of a linear layer."""
+        return len(self.layer.kernel_size) if isinstance(self.layer, _ConvNd) else 0
+
     def rows(self, inputs: Tensor) -> Tensor:
         """What it reads, as one vector of channels per position, shape ``(n, channels)``."""
-        if isinstance(self.layer, nn.Linear):
+        if not isinstance(self.layer, _ConvNd):
             return inputs.flatten(0, -2) if inputs.ndim > 1 else inputs[None]
-        spatial = len(self.layer.kernel_size)
-        batch = inputs if inputs.ndim == spatial + 2 else inputs[None]
+        batch = inputs if inputs.ndim == self.spatial + 2 else inputs[None]
         return batch.movedim(1, -1).flatten(0, -2)
 
 
@@ -47,20 +60,17 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
     they are left out.
     """
     found = []
-    rows = {
-        item.name: item.structure
-        for item in structures.slices
-        if item.dim == 0 and item.role != "gate"
-    }
+    produced = {(s.name, s.dim): s.structure for s in structures.slices if s.role != "gate"}
     for item in structures.slices:
         name, _, kind = item.name.rpartition(".")
-        if item.role != "column" or kind != "weight" or item.dim != 1:
+        if item.role != "column" or kind != "weight":
             continue
         layer = model.get_submodule(name)
-        if _reads_channels(layer):
-            fixed = torch.full((layer.weight.shape[0],), FIXED, device="cpu")
+        if _reads_channels(layer) and item.dim == _inputs_of(layer):
+            other = 1 - item.dim
+            fixed = torch.full((layer.weight.shape[other],), FIXED, device="cpu")
             around = (b.structure for b in structures.branches if b.holds(name))
-            outputs = rows.get(item.name, fixed)
+            outputs = produced.get((item.name, other), fixed)
             found.append(Consumer(name, layer, item.structure, outputs, next(around, FIXED)))
     return found
 
@@ -85,4 +95,15 @@ def by_structure(read: Iterable[tuple[Consumer, Tensor]], size: int) -> Tensor:
 def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
     if isinstance(layer, _ConvNd):
         return layer.groups == 1 and not layer.transposed and standardisation(layer) is None
-    return isinstance(layer, nn.Linear)
+    return isinstance(layer, nn.Linear) or _is_of_gpt2(layer)
+
+
+def _inputs_of(layer: nn.Module) -> int:
+    """The dimension of its weight that reads."""
+    return 0 if _is_of_gpt2(layer) else 1
+
+
+def _is_of_gpt2(layer: nn.Module) -> bool:
+    """Whether it is transformers' ``Conv1D``, a linear layer with a weight (inputs, outputs)."""
+    kinds = ((kind.__module__, kind.__name__) for kind in type(layer).__mro__)
+    return ("transformers.pytorch_utils", "Conv1D") in kinds

@@ -25,11 +25,21 @@ class Learned:
     Attributes:
         calibration: What layers read; nothing yet before :meth:`learn`.
         worth: Of each residual branch, shape ``(B,)``, filled in by who prunes branches; or None.
+
+    Raises:
+        ValueError: There is no layer to learn of.
     """
 
     def __init__(self, model: nn.Module, structures: StructureMap, *, feels: bool) -> None:
         self._model, self._structures, self._feels = model, structures, feels
-        self.calibration = Calibration(consumers(model, structures), {})
+        readers = consumers(model, structures)
+        if not readers:
+            raise ValueError(
+                "calibrate finds no layer to look at that reads what may leave (grouped and "
+                "transposed convolutions, and weights that are used by hand, are not looked at). "
+                "Leave calibrate out: structures are ranked by the norms of their weights then."
+            )
+        self.calibration = Calibration(readers, {})
         self._felt: Tensor | None = None
         self.worth: Tensor | None = None
 

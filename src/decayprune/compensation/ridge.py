@@ -21,6 +21,7 @@ from torch import Tensor
 from decayprune.compensation.moments import Moments
 
 _RIDGE = 1e-3
+_NOTHING = torch.finfo(torch.float32).tiny  # moments are in float32: less is rounding
 
 
 class StandIn(NamedTuple):
@@ -49,13 +50,27 @@ def stand_in(
     """
     second = moments.covariance if offset else moments.products
     among, across = (second[staying][:, part].double() for part in (staying, leaving))
-    scale = among.diagonal().mean().clamp(min=torch.finfo(among.dtype).tiny)
-    among = among + ridge * scale * torch.eye(len(staying), dtype=among.dtype, device="cpu")
-    weights = torch.cholesky_solve(across, torch.linalg.cholesky(among)).T
+    penalty = ridge * float(among.diagonal().mean().clamp(min=_NOTHING))
+    weights = torch.cholesky_solve(across, _factor(among, penalty)).T
     if not offset:
         return StandIn(weights, torch.zeros(len(leaving), dtype=among.dtype, device="cpu"))
     mean = moments.mean.double()
     return StandIn(weights, mean[leaving] - weights @ mean[staying])
+
+
+def _factor(among: Tensor, penalty: float) -> Tensor:
+    """Cholesky factor of a covariance and a penalty on its diagonal, shape ``(k, k)``.
+
+    Sums in float32 leave a rounding that can be more than the penalty, where one variance is a
+    thousand times the mean of all: there the penalty is as much larger as it has to be.
+    """
+    one = torch.eye(len(among), dtype=among.dtype, device="cpu")
+    factor: Tensor
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(among + penalty * one)
+        if not int(failed):
+            return factor
+        penalty *= 10
 
 
 def folded(fit: StandIn, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,8 +97,7 @@ def _gated(read: Calibration) -> Iterator[list[Tensor]]:
 
 
 def _gate(reader: Consumer, gate: Tensor, mean: Tensor) -> Any:
-    behind = 0 if isinstance(reader.layer, nn.Linear) else len(reader.layer.kernel_size)
-    shape = (-1, *[1] * behind)
+    shape = (-1, *[1] * reader.spatial)
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = inputs[0]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+import decayprune as dp
 from cases import ScaledConv
 from decayprune.compensation.consumers import Consumer, by_structure, consumers
 from decayprune.structures import trace
@@ -46,6 +50,37 @@ def test_standardised_weights_are_left_out() -> None:
     model = nn.Sequential(ScaledConv(3, 8, 1), ScaledConv(8, 6, 1), nn.Conv2d(6, 4, 1))
     found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
     assert [reader.name for reader in found] == ["2"]
+
+
+class Mlp(nn.Module):
+    """Two layers of some kind, between layers of torch."""
+
+    def __init__(self, kind: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.before, self.up, self.down = nn.Linear(4, 6), kind(6, 10), kind(10, 8)
+        self.after = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.before(x))
+        return self.after(torch.relu(self.down(torch.relu(self.up(x)))))
+
+
+def test_gpt2_has_linear_layers_too_whose_weights_are_turned() -> None:
+    gpt2 = pytest.importorskip("transformers.pytorch_utils")
+    usual, turned = Mlp(nn.Linear), Mlp(lambda inputs, outputs: gpt2.Conv1D(outputs, inputs))
+    inside = ("up.weight", "down.weight")
+    weights = usual.state_dict()
+    turned.load_state_dict({k: v.T if k in inside else v for k, v in weights.items()})
+    data = [torch.randn(16, 4) for _ in range(3)]
+    read = consumers(turned, trace(turned, data[0]))
+    assert [reader.name for reader in read] == ["up", "down", "after"]
+    for mlp in (usual, turned):
+        dp.prune_one_shot(mlp, data[0], budget=dp.Budget(macs=0.5), calibrate=data)
+    assert turned.down.nf == usual.down.out_features < 8
+    for name in ("up", "down"):
+        ours, theirs = usual.get_submodule(name), turned.get_submodule(name)
+        torch.testing.assert_close(ours.weight, theirs.weight.T)
+    torch.testing.assert_close(usual(data[0]), turned(data[0]))
 
 
 def rows(layer: nn.Module, inputs: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from decayprune.compensation.calibration import calibrate
 from decayprune.compensation.learned import Learned
@@ -33,6 +34,22 @@ def test_as_by_hand(model: torch.nn.Module, feels: bool) -> None:
         expected = sensitivity(model, structures, DATA, read).float()
     torch.testing.assert_close(learned.importance(structures, parameters), expected)
     assert [r.name for r in learned.calibration.readers] == [r.name for r in read.readers]
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Parameter(torch.randn(2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.first(x)) @ self.second.T
+
+
+@pytest.mark.parametrize("feels", [False, True])
+def test_where_nothing_can_be_looked_at_nothing_is_learned(feels: bool) -> None:
+    model = ByHand()
+    with pytest.raises(ValueError, match=r"calibrate finds no layer to look at .* Leave calibrate"):
+        Learned(model, trace(model, torch.randn(2, 3)), feels=feels)
 
 
 def test_of_bad_data_nothing_is_learned(model: torch.nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decayprune.compensation.moments import RunningMoments
+from decayprune.compensation.moments import Moments, RunningMoments
 from decayprune.compensation.ridge import folded, stand_in
 
 STAYING, LEAVING = torch.tensor([0, 2, 3, 5]), torch.tensor([1, 4])
@@ -56,6 +56,25 @@ def test_inputs_that_never_vary_are_no_reason_to_fail() -> None:
     x = torch.ones(20, 6).double()
     fit = stand_in(moments_of(x), STAYING, LEAVING, offset=True)
     torch.testing.assert_close(fit.weights @ x[0, STAYING] + fit.offset, x[0, LEAVING])
+
+
+def test_variances_that_are_rounding_are_no_reason_to_fail() -> None:
+    noise = torch.tensor([[1.0, 3.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]]) * 1e-44  # not of any vectors
+    covariance = torch.cat([noise, torch.zeros(2, 4)])
+    moments = Moments(9, torch.arange(4.0), covariance)
+    fit = stand_in(moments, torch.tensor([0, 1]), torch.tensor([2, 3]), offset=True)
+    assert bool((fit.weights == 0).all())
+    assert fit.offset.tolist() == [2, 3]
+
+
+def test_one_variance_far_above_the_rest_is_no_reason_to_fail() -> None:
+    covariance = torch.diag(torch.tensor([1e6, 1.0, 1.0, 1.0]))
+    covariance[1, 2] = covariance[2, 1] = 1500.0  # as sums in float32 may leave it
+    covariance[0, 3] = covariance[3, 0] = 5e5
+    moments = Moments(9, torch.zeros(4), covariance)
+    fit = stand_in(moments, torch.tensor([0, 1, 2]), torch.tensor([3]), offset=True)
+    assert fit.weights[0, 0] == pytest.approx(0.5, abs=0.01)
+    assert fit.weights[0, 1:].abs().max() < 1e-9
 
 
 def test_a_linear_layer_does_its_work_without_what_can_be_predicted() -> None:
