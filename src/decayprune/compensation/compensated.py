@@ -137,7 +137,7 @@ class Compensated:
         weight, bias = reader.weight.clone(), reader.layer.bias
         weight[:, part.staying.to(weight.device)] += due.sign * gain.to(weight)
         writing = [(reader.weight, weight)]
-        if bias is not None:
+        if bias is not None and reader.offset:
             writing.append((bias, bias + due.sign * offset.to(bias)))
         return tuple(writing)
 
@@ -150,9 +150,8 @@ class Compensated:
             inside = reader.branch >= 0 and not bool(stays[reader.branch])
             if not leaving.numel() or not staying.numel() or inside:
                 continue  # with its whole branch it leaves itself
-            weight, bias = reader.weight, reader.layer.bias
-            moments = self._calibration.moments[reader.name]
-            fit = stand_in(moments, staying, leaving, offset=bias is not None)
+            weight, moments = reader.weight, self._calibration.moments[reader.name]
+            fit = stand_in(moments, staying, leaving, offset=reader.offset)
             columns = weight[:, leaving.to(weight.device)].clone()
             columns[~_here(stays, reader.outputs)] = 0
             structure = reader.structure[leaving]

@@ -18,7 +18,7 @@ class Consumer(NamedTuple):
 
     Attributes:
         name: Of the module.
-        layer: A linear layer (GPT-2's too), or a convolution neither grouped nor transposed.
+        layer: A linear layer (GPT-2's too), or a convolution that is not grouped.
         structure: Structure of each input channel, -1 where it never leaves, ``(inputs,)``.
         outputs: Structure of each output channel, ``(outputs,)``.
         branch: Structure of the residual branch that it lies in, -1 if in none.
@@ -37,7 +37,16 @@ class Consumer(NamedTuple):
 
     def turned(self, weight: Tensor) -> Tensor:
         """A tensor like its weight with outputs first, a view."""
-        return weight if _inputs_of(self.layer) == 1 else weight.T
+        return weight if _inputs_of(self.layer) == 1 else weight.transpose(0, 1)
+
+    @property
+    def offset(self) -> bool:
+        """Whether its bias can do the work of an input that never varies.
+
+        That of a transposed convolution cannot: by its stride outputs see parts of the kernel.
+        """
+        transposed = isinstance(self.layer, _ConvNd) and self.layer.transposed
+        return self.layer.bias is not None and not transposed
 
     @property
     def spatial(self) -> int:
@@ -55,9 +64,8 @@ class Consumer(NamedTuple):
 def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
     """Layers whose inputs leave with structures, and whose columns could take others over.
 
-    A grouped convolution reads other channels in every group, a transposed one or a weight that
-    is used by hand has no inputs of its own to look at, standardised columns depend on all others:
-    they are left out.
+    A grouped convolution reads other channels in every group, a weight that is used by hand has no
+    inputs of its own to look at, standardised columns depend on all others: they are left out.
     """
     found = []
     produced = {(s.name, s.dim): s.structure for s in structures.slices if s.role != "gate"}
@@ -94,13 +102,14 @@ def by_structure(read: Iterable[tuple[Consumer, Tensor]], size: int) -> Tensor:
 
 def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
     if isinstance(layer, _ConvNd):
-        return layer.groups == 1 and not layer.transposed and standardisation(layer) is None
+        return layer.groups == 1 and standardisation(layer) is None
     return isinstance(layer, nn.Linear) or _is_of_gpt2(layer)
 
 
 def _inputs_of(layer: nn.Module) -> int:
     """The dimension of its weight that reads."""
-    return 0 if _is_of_gpt2(layer) else 1
+    transposed = isinstance(layer, _ConvNd) and layer.transposed
+    return 0 if transposed or _is_of_gpt2(layer) else 1
 
 
 def _is_of_gpt2(layer: nn.Module) -> bool:

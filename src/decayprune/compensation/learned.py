@@ -35,9 +35,9 @@ class Learned:
         readers = consumers(model, structures)
         if not readers:
             raise ValueError(
-                "calibrate finds no layer to look at that reads what may leave (grouped and "
-                "transposed convolutions, and weights that are used by hand, are not looked at). "
-                "Leave calibrate out: structures are ranked by the norms of their weights then."
+                "calibrate finds no layer to look at that reads what may leave (grouped "
+                "convolutions, and weights that are used by hand, are not looked at). Prune with "
+                "dp.DecayPruner and without calibrate: structures are ranked by their norms then."
             )
         self.calibration = Calibration(readers, {})
         self._felt: Tensor | None = None

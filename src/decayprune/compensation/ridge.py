@@ -6,7 +6,8 @@ The part ``W_R x_R`` of a layer ``y = W x + b`` is replaced by its best predicti
     x_R ~ B x_K + m,   B = C_RK (C_KK + ridge * mean(diag C_KK) * I)^-1,   m = mu_R - B mu_K
 
 with means ``mu`` and covariances ``C``, so that ``W_K + W_R B`` and ``b + W_R m`` do the work. A
-layer without a bias has ``m = 0`` and takes the uncentred products for ``C``.
+layer without a bias, or a transposed convolution, has ``m = 0`` and takes the uncentred products
+for ``C``.
 
 Source: ridge regression; used this way by CORP (arXiv 2602.05243, section 3) and GRAIL.
 """

@@ -37,13 +37,16 @@ def test_sums_over_all_that_read_a_structure() -> None:
     assert found.tolist() == [1, 32, 26, 0]
 
 
-def test_grouped_and_transposed_convolutions_are_left_out() -> None:
+def test_grouped_convolutions_are_left_out_and_transposed_ones_read_along_their_first() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 6, 2),
         nn.Conv2d(6, 4, 1),
     )  # fmt: skip
     found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
-    assert [reader.name for reader in found] == ["3"]
+    assert [reader.name for reader in found] == ["2", "3"]
+    assert found[0].weight.shape == (6, 8, 2, 2)
+    assert (len(found[0].structure), len(found[0].outputs)) == (8, 6)
+    assert [reader.offset for reader in found] == [False, True]
 
 
 def test_standardised_weights_are_left_out() -> None:
@@ -81,6 +84,41 @@ def test_gpt2_has_linear_layers_too_whose_weights_are_turned() -> None:
         ours, theirs = usual.get_submodule(name), turned.get_submodule(name)
         torch.testing.assert_close(ours.weight, theirs.weight.T)
     torch.testing.assert_close(usual(data[0]), turned(data[0]))
+
+
+def test_a_transposed_convolution_of_single_pixels_is_a_convolution() -> None:
+    torch.manual_seed(0)
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    usual, turned = (
+        nn.Sequential(
+            nn.Conv2d(3, 10, 3),
+            nn.ReLU(),
+            kind(10, 8, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(8, 2, 1),
+        )
+        for kind in kinds
+    )
+    weights = usual.state_dict()
+    turned.load_state_dict(weights | {"2.weight": weights["2.weight"].transpose(0, 1)})
+    data = [torch.randn(4, 3, 6, 6) for _ in range(3)]
+    for model in (usual, turned):
+        dp.prune_one_shot(model, data[0], budget=dp.Budget(macs=0.5), calibrate=data)
+    torch.testing.assert_close(usual[2].weight, turned[2].weight.transpose(0, 1))
+    torch.testing.assert_close(usual(data[0]), turned(data[0]))
+
+
+def test_what_an_upsampling_reads_is_taken_over_whatever_its_stride() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 2, 4, stride=2, padding=1))
+    maker = model[0]
+    with torch.no_grad():  # half of the channels are the other half, twice
+        maker.weight[4:], maker.bias[4:] = 2 * maker.weight[:4], 2 * maker.bias[:4]
+    data = [torch.randn(4, 3, 6, 6) for _ in range(3)]
+    whole = model(data[0]).detach()
+    dp.prune_one_shot(model, data[0], budget=dp.Budget(macs=0.5), calibrate=data, floor=0.5)
+    assert maker.out_channels == 4
+    torch.testing.assert_close(model(data[0]), whole, rtol=0.02, atol=0.02)
 
 
 def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
