@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from decayprune.compensation.consumers import Consumer, by_structure, consumers
 from decayprune.compensation.moments import Moments, RunningMoments, pooled
+from decayprune.compensation.watched import OnRead, watched
 from decayprune.structures.example import ExampleInputs, arguments, quiet, refusal
 from decayprune.structures.ranks import gathered, several
 from decayprune.structures.structure_map import StructureMap
@@ -141,7 +141,8 @@ def calibrate(
     with quiet(model):
         for batch in batches:
             args, kwargs = arguments(on_device(device, batch))
-            with _watched(readers, running, kwargs.get("attention_mask")):
+            adding = _adding(running, kwargs.get("attention_mask"))
+            with watched(model, readers, adding):
                 _run(model, args, kwargs)
             number += 1
     if not number:
@@ -188,25 +189,15 @@ def on_device(device: torch.device, batch: ExampleInputs) -> ExampleInputs:
     return batch
 
 
-@contextmanager
-def _watched(
-    readers: Iterable[Consumer], running: Mapping[str, RunningMoments], mask: Tensor | None
-) -> Iterator[None]:
-    def watch(reader: Consumer) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            read = inputs[0]
-            if mask is not None and read.shape[:-1] == mask.shape:
-                read = read[mask.bool()]
-            running[reader.name].add(reader.rows(read))
+def _adding(running: Mapping[str, RunningMoments], mask: Tensor | None) -> OnRead:
+    """Adds up what is read, but for padding."""
 
-        return hook
+    def add(reader: Consumer, read: Tensor) -> None:
+        if mask is not None and read.shape[:-1] == mask.shape:
+            read = read[mask.bool()]
+        running[reader.name].add(reader.rows(read))
 
-    hooks = [reader.layer.register_forward_pre_hook(watch(reader)) for reader in readers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return add
 
 
 def _of_all_ranks(moments: dict[str, Moments]) -> dict[str, Moments]:

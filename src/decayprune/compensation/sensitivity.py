@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from decayprune.compensation.calibration import Calibration, on_device
 from decayprune.compensation.consumers import Consumer, by_structure
+from decayprune.compensation.watched import watched
 from decayprune.structures.example import ExampleInputs, arguments, quiet, returned
 from decayprune.structures.ranks import averaged
 from decayprune.structures.structure_map import StructureMap
@@ -51,7 +51,7 @@ def sensitivity(
     generator = torch.Generator(device="cpu").manual_seed(0)
     total = torch.zeros(structures.num_structures, dtype=torch.float64, device="cpu")
     device = next(model.parameters()).device
-    with quiet(model), torch.enable_grad(), _gated(read) as gates:
+    with quiet(model), torch.enable_grad(), _gated(model, read) as gates:
         for batch in batches:
             args, kwargs = arguments(on_device(device, batch))
             found = [out for out in returned(model(*args, **kwargs)) if out.requires_grad]
@@ -82,29 +82,22 @@ def _slopes(drawn: Tensor, gates: Sequence[Tensor], *, last: bool) -> Sequence[T
 
 
 @contextmanager
-def _gated(read: Calibration) -> Iterator[list[Tensor]]:
+def _gated(model: nn.Module, read: Calibration) -> Iterator[list[Tensor]]:
     """Gates, all 1, on what each consumer reads."""
-    gates, hooks = [], []
-    for reader in read.readers:
-        weight, mean = reader.layer.weight, read.moments[reader.name].mean
-        gates.append(torch.ones(len(mean), device=weight.device, requires_grad=True))
-        hooks.append(reader.layer.register_forward_pre_hook(_gate(reader, gates[-1], mean)))
-    try:
-        yield gates
-    finally:
-        for hook in hooks:
-            hook.remove()
+    gates = {
+        reader.name: torch.ones(
+            len(reader.structure), device=reader.layer.weight.device, requires_grad=True
+        )
+        for reader in read.readers
+    }
 
+    def gated(reader: Consumer, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * reader.spatial)
+        centre = read.moments[reader.name].mean.to(x).view(shape)
+        return centre + gates[reader.name].to(x.dtype).view(shape) * (x - centre)
 
-def _gate(reader: Consumer, gate: Tensor, mean: Tensor) -> Any:
-    shape = (-1, *[1] * reader.spatial)
-
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = inputs[0]
-        centre = mean.to(x).view(shape)
-        return (centre + gate.to(x.dtype).view(shape) * (x - centre), *inputs[1:])
-
-    return hook
+    with watched(model, read.readers, gated):
+        yield [*gates.values()]
 
 
 def _along_random_signs(found: Sequence[Tensor], generator: torch.Generator) -> Tensor:
