@@ -114,8 +114,9 @@ def _widths(mean: Tensor, covariance: Tensor) -> tuple[int, ...]:
 
 def _of_columns(reader: Consumer, parameters: Mapping[str, Tensor]) -> Tensor:
     """Squared norm of the column of each input channel, float64, on the CPU."""
-    weight = reader.turned(parameters[f"{reader.name}.weight"].detach()).double().cpu()
-    return weight.movedim(1, 0).flatten(1).square().sum(1)
+    held = parameters.get(f"{reader.name}.weight")
+    weight = reader.weight if held is None else reader.turned(held.detach())
+    return weight.double().cpu().movedim(1, 0).flatten(1).square().sum(1)
 
 
 def calibrate(

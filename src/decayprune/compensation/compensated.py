@@ -137,7 +137,7 @@ class Compensated:
         weight, bias = reader.weight.clone(), reader.layer.bias
         weight[:, part.staying.to(weight.device)] += due.sign * gain.to(weight)
         writing = [(reader.weight, weight)]
-        if bias is not None and reader.offset:
+        if reader.offset and isinstance(bias, Tensor):
             writing.append((bias, bias + due.sign * offset.to(bias)))
         return tuple(writing)
 
@@ -148,8 +148,8 @@ class Compensated:
             leaving = (leaves[reader.structure] & (reader.structure >= 0)).nonzero().flatten()
             staying = _here(stays, reader.structure).nonzero().flatten()
             inside = reader.branch >= 0 and not bool(stays[reader.branch])
-            if not leaving.numel() or not staying.numel() or inside:
-                continue  # with its whole branch it leaves itself
+            if not leaving.numel() or not staying.numel() or inside or not reader.writable:
+                continue  # inside: with its whole branch it leaves itself
             weight, moments = reader.weight, self._calibration.moments[reader.name]
             fit = stand_in(moments, staying, leaving, offset=reader.offset)
             columns = weight[:, leaving.to(weight.device)].clone()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from decayprune.structures.exact.standardised import standardisation
 from decayprune.structures.structure_map import FIXED, StructureMap
+from decayprune.structures.tracing.reparametrised import layer_of, parts_of
 
 
 class Consumer(NamedTuple):
@@ -18,22 +18,30 @@ class Consumer(NamedTuple):
 
     Attributes:
         name: Of the module.
-        layer: A linear layer (GPT-2's too), or a convolution that is not grouped.
+        layer: Linear (GPT-2's too), recurrent, or a convolution that is not grouped.
         structure: Structure of each input channel, -1 where it never leaves, ``(inputs,)``.
         outputs: Structure of each output channel, ``(outputs,)``.
         branch: Structure of the residual branch that it lies in, -1 if in none.
     """
 
     name: str
-    layer: nn.Linear | _ConvNd
+    layer: nn.Linear | _ConvNd | nn.RNNBase
     structure: Tensor
     outputs: Tensor
     branch: int = FIXED
 
     @property
+    def writable(self) -> bool:
+        """Whether its columns can take over: they are all, and no other parameter is its weight."""
+        return not isinstance(self.layer, nn.RNNBase) and parts_of(self.layer) is None
+
+    @property
     def weight(self) -> Tensor:
-        """Its weight, ``(outputs, inputs, ...)``; to write into it is to write into the layer's."""
-        return self.turned(self.layer.weight.detach())
+        """Its weight, ``(outputs, inputs, ...)``; to write into it is to write into the layer's.
+
+        Of a weight that is computed (a weight norm), the parameter of its shape.
+        """
+        return self.turned(_held(self.layer).detach())
 
     def turned(self, weight: Tensor) -> Tensor:
         """A tensor like its weight with outputs first, a view."""
@@ -65,18 +73,20 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
     """Layers whose inputs leave with structures, and whose columns could take others over.
 
     A grouped convolution reads other channels in every group, a weight that is used by hand has no
-    inputs of its own to look at, standardised columns depend on all others: they are left out.
+    inputs of its own to look at: they are left out.
     """
     found = []
     produced = {(s.name, s.dim): s.structure for s in structures.slices if s.role != "gate"}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for item in structures.slices:
-        name, _, kind = item.name.rpartition(".")
-        if item.role != "column" or kind != "weight":
-            continue
+        name = layer_of(item.name)
         layer = model.get_submodule(name)
-        if _reads_channels(layer) and item.dim == _inputs_of(layer):
+        if item.role != "column" or not _reads_channels(layer) or item.dim != _inputs_of(layer):
+            continue
+        weight = _held(layer)
+        if parameters.get(item.name) is weight:
             other = 1 - item.dim
-            fixed = torch.full((layer.weight.shape[other],), FIXED, device="cpu")
+            fixed = torch.full((weight.shape[other],), FIXED, device="cpu")
             around = (b.structure for b in structures.branches if b.holds(name))
             outputs = produced.get((item.name, other), fixed)
             found.append(Consumer(name, layer, item.structure, outputs, next(around, FIXED)))
@@ -100,10 +110,21 @@ def by_structure(read: Iterable[tuple[Consumer, Tensor]], size: int) -> Tensor:
     return total
 
 
-def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
+def _reads_channels(layer: nn.Module) -> TypeGuard[nn.Linear | _ConvNd | nn.RNNBase]:
     if isinstance(layer, _ConvNd):
-        return layer.groups == 1 and standardisation(layer) is None
-    return isinstance(layer, nn.Linear) or _is_of_gpt2(layer)
+        return layer.groups == 1
+    return isinstance(layer, (nn.Linear, nn.RNNBase)) or _is_of_gpt2(layer)
+
+
+def _held(layer: nn.Module) -> Tensor:
+    """The parameter that is its weight, or of its shape.
+
+    To ask for a weight that is computed can change it.
+    """
+    parts = parts_of(layer)
+    if parts is not None:
+        return parts.whole
+    return layer.get_parameter("weight_ih_l0" if isinstance(layer, nn.RNNBase) else "weight")
 
 
 def _inputs_of(layer: nn.Module) -> int:

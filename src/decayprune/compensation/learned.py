@@ -59,10 +59,20 @@ class Learned:
         self.calibration.take(read.moments)
 
     def importance(self, structures: StructureMap, parameters: Mapping[str, Tensor]) -> Tensor:
-        """What ranks structures: what the outputs feel of them, or else what layers read."""
+        """What ranks structures: what the outputs feel of them, or else what layers read.
+
+        The second also in groups of which the outputs feel nothing at all: what a detector
+        proposes, or discards, has no derivative, and no order of zeros is one.
+        """
+        read = self.calibration.importance(structures, parameters)
         if self._felt is None:
-            return self.calibration.importance(structures, parameters)
-        return self.calibration.or_norms(self._felt, structures, parameters)
+            return read
+        scores = self.calibration.or_norms(self._felt, structures, parameters)
+        for group in structures.groups:
+            part = slice(group.start, group.stop)
+            if not bool(scores[part].any()):
+                scores[part] = read[part]
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """Moments by the layer's name, and of the rest what is there, else None."""

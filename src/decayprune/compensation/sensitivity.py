@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def sensitivity(
     generator = torch.Generator(device="cpu").manual_seed(0)
     total = torch.zeros(structures.num_structures, dtype=torch.float64, device="cpu")
     device = next(model.parameters()).device
-    with quiet(model), torch.enable_grad(), _gated(model, read) as gates:
+    with quiet(model), _differentiable(model), _gated(model, read) as gates:
         for batch in batches:
             args, kwargs = arguments(on_device(device, batch))
             found = [out for out in returned(model(*args, **kwargs)) if out.requires_grad]
@@ -64,6 +64,17 @@ def sensitivity(
                 reached = ((reader, slope) for reader, slope in felt if slope is not None)
                 total += by_structure(reached, len(total)).square()
     return averaged(total).sqrt()
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """With gradients, which cuDNN has none of for recurrent layers in evaluation mode."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
 
 
 def _underivable(why: object) -> ValueError:
@@ -86,7 +97,7 @@ def _gated(model: nn.Module, read: Calibration) -> Iterator[list[Tensor]]:
     """Gates, all 1, on what each consumer reads."""
     gates = {
         reader.name: torch.ones(
-            len(reader.structure), device=reader.layer.weight.device, requires_grad=True
+            len(reader.structure), device=reader.weight.device, requires_grad=True
         )
         for reader in read.readers
     }

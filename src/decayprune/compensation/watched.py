@@ -22,7 +22,7 @@ def watched(model: nn.Module, readers: Iterable[Consumer], on_read: OnRead) -> I
     Args:
         model: As it was, afterwards.
         readers: Layers of it.
-        on_read: Called before each of them is, with the first of its arguments.
+        on_read: Called before each of them is, with the first of its arguments, a tensor.
     """
     with ExitStack() as stack:
         for reader in readers:
@@ -35,7 +35,9 @@ def watched(model: nn.Module, readers: Iterable[Consumer], on_read: OnRead) -> I
 
 
 def _hook(reader: Consumer, on_read: OnRead) -> Any:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not inputs or not isinstance(inputs[0], Tensor):  # by name, or sequences that are packed
+            return None
         instead = on_read(reader, inputs[0])
         return None if instead is None else (instead, *inputs[1:])
 

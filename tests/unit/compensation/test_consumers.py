@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import decayprune as dp
 from cases import ScaledConv
+from decayprune.compensation.calibration import calibrate
 from decayprune.compensation.consumers import Consumer, by_structure, consumers
+from decayprune.compensation.sensitivity import sensitivity
 from decayprune.structures import trace
 from loops import net
 
@@ -49,10 +51,77 @@ def test_grouped_convolutions_are_left_out_and_transposed_ones_read_along_their_
     assert [reader.offset for reader in found] == [False, True]
 
 
-def test_standardised_weights_are_left_out() -> None:
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_who_has_a_computed_weight_is_looked_at_and_takes_nothing_over(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), wrap(nn.Conv2d(8, 6, 3)), nn.Conv2d(6, 4, 1)
+    )
+    data = [torch.randn(2, 3, 8, 8) for _ in range(2)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = consumers(model.train(), trace(model, data[0]))
+    assert [(reader.name, reader.writable) for reader in found] == [("2", False), ("3", True)]
+    assert found[0].weight.shape == (6, 8, 3, 3)
+    after = model.state_dict()  # to ask a spectral norm for its weight is to change it
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+    first = model[0]
+    with torch.no_grad():  # the second half of the channels says little
+        first.weight[4:] *= 1e-3
+        first.bias.zero_()
+    dp.prune_one_shot(
+        model, data[0], budget=dp.Budget(macs=0.55), calibrate=data, floor=0.5, ignored_layers=["2"]
+    )
+    assert torch.equal(first.weight, before["0.weight"][:4])
+
+
+def test_standardised_weights_are_looked_at() -> None:
     model = nn.Sequential(ScaledConv(3, 8, 1), ScaledConv(8, 6, 1), nn.Conv2d(6, 4, 1))
     found = consumers(model, trace(model, torch.randn(2, 3, 8, 8)))
-    assert [reader.name for reader in found] == ["2"]
+    assert [(reader.name, reader.writable) for reader in found] == [("1", False), ("2", True)]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, *, packed: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+        self.rnn = nn.GRU(8, 4, batch_first=True, bidirectional=True)
+        self.head, self.packed = nn.Linear(8, 2), packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.packed:
+            x = nn.utils.rnn.pack_sequence(list(x))
+        out, _ = self.rnn(x)
+        if self.packed:
+            out, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+        return self.head(out[:, -1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_layers_are_looked_at_unless_what_they_read_is_packed(packed: bool) -> None:
+    torch.manual_seed(0)
+    model, data = Recurrent(packed=packed), [torch.randn(4, 5, 3) for _ in range(2)]
+    structures = trace(Recurrent(packed=False), data[0])
+    found = consumers(model, structures)
+    assert [(reader.name, reader.writable) for reader in found] == [("rnn", False), ("head", True)]
+    assert found[0].weight.shape == (12, 8)
+    names = [reader.name for reader in calibrate(model, structures, data).readers]
+    assert names == (["head"] if packed else ["rnn", "head"])
+    model.rnn.requires_grad_(False)
+    felt = sensitivity(model, structures, data, calibrate(model, structures, data))
+    assert bool((felt[found[0].structure] > 0).all()) is not packed
 
 
 class Mlp(nn.Module):

@@ -54,6 +54,35 @@ def test_where_nothing_can_be_looked_at_nothing_is_learned(feels: bool) -> None:
         Learned(model, trace(model, torch.randn(2, 3)), feels=feels)
 
 
+class Detector(nn.Module):
+    """Of a part of it, what comes out is an integer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.felt, self.chosen = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.of_felt, self.of_chosen = nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.stem(x))
+        felt, chosen = self.of_felt(self.felt(x).relu()), self.of_chosen(self.chosen(x).relu())
+        return felt, chosen.argmax(1)
+
+
+def test_where_the_outputs_feel_nothing_it_is_what_layers_read() -> None:
+    torch.manual_seed(0)
+    model, data = Detector(), [torch.randn(16, 3) for _ in range(3)]
+    structures, parameters = trace(model, data[0]), dict(model.named_parameters())
+    learned = Learned(model, structures, feels=True)
+    learned.learn(data)
+    scores = learned.importance(structures, parameters)
+    felt = sensitivity(model, structures, data, learned.calibration).float()
+    read = learned.calibration.importance(structures, parameters)
+    for group in structures.groups:
+        part = slice(group.start, group.stop)
+        assert torch.equal(scores[part], (read if group.layer == "chosen" else felt)[part])
+        assert bool(scores[part].any())
+
+
 def test_of_bad_data_nothing_is_learned(model: torch.nn.Module) -> None:
     learned = Learned(model, trace(model, INPUTS), feels=True)
     with pytest.raises(ValueError, match="not finite"):

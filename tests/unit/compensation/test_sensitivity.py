@@ -126,6 +126,31 @@ class Underivable(Net):
         return Rounded.apply(super().forward(x))  # type: ignore[no-any-return, no-untyped-call]
 
 
+class Told(nn.Module):
+    """Notes what a layer on a GPU would be run by."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer, self.by_cudnn = nn.Linear(3, 6), layer, set[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.by_cudnn.add(torch.backends.cudnn.enabled)
+        out = self.layer(self.first(x))
+        return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("layer", [nn.GRU(6, 4), nn.Linear(6, 4)])
+def test_recurrent_layers_are_differentiated_without_cudnn(layer: nn.Module) -> None:
+    net, data = Told(layer), [torch.randn(5, 2, 3)]
+    structures = trace(net, data[0])
+    read, before = calibrate(net, structures, data), torch.backends.cudnn.enabled
+    net.by_cudnn.clear()
+    assert bool((sensitivity(net, structures, data, read)[:6] > 0).all())
+    assert net.by_cudnn == {before and isinstance(layer, nn.Linear)}
+    assert torch.backends.cudnn.enabled is before
+
+
 @pytest.mark.parametrize(("kind", "why"), [(Deaf, "nothing of it"), (Underivable, "backward")])
 def test_outputs_without_a_derivative_are_refused_with_another_way(
     kind: type[Net], why: str
