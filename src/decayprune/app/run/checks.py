@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _LOWEST = {
     "epochs": 0,
-    "prune_epochs": 1,
+    "prune_epochs": 0,
     "finetune_epochs": 0,
     "batch_size": 1,
     "seed": 0,
@@ -113,11 +113,22 @@ def check(settings: Settings, hosts: Sequence[str], variants: Sequence[str]) -> 
     _check_widths(settings)
     _check_numbers(settings)
     _check_host(settings)
+    if settings.prune_epochs == 0 and not _is_one_shot(settings):
+        raise ValueError(
+            "--prune-epochs 0 cuts without training, which is for a trained model that is ranked "
+            "on data and cut at once: give its --weights, and leave out --host, --variant, "
+            "--rounds and --decay-steps. Otherwise give at least 1."
+        )
     if settings.optimizer not in ("sgd", "adamw") and ":" not in settings.optimizer:
         raise ValueError(
             "--optimizer expects sgd, adamw or pkg.mod:function, such as torch.optim:RMSprop; "
             f"found {settings.optimizer!r}."
         )
+
+
+def _is_one_shot(settings: Settings) -> bool:
+    alone = settings.host == "default" and settings.variant == "alone"
+    return alone and bool(settings.calibrate) and (settings.rounds or 1) == 1
 
 
 def _check_widths(settings: Settings) -> None:

@@ -151,7 +151,7 @@ class Settings:
         None,
         "Dense training first. Default: 0 for trained weights, 1 for --new-head, else by the data.",
     )
-    prune_epochs: int | None = _option(None, "Training while structures decay.")
+    prune_epochs: int | None = _option(None, "Training while structures decay; 0: cut without.")
     finetune_epochs: int | None = _option(None, "Training of the compact model.")
     batch_size: int | None = _option(None, "Images per step; your own loaders have theirs.")
     optimizer: str = _option(

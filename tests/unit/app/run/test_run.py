@@ -227,6 +227,44 @@ def test_a_trained_model_needs_no_dense_training(small: Settings, tmp_path: Path
     assert Report.read(tmp_path).finished
 
 
+def one_shot(small: Settings, finetune: int = 0) -> Settings:
+    changes = {"epochs": 0, "prune_epochs": 0, "finetune_epochs": finetune}
+    return Settings(**{**small.to_dict(), **changes, "variant": "alone", "calibrate": 4})
+
+
+def test_a_trained_model_is_cut_without_training(small: Settings, tmp_path: Path) -> None:
+    run = Run(one_shot(small), RunFolder(tmp_path), Watch())
+    run.check()
+    before = run.model.conv.weight.detach().clone()
+    report = run.start()
+    rows = [[torch.equal(row, one) for one in before] for row in run.model.conv.weight]
+    assert 0 < len(rows) < len(before)
+    assert all(map(any, rows))
+    assert report["macs_after"] <= 0.5 * report["macs_before"]
+    assert not (tmp_path / "history.jsonl").exists()
+    assert Report.read(tmp_path).finished
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 8])
+def test_killed_while_it_cuts_without_training_it_loses_only_time(
+    small: Settings, tmp_path: Path, kill_at: int
+) -> None:
+    class Killer(Watch):
+        def tick(self, note: str = "") -> None:
+            super().tick(note)
+            if self.ticks == kill_at:
+                raise KeyboardInterrupt
+
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    settings = one_shot(small, finetune=1)
+    Run(settings, whole, Watch()).start()
+    with pytest.raises(KeyboardInterrupt):
+        Run(settings, parts, Killer(), save_every=0.01).start()
+    Run(settings, parts, Watch()).resume()
+    for name in FILES[:3]:
+        assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_the_rate_is_halved_only_after_a_training_of_its_own(
     small: Settings, tmp_path: Path, epochs: int

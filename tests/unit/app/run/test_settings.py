@@ -32,7 +32,7 @@ def test_defaults_suit_the_data_set() -> None:
         ({"host": "dhspg", "rounds": 2}, "--rounds has no effect with --host dhspg"),
         ({"variant": "alone", "decay_steps": 5}, "--decay-steps has no effect with --variant al"),
         ({"epochs": -1}, "--epochs must be at least 0; found -1"),
-        ({"prune_epochs": 0}, "--prune-epochs must be at least 1; found 0"),
+        ({"prune_epochs": -1}, "--prune-epochs must be at least 0; found -1"),
         ({"batch_size": 0}, "--batch-size must be at least 1; found 0"),
         ({"seed": -1}, "--seed must be at least 0; found -1"),
         ({"threads": -2}, "--threads must be at least 1; found -2"),
@@ -78,6 +78,12 @@ def test_a_trained_model_is_not_trained_first_and_pruned_at_a_lower_rate(tmp_pat
     assert (plainer.calibrate, plainer.variant) == (0, "sp_sr")
     assert Settings(weights=str(weights), decay_steps=9).resolved().variant == "sp_sr"
     assert Settings(weights=str(weights), host="hesso").resolved().calibrate is None
+    assert Settings(weights=str(weights), prune_epochs=0).resolved().prune_epochs == 0
+    for odd in ({"host": "hesso"}, {"variant": "sp"}, {"rounds": 2}, {"decay_steps": 3}):
+        with pytest.raises(ValueError, match="--prune-epochs 0 cuts without training, which is"):
+            Settings(weights=str(weights), prune_epochs=0, **odd).resolved()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give its --weights"):
+        Settings(prune_epochs=0).resolved()
     plain = Settings(optimizer="adamw").resolved()
     assert plain.calibrate is None
     assert (plain.trained, plain.epochs, plain.lr) == (False, 4, 1e-3)
