@@ -78,10 +78,10 @@ def consumers(model: nn.Module, structures: StructureMap) -> list[Consumer]:
     found = []
     produced = {(s.name, s.dim): s.structure for s in structures.slices if s.role != "gate"}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for item in structures.slices:
+    for item in (each for each in structures.slices if each.role == "column"):
         name = layer_of(item.name)
         layer = model.get_submodule(name)
-        if item.role != "column" or not _reads_channels(layer) or item.dim != _inputs_of(layer):
+        if not _reads_channels(layer) or item.dim != _inputs_of(layer):
             continue
         weight = _held(layer)
         if parameters.get(item.name) is weight:
