@@ -89,6 +89,23 @@ def pretrained_arms(found: dict[str, Any]) -> str:
     return f"{table(head, [row for _, row in rows])}\n{facts}"
 
 
+def untrained(found: dict[str, Any]) -> str:
+    """Accuracy after a cut alone, and what it cost, by arm and by the share of the MACs left."""
+    dense = fmean(found["dense"])
+    budgets = [*next(iter(found["arms"].values()))]
+    rows = [
+        [name, *(f"{fmean(by[b]):.1f} ({fmean(by[b]) - dense:+.1f})" for b in budgets)]
+        for name, by in found["arms"].items()
+    ]
+    head = ["MACs left", *(f"{float(budget):.0%}" for budget in budgets)]
+    facts = (
+        f"Accuracy (%), and over the whole network's {dense:.1f}; {len(found['seeds'])} seeds; "
+        f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py untrained --task "
+        f"{found['task']}`, then `tables.py` beside it.\n"
+    )
+    return f"{table(head, rows)}\n{facts}"
+
+
 def rates(found: dict[str, dict[str, Any]]) -> str:
     """How an arm ends by its learning rate, in shares of the dense network's; the best in bold.
 

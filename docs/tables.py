@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pretrained_tables import first, pretrained, pretrained_arms, rates
+from pretrained_tables import first, pretrained, pretrained_arms, rates, untrained
 from tables_markdown import machine, table
 
 ROOT = Path(__file__).parents[1]
@@ -275,6 +275,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "pretrained_images_half": pretrained_arms,
     "pretrained_images_long": pretrained_arms,
     "pretrained_short": pretrained_arms,
+    "pretrained_untrained": untrained,
     "rates": rates,
     "rounding": rounding,
     "speed": speed,

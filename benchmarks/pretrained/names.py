@@ -11,6 +11,7 @@ NAMES = {
     "sensitive_tpp": "calibrated, smooth, trainability preserved (TPP)",
     "sensitive_depth": "calibrated, cut at once, a quarter of the branches leaves whole",
     "ridge_abrupt": "calibrated, cut at once, ranked by variance",
+    "variance_abrupt": "cut at once, ranked by variance, nothing taken over",
     "ridge_handover": "ranked by variance, smooth, releases, handed over (an ablation)",
     "ridge_sp_sr": "ranked by variance, smooth, releases",
     "ridge_abrupt_distil": "ranked by variance, cut at once, taught by the dense model",

@@ -31,6 +31,8 @@ from plan import (
     SENSITIVE,
     STEPS,
     TUNING_SEEDS,
+    UNTRAINED,
+    UNTRAINED_BUDGETS,
     Confirmation,
     rate,
 )
@@ -250,6 +252,35 @@ def rates(task: str) -> dict[str, Any]:
     return {"dense_lr": json.loads(next(dense).read_text())["trial"]["lr"], "arms": arms}
 
 
+def untrained(task: str) -> dict[str, Any]:
+    """What cuts alone cost, on the seeds that all arms have; empty if there are none.
+
+    Accuracies (%) are by budget, those of each arm and of the dense network in the order of seeds.
+    """
+    runs, _ = read(RESULTS[task] / "untrained")
+    scores = Scores(runs)
+    cells = [(budget, 0) for budget in UNTRAINED_BUDGETS]
+    ended = {one: scores.accuracies(*one) for one in itertools.product(cells, UNTRAINED)}
+    seeds = sorted(set.intersection(*(set(found) for found in ended.values())))
+    if not seeds:
+        return {}
+    dense = {run["trial"]["seed"]: round(100 * run["dense_accuracy"], 3) for run in runs}
+    arms = {
+        NAMES[arm]: {
+            f"{cell[0]:g}": [round(ended[cell, arm][seed], 3) for seed in seeds] for cell in cells
+        }
+        for arm in UNTRAINED
+    }
+    machine = {"cpu": " and ".join(sorted({run["cpu"] for run in runs})), "threads": 1}
+    return {
+        "task": task,
+        "seeds": seeds,
+        "dense": [dense[seed] for seed in seeds],
+        "arms": arms,
+        "machine": machine | runs[0]["versions"],
+    }
+
+
 def summary(runs: Sequence[Run], column: Column) -> dict[str, Any]:
     """A column for the docs, an entry per arm; empty if nothing of it has run."""
     scores, cell = Scores(runs, column.judged), column.cell
@@ -330,6 +361,9 @@ def main() -> None:
             print(file)
     known = {task: rates(task) for task, to in RESULTS.items() if [*to.glob("runs/dense_on-*")]}
     (HERE.parent / "results" / "rates.json").write_text(json.dumps(known, indent=1) + "\n")
+    if alone := untrained("minilm"):
+        file = HERE.parent / "results" / "pretrained_untrained.json"
+        file.write_text(json.dumps(alone, indent=1) + "\n")
     from pictures import overview
 
     runs = itertools.chain(*decided(Scores(of_task["minilm"]), COLUMNS["pretrained"]).values())

@@ -49,6 +49,21 @@ def test_accuracies_are_those_of_the_files_seed_by_seed(tables: ModuleType) -> N
         assert found == pytest.approx(100 * run["accuracy"], abs=1e-3)
 
 
+def test_what_cuts_cost_is_that_of_the_files_of_seeds_that_all_arms_have(
+    tables: ModuleType,
+) -> None:
+    column = json.loads((PRETRAINED.parent / "results" / "pretrained_untrained.json").read_text())
+    assert json.loads(json.dumps(tables.untrained("minilm"))) == column
+    by_budget = column["arms"][tables.NAMES["abrupt"]]
+    assert [*by_budget] == ["0.9", "0.75", "0.5", "0.25"]
+    for seed, found in zip(column["seeds"], by_budget["0.5"], strict=True):
+        file = PRETRAINED / f"results/untrained/abrupt-0.5-0-s{seed}.json"
+        run = json.loads(file.read_text())
+        assert found == pytest.approx(100 * run["accuracy"], abs=1e-3)
+        assert run["steps_trained"] == 0
+        assert not run["changed"]
+
+
 def test_runs_that_were_not_judged_in_a_way_are_left_out_of_it(tables: ModuleType) -> None:
     trial = {"arm": "abrupt", "seed": 3, "steps": 300, "budget": 0.25}
     runs = [
