@@ -100,6 +100,7 @@ def untrained(found: dict[str, Any]) -> str:
     head = ["MACs left", *(f"{float(budget):.0%}" for budget in budgets)]
     facts = (
         f"Accuracy (%), and over the whole network's {dense:.1f}; {len(found['seeds'])} seeds; "
+        f"{'statistics of batch normalisation taken anew; ' if 'anew' in found['judged'] else ''}"
         f"{machine(found['machine'])}. `python benchmarks/pretrained/run.py untrained --task "
         f"{found['task']}`, then `tables.py` beside it.\n"
     )

@@ -276,6 +276,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "pretrained_images_long": pretrained_arms,
     "pretrained_short": pretrained_arms,
     "pretrained_untrained": untrained,
+    "pretrained_untrained_images": untrained,
     "rates": rates,
     "rounding": rounding,
     "speed": speed,

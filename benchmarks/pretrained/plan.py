@@ -65,15 +65,7 @@ TWELVE = (*PRIMARY, SENSITIVE[0], *RIVALS, EARLY[1], "scratch_total")
 SEEDS = dict.fromkeys(ARMS, OTHER_SEEDS) | dict.fromkeys(TWELVE, 12)  # at 25 % of the MACs
 FRESH = range(8, 16)  # seeds of the images that confirm: endpoints.md
 TIMING_STEPS = 10  # speeds of all arms are measured apart, on one machine, after so short a run
-UNTRAINED = (
-    SENSITIVE[0],
-    "ridge_abrupt",
-    "variance_abrupt",
-    "abrupt",
-    *RIVALS[:1],
-    "torch_pruning",
-)
-UNTRAINED_BUDGETS = (0.9, 0.75, 0.5, 0.25)  # what a cut costs before anything is trained
+UNTRAINED_BUDGETS = (0.75, 0.5, 0.25)
 TUNING_SEEDS = (100,)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for every arm; one more on the side where the best is at an end
 
@@ -125,6 +117,35 @@ IMAGES_TUNED_AS = {  # smooth or not, the rate is that of the abrupt cut
 
 
 TIMED_AS = dict.fromkeys(CUT_AT, SENSITIVE[0]) | {EARLY[2]: RIVALS[0]}
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """What cuts cost before anything is trained: endpoints.md.
+
+    Attributes:
+        arms: That cut at once.
+        budgets: Shares of the MACs that stay.
+        seeds: As declared; the tables are of those that all arms have.
+        judged: A way of judging.
+    """
+
+    arms: tuple[str, ...]
+    budgets: tuple[float, ...]
+    seeds: range
+    judged: str = AS_TRAINED
+
+
+UNTRAINED = {
+    "minilm": Untrained(
+        (SENSITIVE[0], "ridge_abrupt", "variance_abrupt", "abrupt", RIVALS[0], "torch_pruning"),
+        (0.9, *UNTRAINED_BUDGETS),
+        range(4),
+    ),
+    "efficientnet": Untrained(
+        (SENSITIVE[0], "ridge_abrupt", "abrupt", RIVALS[0]), UNTRAINED_BUDGETS, range(3), ANEW
+    ),
+}
 
 
 @dataclass(frozen=True)

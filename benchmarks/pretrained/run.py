@@ -36,7 +36,6 @@ import torch
 from handover import HandOver
 from otov2 import otov2
 from plan import (
-    BLOCK,
     BUDGETS,
     HERE,
     RATES,
@@ -46,7 +45,6 @@ from plan import (
     TIMING_STEPS,
     TUNING_SEEDS,
     UNTRAINED,
-    UNTRAINED_BUDGETS,
     Run,
     queue,
     rate,
@@ -216,7 +214,8 @@ class Bench:
 
     def untrained(self) -> None:
         """What cuts cost before anything is trained."""
-        for seed, budget, arm in itertools.product(range(BLOCK), UNTRAINED_BUDGETS, UNTRAINED):
+        of = UNTRAINED[self.name]
+        for seed, budget, arm in itertools.product(of.seeds, of.budgets, of.arms):
             self.one((arm, seed, 0, budget), lr=0.0, out=self._folder / "untrained")
 
     def attempt(self, run: Run) -> None:

@@ -32,7 +32,6 @@ from plan import (
     STEPS,
     TUNING_SEEDS,
     UNTRAINED,
-    UNTRAINED_BUDGETS,
     Confirmation,
     rate,
 )
@@ -78,6 +77,10 @@ COLUMNS = {
     "pretrained_images_anew": Column("efficientnet", SHORT, judged=ANEW),
     "pretrained_images_long": Column("efficientnet", DECIDING),
     "pretrained_images_half": Column("efficientnet", HALF),
+}
+UNTRAINED_COLUMNS = {
+    "minilm": "pretrained_untrained",
+    "efficientnet": "pretrained_untrained_images",
 }
 GOALS = {DECIDING: 0.97, SHORT: 0.95}  # shares of the dense accuracy
 
@@ -257,10 +260,10 @@ def untrained(task: str) -> dict[str, Any]:
 
     Accuracies (%) are by budget, those of each arm and of the dense network in the order of seeds.
     """
-    runs, _ = read(RESULTS[task] / "untrained")
-    scores = Scores(runs)
-    cells = [(budget, 0) for budget in UNTRAINED_BUDGETS]
-    ended = {one: scores.accuracies(*one) for one in itertools.product(cells, UNTRAINED)}
+    of, (runs, _) = UNTRAINED[task], read(RESULTS[task] / "untrained")
+    cells = [(budget, 0) for budget in of.budgets]
+    scores = Scores(runs, of.judged)
+    ended = {one: scores.accuracies(*one) for one in itertools.product(cells, of.arms)}
     seeds = sorted(set.intersection(*(set(found) for found in ended.values())))
     if not seeds:
         return {}
@@ -269,11 +272,12 @@ def untrained(task: str) -> dict[str, Any]:
         NAMES[arm]: {
             f"{cell[0]:g}": [round(ended[cell, arm][seed], 3) for seed in seeds] for cell in cells
         }
-        for arm in UNTRAINED
+        for arm in of.arms
     }
     machine = {"cpu": " and ".join(sorted({run["cpu"] for run in runs})), "threads": 1}
     return {
         "task": task,
+        "judged": of.judged,
         "seeds": seeds,
         "dense": [dense[seed] for seed in seeds],
         "arms": arms,
@@ -361,9 +365,10 @@ def main() -> None:
             print(file)
     known = {task: rates(task) for task, to in RESULTS.items() if [*to.glob("runs/dense_on-*")]}
     (HERE.parent / "results" / "rates.json").write_text(json.dumps(known, indent=1) + "\n")
-    if alone := untrained("minilm"):
-        file = HERE.parent / "results" / "pretrained_untrained.json"
-        file.write_text(json.dumps(alone, indent=1) + "\n")
+    for task, file_name in UNTRAINED_COLUMNS.items():
+        if alone := untrained(task):
+            file = HERE.parent / "results" / f"{file_name}.json"
+            file.write_text(json.dumps(alone, indent=1) + "\n")
     from pictures import overview
 
     runs = itertools.chain(*decided(Scores(of_task["minilm"]), COLUMNS["pretrained"]).values())
