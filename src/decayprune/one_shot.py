@@ -6,8 +6,7 @@ loop are asked for. For more than a small cut, training it afterwards gives back
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from decayprune.pruner import DecayPruner
 from decayprune.selection.schedule import Schedule
 from decayprune.structures.example import ExampleInputs
 from decayprune.surgery.compact import CompactionReport
+from decayprune.surgery.undo import Undo
 
 
 def prune_one_shot(
@@ -57,8 +57,10 @@ def prune_one_shot(
             "calibrate is data here, your loader or a list of batches, for nothing is trained of "
             f"which batches could be kept; found {calibrate!r}."
         )
-    before = copy.deepcopy(model.state_dict())
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    undo = Undo()
+    for tensor in (*model.parameters(), *model.buffers()):
+        undo.keep_values(tensor)
     try:
         with torch.enable_grad():
             _thaw(model)
@@ -66,11 +68,24 @@ def prune_one_shot(
                 model, example_inputs, budget=budget, calibrate=calibrate, rectify=None, **options
             )
     except BaseException:
-        model.load_state_dict(before)
+        undo.run()
         raise
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
+
+
+def stand_still(optimizer: torch.optim.Optimizer, then: Callable[[], object]) -> None:
+    """Take a step that moves nothing, which is all that a cut at once waits for.
+
+    Args:
+        optimizer: Its rates are 0 afterwards.
+        then: ``step`` of the pruner.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    then()
 
 
 def _thaw(model: nn.Module) -> None:
@@ -80,9 +95,10 @@ def _thaw(model: nn.Module) -> None:
 
 
 def _cut(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> CompactionReport:
-    """One step of an optimizer that moves nothing is what a cut at once waits for."""
-    still = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    pruner = DecayPruner(model, still, example_inputs, schedule=Schedule.at_once(), **options)
-    still.step()
-    pruner.step()
-    return pruner.compact()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    pruner = DecayPruner(model, optimizer, example_inputs, schedule=Schedule.at_once(), **options)
+    try:
+        stand_still(optimizer, pruner.step)
+        return pruner.compact()
+    finally:
+        pruner.close()  # else what is raised would hold the model for it

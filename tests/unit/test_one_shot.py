@@ -88,10 +88,15 @@ def test_an_interrupt_leaves_the_weights_as_they_were(monkeypatch: pytest.Monkey
         zeros.append(int((model.a[0].weight == 0).sum()))
         raise KeyboardInterrupt
 
+    compact = dp.DecayPruner.compact
     monkeypatch.setattr(dp.DecayPruner, "compact", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         dp.prune_one_shot(model, INPUTS, budget=HALF, calibrate=DATA)
+    monkeypatch.setattr(dp.DecayPruner, "compact", compact)
     assert zeros[0] > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.a[0].weight.requires_grad
     assert model.fc.weight.requires_grad
+
+    assert caught.value is not None  # what was raised is still held, and holds no model
+    assert dp.prune_one_shot(model, INPUTS, budget=HALF, calibrate=DATA).removed > 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import decayprune as dp
+from decayprune.one_shot import stand_still
 
 Inputs = dict[str, Tensor]
 Batch = tuple[Inputs, Tensor]
@@ -94,7 +95,8 @@ def train(
     report, begun = None, time.process_time()
     model.train()
     if pruner is not None and not steps:
-        report = _cut_alone(pruner, optimizer)
+        stand_still(optimizer, pruner.step)
+        report = pruner.compact()
     for step in track(range(steps), title):
         set_rate(optimizer, learning_rate(step, steps, lr))
         inputs, labels = next(batches)
@@ -115,14 +117,6 @@ def train(
     if pruner is not None and report is None:
         raise RuntimeError(f"{title}: the pruner has not finished within {steps} steps.")
     return {"pruner": pruner, "report": report, "seconds": time.process_time() - begun}
-
-
-def _cut_alone(pruner: Any, optimizer: torch.optim.Optimizer) -> Any:
-    """The cut of a pruner that needs no training, and its report."""
-    set_rate(optimizer, 0.0)
-    optimizer.step()
-    pruner.step()
-    return pruner.compact()
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ from decayprune.app.run.plan import plan
 from decayprune.app.run.runfolder import RunFolder
 from decayprune.app.run.settings import Settings
 from decayprune.latency.benchmark import Latency
+from decayprune.one_shot import stand_still
 
 _LOG_LINES = 2000
 # A batch large enough that the work outweighs the calls, small enough to be timed in seconds.
@@ -175,7 +176,7 @@ class Run:
             planned = summary.planned(pruner, self.dense_steps)
             self.figures |= {"decayed": 0, "released": 0, **planned}
         if not self.settings.prune_epochs and not pruner.host.finished:
-            self._cut_alone(pruner)
+            stand_still(self.optimizer, pruner.step)  # what is picked needs no training
         until = self.dense_steps + self.schedule.stop + self.schedule.decay_steps
         # A step whose gradients are not finite delays the decay: there is time till the very end.
         self._train("prune", self.dense_steps, until, at_most=self.total_steps)
@@ -190,13 +191,6 @@ class Run:
         self._save(before_cut=True)
         self._cut(pruner)
         self._save()
-
-    def _cut_alone(self, pruner: methods.Pruning) -> None:
-        """What is picked needs no training: a step that moves nothing, and it has left."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        self.optimizer.step()
-        pruner.step()
 
     def _cut(self, pruner: methods.Pruning) -> None:
         self.watch.phase("cut", 1, 0)
