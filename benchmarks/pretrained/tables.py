@@ -274,14 +274,13 @@ def untrained(task: str) -> dict[str, Any]:
         }
         for arm in of.arms
     }
-    machine = {"cpu": " and ".join(sorted({run["cpu"] for run in runs})), "threads": 1}
     return {
         "task": task,
         "judged": of.judged,
         "seeds": seeds,
         "dense": [dense[seed] for seed in seeds],
         "arms": arms,
-        "machine": machine | runs[0]["versions"],
+        "machine": _machine(runs),
     }
 
 
@@ -292,14 +291,19 @@ def summary(runs: Sequence[Run], column: Column) -> dict[str, Any]:
     if not of_arm:
         return {}
     every = [run for arm in of_arm for run in scores.runs(cell, arm)]
-    machine = {"cpu": " and ".join(sorted({run["cpu"] for run in every})), "threads": 1}
     return {
         "task": column.task,
         "steps": cell[1],
         "arms": {arm: _entry(scores, cell, arm, found) for arm, found in of_arm.items()},
         "timed on": sorted({run.get("timed", run["cpu"]) for run in every}),
-        "machine": machine | every[0]["versions"],
+        "machine": _machine(every),
     }
+
+
+def _machine(runs: Sequence[Run]) -> dict[str, Any]:
+    """What runs have run on."""
+    processors = " and ".join(sorted({run["cpu"] for run in runs}))
+    return {"cpu": processors, "threads": 1} | runs[0]["versions"]
 
 
 def _entry(scores: Scores, cell: Cell, arm: str, runs: Sequence[Run]) -> dict[str, Any]:

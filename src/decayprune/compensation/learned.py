@@ -64,13 +64,13 @@ class Learned:
         The second also in groups of which the outputs feel nothing at all: what a detector
         proposes, or discards, has no derivative, and no order of zeros is one.
         """
-        read = self.calibration.importance(structures, parameters)
         if self._felt is None:
-            return read
+            return self.calibration.importance(structures, parameters)
         scores = self.calibration.or_norms(self._felt, structures, parameters)
-        for group in structures.groups:
-            part = slice(group.start, group.stop)
-            if not bool(scores[part].any()):
+        parts = (slice(group.start, group.stop) for group in structures.groups)
+        if unfelt := [part for part in parts if not bool(scores[part].any())]:
+            read = self.calibration.importance(structures, parameters)
+            for part in unfelt:
                 scores[part] = read[part]
         return scores
 

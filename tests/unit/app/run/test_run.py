@@ -40,6 +40,23 @@ class Watch:
         self.notes.append(text)
 
 
+class Killed(BaseException):
+    pass
+
+
+class Killer(Watch):
+    """Ends the run when it is told something for so many times."""
+
+    def __init__(self, kill_at: int) -> None:
+        super().__init__()
+        self.kill_at = kill_at
+
+    def tick(self, note: str = "") -> None:
+        super().tick(note)
+        if self.ticks == self.kill_at:
+            raise Killed
+
+
 class Net(nn.Module):
     """Draws dropout, so that resuming has to get random numbers right as well."""
 
@@ -180,21 +197,11 @@ def test_calibrated_on_training_data_the_layers_take_over_what_leaves(
 
 def test_killed_between_checkpoints_it_loses_only_time(small: Settings, tmp_path: Path) -> None:
     """Logs run ahead of the checkpoint when a run is killed; going on takes them back."""
-
-    class Killed(BaseException):
-        pass
-
-    class Killer(Watch):
-        def tick(self, note: str = "") -> None:
-            super().tick(note)
-            if self.ticks == kill_at:
-                raise Killed
-
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     Run(small, whole, Watch()).start()
     kill_at = 23
     for _ in range(3):
-        run = Run(small, parts, Killer(), save_every=0.01)
+        run = Run(small, parts, Killer(kill_at), save_every=0.01)
         with pytest.raises(Killed):
             run.resume() if parts.unfinished else run.start()
         kill_at = 9
@@ -249,17 +256,11 @@ def test_a_trained_model_is_cut_without_training(small: Settings, tmp_path: Path
 def test_killed_while_it_cuts_without_training_it_loses_only_time(
     small: Settings, tmp_path: Path, kill_at: int
 ) -> None:
-    class Killer(Watch):
-        def tick(self, note: str = "") -> None:
-            super().tick(note)
-            if self.ticks == kill_at:
-                raise KeyboardInterrupt
-
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     settings = one_shot(small, finetune=1)
     Run(settings, whole, Watch()).start()
-    with pytest.raises(KeyboardInterrupt):
-        Run(settings, parts, Killer(), save_every=0.01).start()
+    with pytest.raises(Killed):
+        Run(settings, parts, Killer(kill_at), save_every=0.01).start()
     Run(settings, parts, Watch()).resume()
     for name in FILES[:3]:
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes(), name
